@@ -1,0 +1,35 @@
+"""Distil a large teacher into a small student, prove what was kept, and ship ONNX to a device.
+
+`compress(recipe)` runs the whole way; `load(bundle)` gives a predictor that needs no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+__all__ = ["CompressorError", "Recipe", "Result", "__version__", "compress", "load"]
+
+if TYPE_CHECKING:
+    from compressor.artifacts import Result
+    from compressor.bundle.predictor import load
+    from compressor.errors import CompressorError
+    from compressor.pipeline import compress
+    from compressor.recipe import Recipe
+
+_HOMES = {
+    "CompressorError": "compressor.errors",
+    "Recipe": "compressor.recipe",
+    "Result": "compressor.artifacts",
+    "compress": "compressor.pipeline",
+    "load": "compressor.bundle.predictor",
+}
+
+
+def __getattr__(name: str) -> object:
+    # Imported at first use, so that `compressor --help` answers at once.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'compressor' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,264 @@
+"""What the stages hand to each other: frozen, typed, and readable from JSON.
+
+A `Path` in an artifact is absolute in memory; `store` writes it relative to the run folder.
+Times are milliseconds, sizes bytes, memory MiB, shares fractions of one; the unit is in the name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RESULT_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with the bounds of its 95% confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Whose model this is, and what permits its use as a teacher."""
+
+    source: str
+    sha256: str
+    license: str | None
+    permission: str
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher that loads, and what is known of it without running it again."""
+
+    kind: str
+    parameters: int
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
+class TeacherSignals:
+    """Teacher outputs on the training inputs: a float32 `.npy` of [rows, outputs], its SHA-256 checked at read."""
+
+    path: Path
+    sha256: str
+    rows: int
+    width: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student on disk: weights (safetensors) and, for text, config and tokenizer."""
+
+    folder: Path
+    parameters: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LossPoint:
+    """Mean training loss since the previous point."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class ScorePoint:
+    """Held-out score after an epoch: agreement with the teacher, higher is better."""
+
+    step: int
+    epoch: int
+    score: float
+
+
+@dataclass(frozen=True)
+class TrainingHistory:
+    steps: int
+    seconds: float
+    best_step: int
+    loss_kernel: str
+    losses: tuple[LossPoint, ...]
+    scores: tuple[ScorePoint, ...]
+
+
+@dataclass(frozen=True)
+class DistilledStudent:
+    student: Student
+    history: TrainingHistory
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An ONNX input or output. Dynamic dimensions are their symbolic name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """An ONNX file that has passed the checker and loads in onnxruntime."""
+
+    name: str
+    precision: str
+    path: Path
+    bytes: int
+    parameters: int
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class RefusedModel:
+    """A candidate that was written and measured but must not ship, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class QuantizedModels:
+    models: tuple[OnnxModel, ...]
+    refused: tuple[RefusedModel, ...] = ()
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a converted model is from the one it was made from, on the same inputs."""
+
+    name: str
+    reference: str
+    inputs: int
+    max_abs_error: float
+    mean_cosine: float
+    top1_agreement: float | None
+    holds: bool
+    bound: str
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The task metric on held-out data, and the closeness to the teacher.
+
+    `kept` is value / teacher's value, its interval from a paired bootstrap over the same examples.
+    `agreement` is the mean cosine to the teacher (embeddings) or the share of equal answers (classes).
+    """
+
+    name: str
+    metric: str
+    quality: Interval
+    kept: Interval
+    agreement: float
+    examples: int
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One model's timing at batch 1 in the native harness, interleaved with the others of the same run.
+
+    `speedup` is the median over blocks of (baseline time / this time), with its interval; 1 for the baseline.
+    `session_ms` and `peak_memory_mib` come from a fresh process that holds this model alone.
+    """
+
+    name: str
+    samples: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    mean_ms: float
+    cpu_ms: float
+    throughput_per_s: float
+    session_ms: float
+    peak_memory_mib: float
+    speedup: Interval
+    threads: int
+    batch: int
+    runtime: str
+
+
+@dataclass(frozen=True)
+class GateDecision:
+    """What ships, and why every other candidate does not."""
+
+    shipped: str
+    reason: str
+    passed_over: tuple[RefusedModel, ...]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    folder: Path
+    model: str
+    bytes: int
+    manifest_sha256: str
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """One row of the result: everything known about one model, from one run. Absent measurements are null."""
+
+    name: str
+    precision: str
+    parameters: int
+    bytes: int | None
+    latency: Latency | None
+    quality: Quality
+    agreement: float
+    parity: Parity | None = None
+
+
+@dataclass(frozen=True)
+class Environment:
+    machine: str
+    processor: str
+    cores: int
+    memory_gib: float
+    system: str
+    python: str
+    packages: dict[str, str]
+    loss_kernel: str
+
+
+@dataclass(frozen=True)
+class SizeShare:
+    """Where the bytes of a model are: one kind of content, its bytes."""
+
+    model: str
+    part: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class StageTime:
+    stage: str
+    seconds: float
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """`result.json`, normative in docs/result.md. `shipped` is null when the gate let nothing through."""
+
+    schema_version: int
+    task: str
+    models: tuple[ModelResult, ...]
+    shipped: str | None
+    reason: str
+    environment: Environment
+    lineage: Provenance
+    data: dict[str, str]
+    history: TrainingHistory
+    sizes: tuple[SizeShare, ...]
+    refused: tuple[RefusedModel, ...]
+    stages: tuple[StageTime, ...]
+    control: Quality | None = None
+    recipe: dict[str, object] = field(default_factory=dict)

@@ -1,0 +1,91 @@
+"""Every error that a user can meet, in one tree. Each ends the command with its own exit code.
+
+    CompressorError
+    |- UsageError             2   the command line asks for something that does not exist
+    |- RecipeError            3   the recipe is not valid, or asks for an impossible combination
+    |- DataError              4   a data file is missing, empty, malformed, or lacks a column
+    |- TeacherError           5   the teacher cannot be loaded, or may not be used
+    |- StudentError           6   the student cannot be derived or built
+    |- TrainingError          7   the loss is not finite, or memory is exhausted
+    |- ExportError            8   the ONNX model is not valid, or departs from the torch model
+    |- QuantizationError      9   no quantized model could be written
+    |- GateError             10   nothing within the permitted drop was found: no bundle is kept
+    |- BundleError           11   a bundle is damaged, incomplete, or answers differently
+    |- BenchmarkError        12   the target could not be measured
+    |- StorageError          13   disk full, read-only folder, permission denied
+    '- MissingDependency     14   an optional package or the native module is not installed
+
+Ctrl-C ends with 130. Anything else is a defect of this program and ends with 1.
+
+A message is one line and says what was expected, what came, and what to do.
+"""
+
+from __future__ import annotations
+
+INTERNAL_ERROR_EXIT_CODE = 1
+INTERRUPTED_EXIT_CODE = 130
+
+
+class CompressorError(Exception):
+    """An expected failure: `str(error)` is one line for the user, `exit_code` is for the shell."""
+
+    exit_code = INTERNAL_ERROR_EXIT_CODE
+
+
+class UsageError(CompressorError):
+    exit_code = 2
+
+
+class RecipeError(CompressorError):
+    exit_code = 3
+
+
+class DataError(CompressorError):
+    exit_code = 4
+
+
+class TeacherError(CompressorError):
+    exit_code = 5
+
+
+class StudentError(CompressorError):
+    exit_code = 6
+
+
+class TrainingError(CompressorError):
+    exit_code = 7
+
+
+class ExportError(CompressorError):
+    exit_code = 8
+
+
+class QuantizationError(CompressorError):
+    exit_code = 9
+
+
+class GateError(CompressorError):
+    exit_code = 10
+
+
+class BundleError(CompressorError):
+    exit_code = 11
+
+
+class BenchmarkError(CompressorError):
+    exit_code = 12
+
+
+class StorageError(CompressorError):
+    exit_code = 13
+
+
+class MissingDependency(CompressorError):
+    exit_code = 14
+
+
+def missing_extra(package: str) -> MissingDependency:
+    """The error for an absent optional package."""
+    return MissingDependency(
+        f"this needs the package {package!r}, which is not installed; run: pip install 'compressor[train]'"
+    )
