@@ -1,0 +1,202 @@
+"""The report: one HTML file that needs nothing else. report.html.j2 has the layout, this the numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+from pathlib import Path
+
+from compressor.artifacts import ModelResult, Result, TrainingHistory
+from compressor.errors import StorageError, missing_extra
+from compressor.report import charts
+from compressor.report.formatting import cosine, duration, megabytes, percent, printable
+from compressor.report.rows import metric_label, rows, summary_line
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing for wide and for narrow pages, and what to know when reading it."""
+
+    title: str
+    caption: str
+    wide: str
+    narrow: str
+
+
+def write_report(result: Result, destination: Path) -> None:
+    """Write the report as `destination`: whole, or not at all."""
+    page = render_report(result)
+    try:
+        _write_atomically(destination, page)
+    except OSError as error:
+        raise StorageError(
+            f"expected to write the report {destination}, got {error.strerror!r}; "
+            "free space or choose a folder that exists and can be written"
+        ) from error
+
+
+def render_report(result: Result) -> str:
+    """The report as text."""
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError as error:
+        raise missing_extra("jinja2") from error
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    source = resources.files("compressor.report").joinpath("report.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(source).render(_view(result))
+
+
+def _write_atomically(destination: Path, page: str) -> None:
+    partial_file = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
+    try:
+        with partial_file.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.write(page)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial_file.replace(destination)
+    finally:
+        partial_file.unlink(missing_ok=True)
+
+
+def _view(result: Result) -> dict[str, object]:
+    """Everything that the template names."""
+    return {
+        "headline": summary_line(result),
+        "reason": printable(result.reason) if result.shipped else "",
+        "task": printable(result.task),
+        "metric": metric_label(result),
+        "examples": f"{result.models[0].quality.examples:,}",
+        "rows": rows(result),
+        "has_control": result.control is not None,
+        "timing": _timing(result),
+        "figures": _figures(result),
+        "parts": _parts(result),
+        "shares": _shares(result),
+        "refused": result.refused,
+        "parity": [_parity_cells(model) for model in result.models if model.parity],
+        "stages": [(stage.stage, duration(stage.seconds), stage.reused) for stage in result.stages],
+        "total": duration(sum(stage.seconds for stage in result.stages)),
+        "facts": _facts(result),
+        "packages": sorted(result.environment.packages.items()),
+        "recipe": json.dumps(result.recipe, indent=2, ensure_ascii=False, default=str),
+        "schema_version": result.schema_version,
+    }
+
+
+def _figures(result: Result) -> dict[str, Figure | None]:
+    """The drawings by name; None where the result has nothing to draw."""
+    sized = [model for model in result.models if model.bytes]
+    timed = [model for model in result.models if model.latency]
+    control = result.control.quality.value if result.control else None
+    trade_off = partial(charts.trade_off, sized, result.shipped, control, metric_label(result))
+    return {
+        "trade_off": _figure("Size, quality, latency", _trade_off_caption(result), trade_off) if sized else None,
+        "latency": _figure("Latency", "Batch 1, from zero.", partial(charts.latency_bars, timed, result.shipped))
+        if timed
+        else None,
+        "loss": _loss_figure(result.history),
+        "score": _score_figure(result.history),
+        "sizes": _figure(
+            "Where the bytes are", "MB by kind of content.", partial(charts.size_bars, result.sizes, result.shipped)
+        )
+        if result.sizes
+        else None,
+    }
+
+
+def _figure(title: str, caption: str, draw: Callable[[int], str]) -> Figure:
+    from markupsafe import Markup
+
+    # svg.py has escaped every text in these.
+    return Figure(title, caption, Markup(draw(charts.WIDE)), Markup(draw(charts.NARROW)))
+
+
+def _trade_off_caption(result: Result) -> str:
+    unsized = [model.name for model in result.models if not model.bytes]
+    absent = f" Not drawn, as the size is unknown: {', '.join(unsized)}." if unsized else ""
+    return f"Up and to the left is better. The area of a bubble is the p50 latency.{absent}"
+
+
+def _loss_figure(history: TrainingHistory) -> Figure | None:
+    if not history.losses:
+        return None
+    points = charts.thinned([(float(point.step), point.loss) for point in history.losses])
+    drawn = charts.Curve(points, "Training loss", "mean loss since the previous point", history.best_step)
+    caption = f"{history.steps:,} steps in {duration(history.seconds)}, loss kernel {printable(history.loss_kernel)}."
+    return _figure("Training loss", caption, partial(charts.curve, drawn))
+
+
+def _score_figure(history: TrainingHistory) -> Figure | None:
+    if not history.scores:
+        return None
+    points = tuple((float(point.step), point.score) for point in history.scores)
+    drawn = charts.Curve(points, "Held-out score", "agreement with the teacher", history.best_step, dots=True)
+    caption = "Higher is better; the weights of the best step are kept."
+    return _figure("Held-out score", caption, partial(charts.curve, drawn))
+
+
+def _timing(result: Result) -> str:
+    latency = next((model.latency for model in result.models if model.latency), None)
+    if latency is None:
+        return "Nothing was timed."
+    threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
+    return (
+        f"Times at batch {latency.batch}, {threads}, {latency.samples:,} samples, {printable(latency.runtime)}, "
+        f"on {printable(result.environment.processor)}. Memory is the peak of a process that holds one model."
+    )
+
+
+def _parts(result: Result) -> list[tuple[str, str]]:
+    order = charts.part_order(result.sizes)
+    return [(charts.part_css(order, part), printable(part)) for part in order]
+
+
+def _shares(result: Result) -> list[tuple[str, str, str, str]]:
+    totals: dict[str, int] = {}
+    for share in result.sizes:
+        totals[share.model] = totals.get(share.model, 0) + share.bytes
+    return [
+        (share.model, share.part, megabytes(share.bytes), percent(share.bytes / (totals[share.model] or 1)))
+        for share in result.sizes
+    ]
+
+
+def _parity_cells(model: ModelResult) -> dict[str, object]:
+    parity = model.parity
+    assert parity is not None
+    return {
+        "name": parity.name,
+        "reference": parity.reference,
+        "inputs": f"{parity.inputs:,}",
+        "error": f"{parity.max_abs_error:.2g}",
+        "cosine": cosine(parity.mean_cosine),
+        "top1": "" if parity.top1_agreement is None else percent(parity.top1_agreement),
+        "bound": parity.bound,
+        "holds": parity.holds,
+    }
+
+
+def _facts(result: Result) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Headings with their terms and values: the teacher, the data, the machine."""
+    lineage, machine = result.lineage, result.environment
+    teacher = [
+        ("Source", lineage.source),
+        ("License", lineage.license or "none stated"),
+        ("Permission", lineage.permission),
+        ("Reference", lineage.reference or "none given"),
+        ("SHA-256", lineage.sha256),
+    ]
+    environment = [
+        ("Machine", machine.machine),
+        ("Processor", f"{machine.processor}, {machine.cores} cores"),
+        ("Memory", f"{machine.memory_gib:.1f} GiB"),
+        ("System", machine.system),
+        ("Python", machine.python),
+        ("Loss kernel", machine.loss_kernel),
+    ]
+    groups = [("The teacher", teacher), ("Data", list(result.data.items())), ("Environment", environment)]
+    return [(title, [(term, printable(value)) for term, value in facts]) for title, facts in groups]
