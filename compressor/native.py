@@ -1,0 +1,60 @@
+"""The way to the C++ module and to ONNX Runtime's library. Nothing else imports `_native`."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from compressor.errors import MissingDependency
+
+if TYPE_CHECKING:
+    from compressor._native import Inputs, Library, Session, TensorInfo
+
+__all__ = ["Inputs", "Library", "Session", "TensorInfo", "available", "load", "onnxruntime_library"]
+
+
+@cache
+def _import() -> ModuleType | ImportError:
+    try:
+        from compressor import _native
+    except ImportError as error:
+        return error
+    return _native
+
+
+def available() -> bool:
+    """Whether `load` would succeed."""
+    return isinstance(_import(), ModuleType)
+
+
+def load() -> ModuleType:
+    """The C++ module, as `_native.pyi` describes it. Raises MissingDependency when it is absent or does not load."""
+    found = _import()
+    if isinstance(found, ImportError):
+        raise MissingDependency(
+            f"the native module compressor._native does not load ({found}); "
+            "build it with a C++17 compiler: pip install ."
+        )
+    return found
+
+
+def onnxruntime_library(override: Path | None = None) -> Path:
+    """The shared library of the installed onnxruntime package, found without importing the package.
+
+    `override` is taken instead when given. Raises MissingDependency when there is no such file.
+    """
+    if override is not None:
+        if not override.is_file():
+            raise MissingDependency(f"no ONNX Runtime library at {override}; give the path of a libonnxruntime.so")
+        return override
+    spec = importlib.util.find_spec("onnxruntime")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for library in sorted(Path(folder, "capi").glob("libonnxruntime.so*")):
+            return library
+    raise MissingDependency(
+        "the package onnxruntime, 1.19.2 or later, with capi/libonnxruntime.so is not installed; "
+        "run: pip install 'onnxruntime>=1.20'"
+    )
