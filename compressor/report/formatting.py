@@ -67,7 +67,7 @@ def percent(share: float) -> str:
 def count(value: float) -> str:
     """A count with three significant digits: 22713216 -> '22.7M'; below a thousand, whole."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        # Half a unit in the third digit early, so that 999600 becomes 1.00M and never 1000k.
+        # Half a unit in the third digit early, so that 999600 becomes 1M and never 1000k.
         if value >= 0.9995 * size:
             scaled = value / size
             return f"{scaled:.0f}{unit}" if scaled >= 99.95 else f"{scaled:.3g}{unit}"

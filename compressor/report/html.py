@@ -10,7 +10,7 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 
-from compressor.artifacts import ModelResult, Result, TrainingHistory
+from compressor.artifacts import Parity, Result, TrainingHistory
 from compressor.errors import StorageError, missing_extra
 from compressor.report import charts
 from compressor.report.formatting import cosine, duration, megabytes, percent, printable
@@ -77,7 +77,7 @@ def _view(result: Result) -> dict[str, object]:
         "parts": _parts(result),
         "shares": _shares(result),
         "refused": result.refused,
-        "parity": [_parity_cells(model) for model in result.models if model.parity],
+        "parity": [_parity_cells(model.parity) for model in result.models if model.parity],
         "stages": [(stage.stage, duration(stage.seconds), stage.reused) for stage in result.stages],
         "total": duration(sum(stage.seconds for stage in result.stages)),
         "facts": _facts(result),
@@ -165,9 +165,7 @@ def _shares(result: Result) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _parity_cells(model: ModelResult) -> dict[str, object]:
-    parity = model.parity
-    assert parity is not None
+def _parity_cells(parity: Parity) -> dict[str, object]:
     return {
         "name": parity.name,
         "reference": parity.reference,

@@ -61,11 +61,20 @@ def _validated(raw: bytes, path: Path) -> Result:
         result = _adapter().validate_json(raw)
     except ValidationError as error:
         raise DataError(f"expected a result in {path}, got {_first_problem(error)}; {_REMEDY}") from error
+    _check_models(result, path)
+    return result
+
+
+def _check_models(result: Result, path: Path) -> None:
+    """What a schema cannot say: a teacher, a shipped model that is there, one row per name."""
     try:
         baseline(result), shipped_model(result)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    return result
+    names = [model.name for model in result.models]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"expected one model per name in {path}, got {twice[0]!r} more than once; {_REMEDY}")
 
 
 def _first_problem(error: ValidationError) -> str:

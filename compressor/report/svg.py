@@ -58,7 +58,7 @@ def linear_scale(values: Iterable[float], start: float, end: float, margin: floa
     held = list(values)
     low, high = min(held), max(held)
     # Equal values, and values apart by no more than rounding, still need an axis with a length.
-    smallest = 0.02 * max(abs(low), abs(high)) or 1.0
+    smallest = max(0.02 * max(abs(low), abs(high)), 1e-9) if low or high else 1.0
     room = max((high - low) * margin, (smallest - (high - low)) / 2)
     return Scale(low - room, high + room, start, end)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -170,4 +171,18 @@ def result() -> Result:
             "training": {"epochs": 12, "temperature": 2.0},
             "gate": {"keep": 0.97},
         },
+    )
+
+
+@pytest.fixture
+def small_result(result: Result) -> Result:
+    """The example of docs/result.md: the teacher, what ships, and two points of each history."""
+    teacher, _, int8, _ = result.models
+    return replace(
+        result,
+        models=(teacher, int8),
+        lineage=replace(result.lineage, sha256="6d1f" * 16),
+        history=replace(result.history, losses=result.history.losses[-2:], scores=result.history.scores[-3:-1]),
+        sizes=result.sizes[-4:],
+        stages=result.stages[:2],
     )
