@@ -6,14 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compressor.artifacts import Interval, ModelResult, SizeShare
+from compressor.artifacts import ModelResult, SizeShare
 from compressor.report import svg
-from compressor.report.formatting import megabytes, milliseconds, score, shorten
+from compressor.report.formatting import megabytes, milliseconds, shorten
 from compressor.report.svg import Box
 
 WIDE, NARROW = 540, 343
 PART_COLOURS = 6
 _ROW = 15.0
+# Wide drawings have the names on the left, narrow ones above.
+_GUTTER, _GUTTER_CHARACTERS = 160.0, 20
 
 
 @dataclass(frozen=True)
@@ -27,105 +29,16 @@ class Curve:
     dots: bool = False
 
 
-def trade_off(
-    models: Sequence[ModelResult], shipped: str | None, control: float | None, metric: str, width: int
-) -> str:
-    """Size against quality; the area of a bubble is the time. Draws the models whose size is known."""
-    drawn = [model for model in models if model.bytes]
-    height = 320.0
-    frame = Box(46, 34, width - 8, height - 46)
-    intervals = [model.quality.quality for model in drawn]
-    reach = [edge for each in intervals for edge in (each.low, each.high)] + ([] if control is None else [control])
-    x = svg.log_scale([(model.bytes or 0) / 1e6 for model in drawn], frame.left, frame.right)
-    y = svg.linear_scale(reach, frame.bottom, frame.top)
-    bubbles = _bubbles(drawn, x, y)
-    parts = [svg.axes(frame, x, y, "size (MB, logarithmic)", f"{metric}, with 95% interval")]
-    obstacles = [_error_bar_box(model.quality.quality, at[0], y) for model, at in zip(drawn, bubbles, strict=True)]
-    if control is not None:
-        text = f"hard labels only {score(control)}"
-        parts.append(svg.line(frame.left, y(control), frame.right, y(control), "reference"))
-        parts.append(svg.label(frame.left + 4, y(control) - 5, text, "value"))
-        obstacles.append(Box(frame.left, y(control) - 16, frame.left + svg.text_width(text), y(control)))
-    # The largest first, so that no bubble hides a smaller one.
-    for at in sorted(range(len(drawn)), key=lambda index: -bubbles[index][2]):
-        parts.append(_bubble(drawn[at], bubbles[at], y, drawn[at].name == shipped))
-    parts += _bubble_labels(drawn, bubbles, obstacles, frame, shipped)
-    told = "; ".join(f"{m.name} {megabytes(m.bytes or 0)} MB, {score(m.quality.quality.value)}" for m in drawn)
-    return svg.picture(width, height, f"{metric} against size: {told}", "".join(parts))
-
-
-def _bubbles(
-    models: Sequence[ModelResult], x: svg.Scale, y: svg.Scale, largest: float = 24.0
-) -> list[tuple[float, float, float]]:
-    """Centre and radius of each; a model without a time is a point."""
-    times = [model.latency.p50_ms if model.latency else 0.0 for model in models]
-    slowest = max(times) or 1.0
-    return [
-        (x((model.bytes or 0) / 1e6), y(model.quality.quality.value), max(largest * math.sqrt(time / slowest), 4.0))
-        for model, time in zip(models, times, strict=True)
-    ]
-
-
-def _bubble(model: ModelResult, at: tuple[float, float, float], y: svg.Scale, ships: bool) -> str:
-    cx, cy, radius = at
-    interval: Interval = model.quality.quality
-    css = "mark ships" if ships else "mark"
-    told = f"{model.name}: {score(interval.value)} [{score(interval.low)}, {score(interval.high)}]"
-    bubble = svg.circle(cx, cy, radius, f"{css} bubble" if model.latency else f"{css} hollow", svg.tooltip(told))
-    low, high = y(interval.low), y(interval.high)
-    caps = svg.line(cx - 4, low, cx + 4, low, css) + svg.line(cx - 4, high, cx + 4, high, css)
-    return bubble + svg.line(cx, low, cx, high, css) + caps + svg.circle(cx, cy, 2.5, f"{css} dot")
-
-
-def _bubble_labels(
-    models: Sequence[ModelResult],
-    bubbles: Sequence[tuple[float, float, float]],
-    obstacles: Sequence[Box],
-    frame: Box,
-    shipped: str | None,
-) -> list[str]:
-    """A name and a time beside each bubble, where they cover least of what else is there."""
-    taken = [*obstacles, *(Box(cx - r, cy - r, cx + r, cy + r) for cx, cy, r in bubbles)]
-    parts = []
-    for model, (cx, cy, radius) in zip(models, bubbles, strict=True):
-        name = shorten(model.name, 24)
-        time = f"{milliseconds(model.latency.p50_ms)} ms" if model.latency else "not timed"
-        box = _free_place(cx, cy, radius, max(svg.text_width(name), svg.text_width(time)), frame, taken)
-        taken.append(box)
-        css = "name ships" if model.name == shipped else "name"
-        parts.append(svg.label(box.left, box.top + 11, name, css))
-        parts.append(svg.label(box.left, box.top + 25, time, "value"))
-    return parts
-
-
-def _error_bar_box(interval: Interval, x: float, y: svg.Scale) -> Box:
-    return Box(x - 4, y(interval.high), x + 4, y(interval.low))
-
-
-def _free_place(cx: float, cy: float, radius: float, width: float, frame: Box, taken: Sequence[Box]) -> Box:
-    gap, height = radius + 7, 29.0
-    corners = [
-        (cx + gap, cy - height / 2),
-        (cx - gap - width, cy - height / 2),
-        *((cx + dx, cy + dy) for dy in (gap, -gap - height) for dx in (8, -width - 8, -width / 2)),
-        *((cx + gap, cy - height / 2 + sign * 32) for sign in (1, -1)),
-        *((cx - gap - width, cy - height / 2 + sign * 32) for sign in (1, -1)),
-    ]
-    places = [Box(left, top, left + width, top + height) for left, top in corners]
-    # Leaving the drawing is worse than covering something in it.
-    return min(places, key=lambda box: sum(map(box.overlap, taken)) + 20 * box.outside(frame))
-
-
 def latency_bars(models: Sequence[ModelResult], shipped: str | None, width: int) -> str:
     """p50, p90 and p99 of every model that was timed, from zero."""
     timed = [(model, model.latency) for model in models if model.latency]
-    gutter = 150.0 if width >= WIDE else 0.0
+    gutter = _GUTTER if width >= WIDE else 0.0
     left, right = gutter + 30, width - 72.0
     longest = max(latency.p99_ms for _, latency in timed) or 1.0
     parts, top = [], 0.0
     for model, latency in timed:
         css = "ships" if model.name == shipped else ""
-        parts.append(svg.label(0, top + 11, shorten(model.name, 21 if gutter else 46), f"name {css}"))
+        parts.append(svg.label(0, top + 11, shorten(model.name, _GUTTER_CHARACTERS if gutter else 44), f"name {css}"))
         top += 0 if gutter else 18
         for name, value in (("p50", latency.p50_ms), ("p90", latency.p90_ms), ("p99", latency.p99_ms)):
             end = left + (right - left) * value / longest
@@ -196,13 +109,13 @@ def size_bars(sizes: Sequence[SizeShare], shipped: str | None, width: int) -> st
     # A dict, for the order in which the models first appear.
     names = dict.fromkeys(share.model for share in sizes)
     models = [(name, [share for share in sizes if share.model == name]) for name in names]
-    gutter = 150.0 if width >= WIDE else 0.0
+    gutter = _GUTTER if width >= WIDE else 0.0
     largest = max(sum(share.bytes for share in shares) for _, shares in models) or 1
     per_byte = (width - 76 - gutter) / largest
     parts, top = [], 0.0
     for name, shares in models:
         css = "name ships" if name == shipped else "name"
-        parts.append(svg.label(0, top + 14, shorten(name, 21 if gutter else 46), css))
+        parts.append(svg.label(0, top + 14, shorten(name, _GUTTER_CHARACTERS if gutter else 44), css))
         top += 0 if gutter else 20
         left = gutter
         for share in sorted(shares, key=lambda each: parts_in_order.index(each.part)):

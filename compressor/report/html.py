@@ -15,6 +15,7 @@ from compressor.errors import StorageError, missing_extra
 from compressor.report import charts
 from compressor.report.formatting import cosine, duration, megabytes, percent, printable
 from compressor.report.rows import metric_label, rows, summary_line
+from compressor.report.trade_off import trade_off
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,9 @@ def _figures(result: Result) -> dict[str, Figure | None]:
     sized = [model for model in result.models if model.bytes]
     timed = [model for model in result.models if model.latency]
     control = result.control.quality.value if result.control else None
-    trade_off = partial(charts.trade_off, sized, result.shipped, control, metric_label(result))
+    against = partial(trade_off, sized, result.shipped, control, metric_label(result))
     return {
-        "trade_off": _figure("Size, quality, latency", _trade_off_caption(result), trade_off) if sized else None,
+        "trade_off": _figure("Size, quality, latency", _trade_off_caption(result), against) if sized else None,
         "latency": _figure("Latency", "Batch 1, from zero.", partial(charts.latency_bars, timed, result.shipped))
         if timed
         else None,

@@ -11,7 +11,7 @@ from compressor.report.formatting import printable
 
 TEXT_SIZE = 12.0
 # The mean advance of a sans-serif glyph, in ems, taken wide: labels are laid out without measuring fonts.
-_GLYPH = 0.58
+_GLYPH = 0.6
 
 
 @dataclass(frozen=True)

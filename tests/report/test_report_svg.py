@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from compressor.artifacts import Interval, ModelResult, Result, SizeShare
 from compressor.report import charts, svg
+from compressor.report.trade_off import trade_off
 
 HOSTILE = "<script>alert(1)</script>\"'&\x00"
 NAMESPACE = "{http://www.w3.org/2000/svg}"
@@ -78,7 +79,7 @@ def test_text_and_attributes_are_escaped():
 def test_every_chart_parses_and_describes_itself(result: Result, width: int):
     points = ((0.0, 1.0), (10.0, 0.5))
     drawn = [
-        charts.trade_off(result.models, result.shipped, 0.86, "AUROC", width),
+        trade_off(result.models, result.shipped, 0.86, "AUROC", width),
         charts.latency_bars(result.models, result.shipped, width),
         charts.size_bars(result.sizes, result.shipped, width),
         charts.curve(charts.Curve(points, "Loss", "loss", 10), width),
@@ -92,7 +93,7 @@ def test_every_chart_parses_and_describes_itself(result: Result, width: int):
 
 @pytest.mark.parametrize("width", [charts.WIDE, charts.NARROW])
 def test_labels_of_the_trade_off_stay_inside_and_apart(result: Result, width: int):
-    root = parsed(charts.trade_off(result.models, result.shipped, 0.8611, "AUROC", width))
+    root = parsed(trade_off(result.models, result.shipped, 0.8611, "AUROC", width))
     names = {model.name for model in result.models}
     boxes = []
     for each in root.iter(f"{NAMESPACE}text"):
@@ -108,7 +109,7 @@ def test_the_area_of_a_bubble_is_the_time(result: Result):
     teacher, student = result.models[0], result.models[1]
     assert student.latency is not None
     quarter = replace(student, latency=replace(student.latency, p50_ms=5.6 / 4))
-    root = parsed(charts.trade_off((teacher, quarter), None, None, "AUROC", charts.WIDE))
+    root = parsed(trade_off((teacher, quarter), None, None, "AUROC", charts.WIDE))
     radii = [float(each.attrib["r"]) for each in root.iter(f"{NAMESPACE}circle") if "bubble" in each.attrib["class"]]
     assert sorted(radii) == [12, 24]
 
@@ -124,7 +125,7 @@ def degenerate(models: tuple[ModelResult, ...]) -> list[tuple[ModelResult, ...]]
 @pytest.mark.parametrize("case", range(4))
 def test_degenerate_models_are_drawn(result: Result, case: int):
     models = degenerate(result.models)[case]
-    root = parsed(charts.trade_off(models, None, None, "AUROC", charts.NARROW))
+    root = parsed(trade_off(models, None, None, "AUROC", charts.NARROW))
     assert sum("dot" in each.attrib["class"] for each in root.iter(f"{NAMESPACE}circle")) == len(models)
     if models[0].latency:
         bars = parsed(charts.latency_bars(models, None, charts.NARROW))
