@@ -19,7 +19,7 @@ constexpr std::int64_t kBlock = 512;
 constexpr std::int64_t kSerialElements = std::int64_t{1} << 15;
 
 // exp(x) for x <= 0, within 2 ulp: split x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial in r, 2^n by its bits.
-// Branch-free, so that the compiler turns loops over it into vector code. Results below the smallest normal
+// Without branches, so that the compiler turns loops over it into vector code. Results below the smallest normal
 // float are 0. NaN gives NaN.
 inline float exp_nonpositive(float x) noexcept {
   constexpr float kSmallest = -87.33654f;

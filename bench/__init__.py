@@ -1,0 +1,1 @@
+"""Measurements of this program: one module per question, run by `python -m bench CASE`."""
