@@ -162,6 +162,14 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What `verify` found: parity after every conversion, and every model's quality on the same held-out data."""
+
+    parities: tuple[Parity, ...]
+    qualities: tuple[Quality, ...]
+
+
+@dataclass(frozen=True)
 class Latency:
     """One model's timing at batch 1 in the native harness, interleaved with the others of the same run.
 
@@ -183,6 +191,11 @@ class Latency:
     threads: int
     batch: int
     runtime: str
+
+
+@dataclass(frozen=True)
+class Latencies:
+    models: tuple[Latency, ...]
 
 
 @dataclass(frozen=True)

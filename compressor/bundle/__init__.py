@@ -1,0 +1,1 @@
+"""Bundles: what ships, how it is checked, how it is used."""

@@ -1,0 +1,109 @@
+"""Writing a bundle: model, tokenizer, golden cases, licence note, model card, and the manifest over all of it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressor.artifacts import Bundle, OnnxModel, Provenance, Quality
+from compressor.bundle.card import model_card
+from compressor.bundle.manifest import (
+    BUNDLE_FORMAT_VERSION,
+    MANIFEST,
+    FileEntry,
+    GoldenCheck,
+    Manifest,
+    dump_manifest,
+)
+from compressor.onnxrt import open_session, run_one
+from compressor.preprocess import Preprocessor
+from compressor.store import sha256_file, write_atomic
+
+GOLDEN_CASES = 8
+_BUILT_WITH = ("compressor", "onnx", "onnxruntime", "torch", "transformers", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What goes into a bundle beside the model."""
+
+    task: str
+    teacher: OnnxModel
+    answer: dict[str, Any]
+    golden_inputs: Sequence[Any]
+    tokenizer: Path | None
+    lineage: Provenance
+    data: dict[str, str]
+    recipe: dict[str, Any]
+    quality: Quality
+
+
+def write_bundle(model: OnnxModel, contents: Contents, preprocessor: Preprocessor, folder: Path) -> Bundle:
+    """Writes every file of the bundle into `folder`. The same inputs give the same bytes."""
+    shutil.copyfile(model.path, folder / "model.onnx")
+    if contents.tokenizer is not None:
+        shutil.copyfile(contents.tokenizer, folder / "tokenizer.json")
+    write_atomic(folder / "golden.npz", _golden(model, contents.golden_inputs, preprocessor))
+    if all(isinstance(item, str) for item in contents.golden_inputs):
+        texts = json.dumps(list(contents.golden_inputs), ensure_ascii=False, indent=1)
+        write_atomic(folder / "golden_texts.json", texts.encode())
+    evidence = _evidence(model, contents)
+    write_atomic(folder / "README.md", model_card(model, contents.task, evidence, contents.lineage, contents.data).encode())
+    exact = model.precision == "float32"
+    manifest = Manifest(
+        format_version=BUNDLE_FORMAT_VERSION,
+        task=contents.task,
+        model="model.onnx",
+        precision=model.precision,
+        opset=model.opset,
+        inputs=model.inputs,
+        outputs=model.outputs,
+        answer=contents.answer,
+        # Another instruction set may round int8 products otherwise; float32 only sums in another order.
+        golden=GoldenCheck(len(contents.golden_inputs), 0.999999 if exact else 0.99, 1e-4 if exact else None),
+        lineage=contents.lineage,
+        recipe=contents.recipe,
+        evidence=evidence,
+        built_with={name: version(name) for name in _BUILT_WITH},
+        files=tuple(
+            FileEntry(path.name, path.stat().st_size, sha256_file(path))
+            for path in sorted(folder.iterdir())
+            if path.name != MANIFEST
+        ),
+    )
+    text = dump_manifest(manifest)
+    write_atomic(folder / MANIFEST, text)
+    return Bundle(folder, model.name, sum(entry.bytes for entry in manifest.files), hashlib.sha256(text).hexdigest())
+
+
+def _golden(model: OnnxModel, inputs: Sequence[Any], preprocessor: Preprocessor) -> bytes:
+    """An .npz: `<case>.in.<name>` and `<case>.out.<name>` with a batch of one each."""
+    session = open_session(model.path)
+    arrays: dict[str, Any] = {}
+    for case, example in enumerate(preprocessor.encode(inputs)):
+        feed = preprocessor.collate([example])
+        arrays |= {f"{case}.in.{name}": array for name, array in feed.items()}
+        arrays |= {f"{case}.out.{spec.name}": out for spec, out in zip(model.outputs, run_one(session, feed), strict=True)}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _evidence(model: OnnxModel, contents: Contents) -> dict[str, Any]:
+    """The figures of the shipped model and its teacher that the card and `compressor inspect` show."""
+    return {
+        "parameters": model.parameters,
+        "bytes": model.bytes,
+        "teacher_bytes": contents.teacher.bytes,
+        "teacher_parameters": contents.teacher.parameters,
+        "quality": asdict(contents.quality),
+    }

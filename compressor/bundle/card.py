@@ -1,0 +1,52 @@
+"""The model card of a bundle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compressor.artifacts import OnnxModel, Provenance
+
+
+def model_card(model: OnnxModel, task: str, evidence: dict[str, Any], lineage: Provenance, data: dict[str, str]) -> str:
+    """Markdown with the front matter that model hubs read. Holds only what was measured or declared."""
+    quality = evidence["quality"]
+    value, kept = quality["quality"], quality["kept"]
+    smaller = evidence["teacher_bytes"] / model.bytes
+    inputs = "\n".join(f"- input `{spec.name}`: {spec.dtype} {list(spec.shape)}" for spec in model.inputs)
+    outputs = "\n".join(f"- output `{spec.name}`: {spec.dtype} {list(spec.shape)}" for spec in model.outputs)
+    described = "\n".join(f"- {name}: {text}" for name, text in data.items())
+    return f"""---
+license: {lineage.license or "other"}
+pipeline_tag: {"feature-extraction" if task == "sentence-embedding" else task}
+library_name: onnx
+---
+
+# {task} model distilled from {lineage.source}
+
+A student in {model.precision}, {model.bytes / 1e6:.2f} MB of ONNX (opset {model.opset}), {smaller:.1f} times smaller than its
+teacher's float32 ONNX ({evidence["teacher_bytes"] / 1e6:.1f} MB).
+
+{quality["metric"]} {value["value"]:.4f} (95% interval {value["low"]:.4f} to {value["high"]:.4f}) on {quality["examples"]:,} held-out
+examples: {kept["value"]:.1%} of the teacher's (95% interval {kept["low"]:.1%} to {kept["high"]:.1%}).
+
+## Interface
+
+{inputs}
+{outputs}
+
+## Data
+
+{described}
+
+## Teacher
+
+- source: {lineage.source}
+- SHA-256: {lineage.sha256}
+- licence of the weights: {lineage.license or "not stated"}
+- permission to distil: {lineage.permission}{f" ({lineage.reference})" if lineage.reference else ""}
+
+## Limits
+
+Measured on the data above and on nothing else: other languages, domains and input lengths were not measured. What the
+teacher gets wrong, this model was taught.
+"""

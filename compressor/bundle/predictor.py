@@ -1,0 +1,103 @@
+"""A bundle as a function: raw text or images in, embeddings or classes out. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.bundle.manifest import Manifest, OpenedBundle, check_files, open_bundle
+from compressor.errors import BundleError, DataError
+from compressor.onnxrt import open_session, run_one
+from compressor.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The most probable class, and the probability of each."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+class Predictor:
+    """What `compressor.load` returns. Thread-safe; inputs are answered one at a time, as a device would."""
+
+    def __init__(self, bundle: OpenedBundle, threads: int) -> None:
+        self.manifest: Manifest = bundle.manifest
+        self.preprocessor: Preprocessor = bundle_preprocessor(bundle)
+        self._session = open_session(bundle.folder / bundle.manifest.model, threads)
+
+    def outputs(self, inputs: Sequence[Any]) -> list[list[NDArray[Any]]]:
+        """All graph outputs, without the batch dimension, for each raw input."""
+        examples = self.preprocessor.encode(inputs)
+        return [[array[0] for array in run_one(self._session, self.preprocessor.collate([example]))] for example in examples]
+
+    def embed(self, inputs: str | Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors: float32 [width] for one text, [texts, width] for several. Raises BundleError for another task."""
+        self._require("sentence-embedding")
+        if isinstance(inputs, str):
+            single: NDArray[np.float32] = self.outputs([inputs])[0][0]
+            return single
+        width = self.manifest.outputs[0].shape[-1]
+        return np.stack([row[0] for row in self.outputs(inputs)]) if inputs else np.empty((0, int(width)), np.float32)
+
+    def classify(self, inputs: Sequence[Any]) -> list[Classification]:
+        """A class for each text, image array (uint8, as in the manifest) or image file. Raises BundleError for another task."""
+        self._require("text-classification", "image-classification")
+        classes: list[str] = self.manifest.answer["classes"]
+        loaded = [_decoded(item) if isinstance(item, Path) else item for item in inputs]
+        results = []
+        for _, probabilities in self.outputs(loaded):
+            best = int(probabilities.argmax())
+            named = {name: float(p) for name, p in zip(classes, probabilities, strict=True)}
+            results.append(Classification(classes[best], float(probabilities[best]), named))
+        return results
+
+    def __call__(self, inputs: Any) -> Any:
+        """`embed` or `classify`, by the bundle's task; one input gives one answer, a list gives a list."""
+        if self.manifest.task == "sentence-embedding":
+            return self.embed(inputs)
+        if isinstance(inputs, list | tuple):
+            return self.classify(inputs)
+        return self.classify([inputs])[0]
+
+    def _require(self, *tasks: str) -> None:
+        if self.manifest.task not in tasks:
+            raise BundleError(f"this bundle's task is {self.manifest.task}; this call needs {' or '.join(tasks)}")
+
+
+def load(bundle: str | Path, *, threads: int = 1) -> Predictor:
+    """A predictor from a bundle folder, its hashes checked first. Raises BundleError."""
+    opened = open_bundle(Path(bundle))
+    check_files(opened)
+    return Predictor(opened, threads)
+
+
+def bundle_preprocessor(bundle: OpenedBundle) -> Preprocessor:
+    """The preprocessing that a bundle describes."""
+    answer = bundle.manifest.answer
+    try:
+        if bundle.manifest.task == "image-classification":
+            image = answer["image"]
+            return ImagePreprocessor(int(image["height"]), int(image["width"]), int(image["channels"]))
+        return TextPreprocessor(bundle.folder / "tokenizer.json", int(answer["max_length"]))
+    except (KeyError, TypeError, ValueError):
+        raise BundleError(f"{bundle.folder}: its manifest does not say how to prepare inputs for {bundle.manifest.task}") from None
+
+
+def _decoded(path: Path) -> NDArray[np.uint8]:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise DataError(f"{path}: reading image files needs Pillow (pip install pillow), or pass a uint8 array") from None
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("L") if image.mode in ("1", "L", "P") else image.convert("RGB"))
+    except OSError as error:
+        raise DataError(f"{path}: not a readable image: {error}") from None

@@ -1,0 +1,93 @@
+"""Checking a bundle where it lies: hashes, then the golden cases through onnxruntime, from raw input to output."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.bundle.manifest import Manifest, OpenedBundle, check_files, open_bundle
+from compressor.bundle.predictor import bundle_preprocessor
+from compressor.errors import BundleError
+from compressor.metrics import mean_cosine
+from compressor.onnxrt import open_session, run_one
+
+
+@dataclass(frozen=True)
+class BundleCheck:
+    """What `compressor verify` saw."""
+
+    folder: Path
+    task: str
+    precision: str
+    files: int
+    cases: int
+    min_cosine: float
+    max_abs_error: float
+
+
+def verify_bundle(folder: Path) -> BundleCheck:
+    """Hashes of every file, then every golden case: encoding of the raw text, and the outputs. Raises BundleError."""
+    bundle = open_bundle(folder)
+    check_files(bundle)
+    manifest = bundle.manifest
+    arrays = _arrays(bundle)
+    _check_encoding(bundle, arrays)
+    session = open_session(folder / manifest.model)
+    cosines, errors = [], []
+    for case in range(manifest.golden.cases):
+        feed = {spec.name: _get(arrays, f"{case}.in.{spec.name}", folder) for spec in manifest.inputs}
+        for spec, got in zip(manifest.outputs, run_one(session, feed), strict=True):
+            expected = _get(arrays, f"{case}.out.{spec.name}", folder)
+            _check_output(got, expected, f"golden case {case}, {spec.name}", manifest, folder)
+            cosines.append(mean_cosine(got, expected))
+            errors.append(float(np.abs(got - expected).max()))
+    if not cosines:
+        raise BundleError(f"{folder}: the bundle has no golden cases, so nothing shows that it answers right")
+    return BundleCheck(
+        folder, manifest.task, manifest.precision, len(manifest.files), manifest.golden.cases, min(cosines), max(errors)
+    )
+
+
+def _arrays(bundle: OpenedBundle) -> dict[str, NDArray[Any]]:
+    path = bundle.folder / "golden.npz"
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (FileNotFoundError, zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise BundleError(f"{path}: the golden cases cannot be read: {error}") from None
+
+
+def _get(arrays: dict[str, NDArray[Any]], name: str, folder: Path) -> NDArray[Any]:
+    if name not in arrays:
+        raise BundleError(f"{folder}: golden.npz lacks {name}")
+    return arrays[name]
+
+
+def _check_encoding(bundle: OpenedBundle, arrays: dict[str, NDArray[Any]]) -> None:
+    """The tokenizer of the bundle must still turn the golden texts into the golden inputs."""
+    path = bundle.folder / "golden_texts.json"
+    if not path.is_file():
+        return
+    preprocessor = bundle_preprocessor(bundle)
+    for case, example in enumerate(preprocessor.encode(json.loads(path.read_text(encoding="utf-8")))):
+        for name, array in preprocessor.collate([example]).items():
+            if not np.array_equal(array, _get(arrays, f"{case}.in.{name}", bundle.folder)):
+                raise BundleError(f"{bundle.folder}: the tokenizer encodes golden text {case} otherwise than when it was built")
+
+
+def _check_output(got: NDArray[Any], expected: NDArray[Any], what: str, manifest: Manifest, folder: Path) -> None:
+    if got.shape != expected.shape or not np.isfinite(got).all():
+        raise BundleError(f"{folder}: {what}: expected finite values of shape {expected.shape}, got {got.shape}")
+    cosine, error = mean_cosine(got, expected), float(np.abs(got - expected).max())
+    bound = manifest.golden.max_abs_error
+    if cosine < manifest.golden.min_cosine or (bound is not None and error > bound):
+        raise BundleError(
+            f"{folder}: {what}: cosine {cosine:.6f} and largest difference {error:.3g}, expected at least"
+            f" {manifest.golden.min_cosine} and at most {bound if bound is not None else 'any'}"
+        )

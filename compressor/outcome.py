@@ -1,0 +1,158 @@
+"""From the stages' artifacts to what the user is told: result.json, report.html, and the bundle in its place."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from compressor.artifacts import (
+    RESULT_SCHEMA_VERSION,
+    Bundle,
+    Environment,
+    Evidence,
+    GateDecision,
+    Latencies,
+    Latency,
+    ModelResult,
+    Parity,
+    Quality,
+    RefusedModel,
+    Result,
+    Teacher,
+)
+from compressor.export import where_bytes_are
+from compressor.materials import Materials
+from compressor.recipe import Recipe, portable
+from compressor.report.html import write_report
+from compressor.stages import CONTROL, Models
+from compressor.store import Run, replace_folder, write_atomic
+
+_PACKAGES = (
+    "compressor", "torch", "transformers", "optimum", "onnx", "onnxruntime", "onnxscript", "tokenizers", "numpy", "accelerate",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that the stages found, by model name."""
+
+    recipe: Recipe
+    teacher: Teacher
+    models: Models
+    refused: tuple[RefusedModel, ...]
+    evidence: Evidence
+    timed: Latencies
+
+    @cached_property
+    def qualities(self) -> dict[str, Quality]:
+        return {quality.name: quality for quality in self.evidence.qualities}
+
+    @cached_property
+    def parities(self) -> dict[str, Parity]:
+        return {parity.name: parity for parity in self.evidence.parities}
+
+    @cached_property
+    def latencies(self) -> dict[str, Latency]:
+        return {latency.name: latency for latency in self.timed.models}
+
+
+def publish(outcome: Outcome, decision: GateDecision, bundle: Bundle, at: Materials, run: Run) -> Result:
+    """Writes result.json and report.html, and puts the bundle into the run folder."""
+    fresh = run.folder / ".bundle.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(bundle.folder, fresh)
+    replace_folder(fresh, run.folder / "bundle")
+    result = _result(outcome, decision.shipped, decision.reason, decision.passed_over, at, run)
+    _write(result, run.folder)
+    return result
+
+
+def withdraw(outcome: Outcome, reason: str, at: Materials, run: Run) -> None:
+    """Nothing ships: result.json and report.html say why, and no bundle of an earlier recipe stays behind."""
+    shutil.rmtree(run.folder / "bundle", ignore_errors=True)
+    _write(_result(outcome, None, reason, (), at, run), run.folder)
+
+
+def _write(result: Result, folder: Path) -> None:
+    write_atomic(folder / "result.json", TypeAdapter(Result).dump_json(result, indent=1) + b"\n")
+    write_report(result, folder / "report.html")
+
+
+def _result(
+    outcome: Outcome, shipped: str | None, reason: str, passed_over: tuple[RefusedModel, ...], at: Materials, run: Run
+) -> Result:
+    history = outcome.models.distilled.history
+    return Result(
+        schema_version=RESULT_SCHEMA_VERSION,
+        task=outcome.recipe.task,
+        models=_model_results(outcome),
+        shipped=shipped,
+        reason=reason,
+        environment=environment(history.loss_kernel),
+        lineage=outcome.teacher.provenance,
+        data=at.data.described,
+        history=history,
+        sizes=tuple(share for model in outcome.models.onnx for share in where_bytes_are(model.path, model.name)),
+        refused=(*outcome.refused, *passed_over),
+        stages=tuple(run.times),
+        control=outcome.qualities.get(CONTROL),
+        recipe=portable(outcome.recipe),
+    )
+
+
+def _model_results(outcome: Outcome) -> tuple[ModelResult, ...]:
+    rows = []
+    for model in outcome.models.onnx:
+        quality = outcome.qualities[model.name]
+        rows.append(
+            ModelResult(
+                name=model.name,
+                precision=model.precision,
+                parameters=model.parameters,
+                bytes=model.bytes,
+                latency=outcome.latencies[model.name],
+                quality=quality,
+                agreement=quality.agreement,
+                parity=outcome.parities[model.name],
+            )
+        )
+    in_torch = outcome.qualities["student-torch"]
+    parameters = outcome.models.student.parameters
+    rows.insert(1, ModelResult("student-torch", "float32 in torch", parameters, None, None, in_torch, in_torch.agreement))
+    return tuple(rows)
+
+
+def environment(loss_kernel: str) -> Environment:
+    """The machine and the packages, without names of hosts or users."""
+    return Environment(
+        machine=platform.machine(),
+        processor=_processor(),
+        cores=len(os.sched_getaffinity(0)),
+        memory_gib=round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        system=f"{platform.system()} {platform.release()}",
+        python=platform.python_version(),
+        packages={name: found for name in _PACKAGES if (found := _version(name)) is not None},
+        loss_kernel=loss_kernel,
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

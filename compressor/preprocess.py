@@ -1,0 +1,93 @@
+"""From raw inputs to the arrays that the ONNX graph takes; the same code serves training and the device.
+
+An example is one encoded input; a feed is a batch of them: {graph input name: array}. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from compressor.errors import DataError
+
+Feed = dict[str, NDArray[Any]]
+
+
+class Preprocessor(Protocol):
+    def encode(self, inputs: Sequence[Any]) -> list[NDArray[Any]]: ...
+
+    def collate(self, examples: Sequence[NDArray[Any]]) -> Feed: ...
+
+
+@dataclass(frozen=True)
+class TextPreprocessor:
+    """Token ids by a `tokenizer.json`, truncated to `max_length` tokens."""
+
+    tokenizer_file: Path
+    max_length: int
+    _tokenizer: Tokenizer = field(init=False, repr=False, compare=False)
+    _pad_id: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        try:
+            tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
+        except Exception as error:  # the library raises nothing narrower
+            raise DataError(f"{self.tokenizer_file}: expected a tokenizer.json that loads: {error}") from None
+        pad_id = (tokenizer.padding or {}).get("pad_id")
+        if pad_id is None:
+            pad_id = next((i for token in ("[PAD]", "<pad>") if (i := tokenizer.token_to_id(token)) is not None), 0)
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(self.max_length)
+        object.__setattr__(self, "_tokenizer", tokenizer)
+        object.__setattr__(self, "_pad_id", pad_id)
+
+    def encode(self, inputs: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Texts to int64 token ids, each [length]."""
+        if not all(isinstance(text, str) for text in inputs):
+            raise DataError(f"expected text, got {next(type(t).__name__ for t in inputs if not isinstance(t, str))}")
+        return [np.asarray(e.ids, dtype=np.int64) for e in self._tokenizer.encode_batch_fast(list(inputs))]
+
+    def vocabulary_size(self) -> int:
+        """Number of token ids, added tokens included."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def collate(self, examples: Sequence[NDArray[Any]]) -> Feed:
+        """Pads to the longest: `input_ids` and `attention_mask`, int64 [batch, sequence]."""
+        longest = max(len(ids) for ids in examples)
+        input_ids = np.full((len(examples), longest), self._pad_id, dtype=np.int64)
+        attention_mask = np.zeros((len(examples), longest), dtype=np.int64)
+        for row, ids in enumerate(examples):
+            input_ids[row, : len(ids)] = ids
+            attention_mask[row, : len(ids)] = 1
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+@dataclass(frozen=True)
+class ImagePreprocessor:
+    """Images as they are decoded, uint8 [height, width, channels]; scaling and normalisation are in the graph."""
+
+    height: int
+    width: int
+    channels: int
+
+    def encode(self, inputs: Sequence[Any]) -> list[NDArray[np.uint8]]:
+        """uint8 [height, width] (one channel) or [height, width, channels] to [height, width, channels]."""
+        return [self._checked(np.asarray(image)) for image in inputs]
+
+    def _checked(self, image: NDArray[Any]) -> NDArray[np.uint8]:
+        if image.ndim == 2:
+            image = image[..., None]
+        expected = (self.height, self.width, self.channels)
+        if image.dtype != np.uint8 or image.shape != expected:
+            raise DataError(f"expected an image of uint8 {expected}, got {image.dtype} {image.shape}; resize it first")
+        return image
+
+    def collate(self, examples: Sequence[NDArray[Any]]) -> Feed:
+        """`pixels`: uint8 [batch, height, width, channels]."""
+        return {"pixels": np.stack(examples)}

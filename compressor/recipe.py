@@ -1,0 +1,263 @@
+"""What a user may ask for: frozen, strict models. Every field is documented here, once.
+
+There is one recipe class per task, so that a setting which means nothing for a task is an unknown key there.
+`recipe_file` reads these from YAML and turns every violation into one line with its place.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Permission = Literal["own-model", "license-permits", "written-permission"]
+Precision = Literal["dynamic-int8", "static-int8"]
+MODULE_PATTERN = r"^[\w./-]+:\w+$"
+TaskName = Literal["sentence-embedding", "text-classification", "image-classification"]
+
+
+def _share(value: object) -> object:
+    """Accepts 0.02 and "2%"."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return float(value.strip()[:-1]) / 100
+        except ValueError:
+            return value
+    return value
+
+
+def _path(value: object) -> object:
+    return Path(value) if isinstance(value, str) and value else value
+
+
+FilePath = Annotated[Path, BeforeValidator(_path)]
+Share = Annotated[float, BeforeValidator(_share), Field(ge=0, lt=1)]
+
+
+class Settings(BaseModel):
+    """Unknown keys and wrong types are refused; nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class TeacherRights(Settings):
+    """Whose weights these are; each kind of teacher adds where they lie."""
+
+    license: str | None = Field(None, description="licence of the teacher's weights, as an SPDX identifier")
+    permission: Permission = Field(
+        description="what permits distilling this teacher: own-model, license-permits or written-permission"
+    )
+    reference: str | None = Field(None, description="where that permission can be read: a file, a URL, a contract")
+
+    def rights(self) -> dict[str, str | None]:
+        """What is declared, without where the teacher lies: its content is fingerprinted instead."""
+        return {"license": self.license, "permission": self.permission, "reference": self.reference}
+
+    @model_validator(mode="after")
+    def _evidence(self) -> TeacherRights:
+        if self.permission == "license-permits" and not self.license:
+            raise ValueError("permission license-permits needs the licence: set teacher.license, such as Apache-2.0")
+        if self.permission == "written-permission" and not self.reference:
+            raise ValueError("permission written-permission needs where it can be read: set teacher.reference")
+        return self
+
+
+class FolderTeacher(TeacherRights):
+    path: FilePath = Field(description="folder in Hugging Face layout: config.json, *.safetensors, tokenizer.json")
+
+
+class ModuleTeacher(TeacherRights):
+    module: str = Field(
+        pattern=MODULE_PATTERN, description="file.py:callable or package.module:callable that returns a torch module"
+    )
+    weights: FilePath = Field(description="its state dict (safetensors)")
+
+
+class Data(Settings):
+    """Which settings training depends on, and which evaluation: a change re-runs only what depends on it.
+
+    Files count by their content, which is fingerprinted, not by their path.
+    """
+
+    _only_evaluation: ClassVar[frozenset[str]] = frozenset()
+
+    def training(self) -> dict[str, object]:
+        return self.model_dump(mode="json", exclude={"train", "eval", *self._only_evaluation})
+
+    def evaluation(self) -> dict[str, object]:
+        return self.model_dump(mode="json", exclude={"train", "eval", "max_train"})
+
+
+class TextPairs(Data):
+    _only_evaluation: ClassVar[frozenset[str]] = frozenset({"first", "second", "label", "positive", "negative"})
+
+    train: FilePath = Field(description="training sentences, no labels needed: .jsonl, .csv or .parquet")
+    eval: FilePath = Field(description="held-out pairs with a label: .jsonl, .csv or .parquet")
+    text: tuple[str, ...] = Field(("text",), min_length=1, strict=False, description="training columns with sentences")
+    first: str = Field("sentence1", description="evaluation column with the first sentence of a pair")
+    second: str = Field("sentence2", description="evaluation column with the second sentence of a pair")
+    label: str = Field("label", description="evaluation column that tells whether the two mean the same")
+    positive: str | int = Field(1, description="its value for pairs that mean the same")
+    negative: str | int = Field(0, description="its value for pairs that do not; rows with other values are left out")
+    max_train: int | None = Field(None, ge=1, description="use at most this many distinct training sentences")
+
+
+class LabelledText(Data):
+    train: FilePath = Field(description="training texts with labels: .jsonl, .csv or .parquet")
+    eval: FilePath = Field(description="held-out texts with labels: .jsonl, .csv or .parquet")
+    text: str = Field("text", description="column with the text")
+    label: str = Field("label", description="column with the class: its name in the teacher's config, or its number")
+    max_train: int | None = Field(None, ge=1, description="use at most this many training rows")
+
+
+class LabelledImages(Data):
+    train: FilePath = Field(description="training images: .npz with `images` uint8 [N,H,W] or [N,H,W,C] and `labels` [N]")
+    eval: FilePath = Field(description="held-out images in the same form")
+    size: tuple[int, int] = Field(strict=False, description="height and width of the images in pixels")
+    classes: tuple[str, ...] = Field(min_length=2, strict=False, description="class names, in the order of the labels")
+    mean: tuple[float, ...] = Field((0.5,), strict=False, description="per channel, of pixels scaled to 0..1")
+    std: tuple[float, ...] = Field((0.5,), strict=False, description="per channel, of pixels scaled to 0..1")
+    max_train: int | None = Field(None, ge=1, description="use at most this many training images")
+
+
+class EncoderStudent(Settings):
+    layers: int | Annotated[tuple[int, ...], Field(strict=False)] = Field(
+        2, description="how many of the teacher's layers to keep (evenly spaced), or which, from 0"
+    )
+    ffn: int | None = Field(None, ge=1, description="feed-forward width; the most active neurons are kept; null keeps all")
+    vocab: int | None = Field(None, ge=256, description="tokens to keep, the most frequent in the training text; null keeps all")
+    max_length: int = Field(128, ge=8, description="longest input in tokens; longer ones are truncated")
+
+
+class ImageStudent(Settings):
+    widths: tuple[int, ...] = Field(
+        (16, 32, 64), min_length=2, strict=False, description="channels of the stem, then of each depthwise-separable block"
+    )
+    strides: tuple[int, ...] = Field((2, 2), strict=False, description="stride of each block")
+    module: str | None = Field(
+        None, pattern=MODULE_PATTERN, description="your own student instead: file.py:callable or package.module:callable"
+    )
+
+    @model_validator(mode="after")
+    def _one_stride_per_block(self) -> ImageStudent:
+        if len(self.strides) != len(self.widths) - 1:
+            raise ValueError(
+                f"expected one stride per block: {len(self.widths) - 1} for {len(self.widths)} widths, got {len(self.strides)}"
+            )
+        return self
+
+
+class Distillation(Settings):
+    epochs: int = Field(3, ge=1, description="passes over the training data")
+    batch_size: int = Field(64, ge=2, description="examples per step")
+    learning_rate: float = Field(4e-4, gt=0, description="peak of a linear warm-up and decay (AdamW)")
+    warmup: Share = Field(0.1, description="share of the steps that warm up")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
+    seed: int = Field(0, ge=0, description="seed of the data order and of every random draw")
+    patience: int | None = Field(None, ge=1, description="stop after this many epochs without a better held-out score")
+
+
+class EmbeddingDistillation(Distillation):
+    cosine_weight: float = Field(1.0, ge=0, description="weight of 1 - cosine(student, teacher)")
+    mse_weight: float = Field(0.0, ge=0, description="weight of the squared distance between the embeddings")
+    similarity_weight: float = Field(1.0, ge=0, description="weight of the difference of the in-batch similarity matrices")
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> EmbeddingDistillation:
+        if self.cosine_weight + self.mse_weight + self.similarity_weight == 0:
+            raise ValueError("every loss weight is 0: give at least one of cosine_weight, mse_weight, similarity_weight")
+        return self
+
+
+class ClassDistillation(Distillation):
+    temperature: float = Field(4.0, gt=0, description="temperature of both distributions (gradients are scaled by its square)")
+    hard_weight: float = Field(0.1, ge=0, le=1, description="share of the cross-entropy with the labels; the rest is the teacher's")
+    control: bool = Field(False, description="also train the same student on the labels alone, and report it beside")
+
+
+class ImageDistillation(ClassDistillation):
+    mirror: bool = Field(True, description="train on mirror images too, with the teacher's answer for each")
+
+
+class Export(Settings):
+    opset: int = Field(20, ge=18, le=23, description="ONNX operator set")
+
+
+class Quantization(Settings):
+    precisions: tuple[Precision, ...] = Field(
+        ("dynamic-int8", "static-int8"), strict=False, description="candidates beside float32; all are measured, the best ships"
+    )
+    calibration_samples: int = Field(128, ge=8, description="training examples that set the ranges of static-int8")
+
+
+class Gate(Settings):
+    max_drop: Share = Field(0.02, description="largest loss of the teacher's metric that may ship, as a share of it: 2% or 0.02")
+    judge: Literal["lower-bound", "value"] = Field(
+        "lower-bound", description="what must stay within max_drop: the lower 95% bound of the share kept, or its value"
+    )
+
+
+class Benchmark(Settings):
+    threads: int = Field(1, ge=1, description="intra-operator threads of each session")
+    min_samples: int = Field(500, ge=459, description="timed inferences per model; 459 is the fewest that support a p99")
+    budget_s: float = Field(40.0, gt=0, description="time for the whole comparison")
+
+
+class _Recipe(Settings):
+    export: Export = Field(Export(), description="the ONNX graph")
+    quantize: Quantization = Field(Quantization(), description="the int8 candidates")
+    gate: Gate = Field(Gate(), description="what may ship")
+    benchmark: Benchmark = Field(Benchmark(), description="timing on this machine, batch 1")
+    out: FilePath = Field(Path("out"), description="run folder: stages, result.json, report.html, bundle")
+
+
+class SentenceEmbeddingRecipe(_Recipe):
+    task: Literal["sentence-embedding"]
+    teacher: FolderTeacher = Field(description="the model to learn from")
+    data: TextPairs = Field(description="what to learn on, and what to be judged on")
+    student: EncoderStudent = Field(EncoderStudent(), description="cut from the teacher's own weights")
+    distill: EmbeddingDistillation = Field(EmbeddingDistillation(), description="how to learn")
+
+
+class TextClassificationRecipe(_Recipe):
+    task: Literal["text-classification"]
+    teacher: FolderTeacher = Field(description="the model to learn from")
+    data: LabelledText = Field(description="what to learn on, and what to be judged on")
+    student: EncoderStudent = Field(EncoderStudent(), description="cut from the teacher's own weights")
+    distill: ClassDistillation = Field(ClassDistillation(), description="how to learn")
+
+
+class ImageClassificationRecipe(_Recipe):
+    task: Literal["image-classification"]
+    teacher: ModuleTeacher = Field(description="the model to learn from")
+    data: LabelledImages = Field(description="what to learn on, and what to be judged on")
+    student: ImageStudent = Field(ImageStudent(), description="a depthwise-separable CNN, or your own module")
+    distill: ImageDistillation = Field(ImageDistillation(), description="how to learn")
+
+
+Recipe = SentenceEmbeddingRecipe | TextClassificationRecipe | ImageClassificationRecipe
+TextRecipe = SentenceEmbeddingRecipe | TextClassificationRecipe
+
+RECIPES: dict[str, type[Recipe]] = {
+    "sentence-embedding": SentenceEmbeddingRecipe,
+    "text-classification": TextClassificationRecipe,
+    "image-classification": ImageClassificationRecipe,
+}
+
+
+def portable(recipe: Recipe) -> dict[str, object]:
+    """The recipe without the folders of this machine: every path is reduced to its name. For results and bundles."""
+    return {key: _portable(value) for key, value in recipe.model_dump().items()}
+
+
+def _portable(value: object) -> object:
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, dict):
+        return {key: _portable(inner) for key, inner in value.items()}
+    if isinstance(value, tuple):
+        return [_portable(inner) for inner in value]
+    if isinstance(value, str) and value.count(":") == 1 and "/" in value and ".py:" in value:
+        return value.rpartition("/")[2]
+    return value

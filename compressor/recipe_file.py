@@ -1,0 +1,216 @@
+"""Recipes as YAML 1.2: read with the place of every key, refused with one line, written with comments."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from compressor.errors import RecipeError
+from compressor.recipe import RECIPES, Recipe
+
+_MAX_RECIPE_BYTES = 1_000_000
+_PATHS = (("teacher", "path"), ("teacher", "weights"), ("data", "train"), ("data", "eval"), ("out",))
+_MODULES = (("teacher", "module"), ("student", "module"))
+_ORDER = ("task", "out", "teacher", "data", "student", "distill")
+
+Key = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """Values before validation, and where each came from ("recipe.yaml:7" or "--set")."""
+
+    values: dict[str, Any]
+    places: dict[Key, str]
+
+    def place(self, key: Key) -> str:
+        """Of the key itself, or of the nearest key around it."""
+        for length in range(len(key), -1, -1):
+            if key[:length] in self.places:
+                return self.places[key[:length]]
+        return "recipe"
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file, with `--set` overrides such as "distill.epochs=3" on top.
+
+    Paths in the file are relative to the file, paths in overrides to the working directory.
+    Raises RecipeError with file, line and remedy.
+    """
+    draft = _parse(path)
+    for override in overrides:
+        _apply(draft, override)
+    return _validate(draft)
+
+
+def recipe_from_values(values: Mapping[str, Any], place: str) -> Recipe:
+    """A recipe given without a file; `place` names its origin in errors. Raises RecipeError."""
+    return _validate(_Draft(dict(values), {(): place}))
+
+
+def flags_recipe(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from command-line flags alone, `--set` on top. Raises RecipeError."""
+    draft = _Draft(dict(values), {(): "command line"})
+    for override in overrides:
+        _apply(draft, override)
+    return _validate(draft)
+
+
+def recipe_template(task: str) -> str:
+    """A commented recipe for a task: required values as placeholders, optional ones at their defaults."""
+    return "\n".join([f"# A recipe for `compressor compress`, task {task}.", "", *_template_lines(RECIPES[task], "")]) + "\n"
+
+
+def _parse(path: Path) -> _Draft:
+    try:
+        if path.stat().st_size > _MAX_RECIPE_BYTES:
+            raise RecipeError(f"{path}: expected a recipe below 1 MB, got {path.stat().st_size} bytes")
+        loaded = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(
+            f"{path}: no such recipe; write one with: compressor init --task sentence-embedding > {path.name}"
+        ) from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path}: expected a YAML file, got a folder") from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path}: expected UTF-8 text") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise RecipeError(f"{path}{line}: not valid YAML: {_first_line(error.problem or error.context)}") from None
+    except (YAMLError, RecursionError) as error:
+        raise RecipeError(f"{path}: not valid YAML: {_first_line(str(error))}") from None
+    if not isinstance(loaded, CommentedMap):
+        raise RecipeError(f"{path}:1: expected keys such as `task: sentence-embedding`, got {type(loaded).__name__}")
+    places: dict[Key, str] = {(): str(path)}
+    values = _plain(loaded, (), path, places)
+    for *outer, last in _PATHS + _MODULES:
+        holder = values.get(outer[0]) if outer else values
+        value = holder.get(last) if isinstance(holder, dict) else None
+        if isinstance(value, str) and value and (last != "module" or ".py:" in value):
+            holder[last] = str(path.parent / value)
+    return _Draft(values, places)
+
+
+def _plain(node: Any, key: Key, path: Path, places: dict[Key, str]) -> Any:
+    """Ordinary dicts, lists and scalars; `places` gains the line of every key."""
+    if isinstance(node, CommentedMap):
+        for name in node:
+            places[(*key, name)] = f"{path}:{node.lc.key(name)[0] + 1}"
+        return {name: _plain(value, (*key, name), path, places) for name, value in node.items()}
+    if isinstance(node, CommentedSeq):
+        return [_plain(value, (*key, index), path, places) for index, value in enumerate(node)]
+    # The round-trip loader keeps how a scalar was written in subclasses; strict validation wants the plain types.
+    for plain in (bool, int, float, str):
+        if isinstance(node, plain):
+            return plain(node)
+    return node
+
+
+def _apply(draft: _Draft, override: str) -> None:
+    name, separator, text = override.partition("=")
+    if not separator or not name:
+        raise RecipeError(f"--set {override}: expected KEY=VALUE, such as distill.epochs=3")
+    try:
+        value = YAML(typ="safe").load(text) if text else None
+    except YAMLError:
+        raise RecipeError(f"--set {override}: {text!r} is not a YAML value") from None
+    keys = name.split(".")
+    holder = draft.values
+    for key in keys[:-1]:
+        inner = holder.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"--set {override}: {key} is no group of settings")
+        holder = inner
+    holder[keys[-1]] = value
+    draft.places[tuple(keys)] = "--set"
+
+
+def _validate(draft: _Draft) -> Recipe:
+    task = draft.values.get("task")
+    if not isinstance(task, str) or task not in RECIPES:
+        raise RecipeError(
+            f"{draft.place(('task',))}: task: expected one of {', '.join(RECIPES)}, got {task!r}{_nearest(str(task), RECIPES)}"
+        )
+    try:
+        return RECIPES[task].model_validate(draft.values)
+    except ValidationError as error:
+        raise RecipeError(_describe(error, draft, RECIPES[task])) from None
+
+
+def _describe(error: ValidationError, draft: _Draft, model: type[BaseModel]) -> str:
+    problems = error.errors(include_url=False)
+    # An unknown key explains a missing one (a typo of it), so it comes first.
+    problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
+    first = problems[0]
+    key = tuple(part for part in first["loc"] if not _is_union_branch(part))
+    name = ".".join(map(str, key))
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    place = draft.place(key)
+    if first["type"] == "extra_forbidden":
+        known = _model_at(model, key[:-1]).model_fields
+        hint = _nearest(str(key[-1]), known) or f"; known here: {', '.join(known)}"
+        return f"{place}: unknown key {name}{hint}{more}"
+    if first["type"] == "missing":
+        field = _model_at(model, key[:-1]).model_fields.get(str(key[-1]))
+        return f"{place}: missing key {name}{f' ({field.description})' if field else ''}{more}"
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+    return f"{place}: {name}: {reason[0].lower()}{reason[1:]}{got}{more}"
+
+
+def _is_union_branch(part: str | int) -> bool:
+    return isinstance(part, str) and (part in ("int", "str") or part.startswith(("tuple[", "function-", "constrained-")))
+
+
+def _model_at(model: type[BaseModel], key: Key) -> type[BaseModel]:
+    for part in key:
+        field = model.model_fields.get(str(part))
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            break
+        model = field.annotation
+    return model
+
+
+def _nearest(word: str, known: Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "unreadable").strip().splitlines()[0]
+
+
+def _template_lines(model: type[BaseModel], indent: str) -> Iterator[str]:
+    fields = sorted(model.model_fields.items(), key=lambda item: (_ORDER.index(item[0]) if item[0] in _ORDER else len(_ORDER)))
+    for name, field in fields:
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield f"\n{indent}{name}:  # {field.description}"
+            yield from _template_lines(inner, indent + "  ")
+        else:
+            yield f"{indent}{name}: {_template_value(name, field)}" + (f"  # {field.description}" if field.description else "")
+
+
+def _template_value(name: str, field: FieldInfo) -> str:
+    if name == "task":
+        return str(cast(Any, field.annotation).__args__[0])
+    if field.is_required():
+        return {"permission": "own-model", "classes": "[first, second]", "size": "[28, 28]"}.get(name, "CHANGE-ME")
+    value = field.default
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return str(value)

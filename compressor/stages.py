@@ -1,0 +1,230 @@
+"""The stages of `pipeline`, each one call: what it reads from the materials and earlier artifacts, and what it hands on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from compressor.artifacts import (
+    Bundle,
+    DistilledStudent,
+    Evidence,
+    Latencies,
+    OnnxModel,
+    Parity,
+    Quality,
+    QuantizedModels,
+    Student,
+    Teacher,
+    TeacherSignals,
+)
+from compressor.benchmark import BenchmarkSettings, Candidate, measure
+from compressor.bundle.build import GOLDEN_CASES, Contents, write_bundle
+from compressor.distill import TrainingData, outputs_of, read_signals, record_signals, train
+from compressor.distill.batches import by_length
+from compressor.export import export_onnx
+from compressor.materials import BENCHMARK_INPUTS, Materials
+from compressor.onnxrt import first_outputs
+from compressor.preprocess import Preprocessor
+from compressor.quantize import quantize
+from compressor.recipe import ClassDistillation, Distillation, portable
+from compressor.store import write_atomic
+from compressor.students import make_student, write_student
+from compressor.teachers import describe_teacher
+from compressor.verify import parity, quality
+
+CONTROL = "student, hard labels only"
+
+
+@dataclass(frozen=True)
+class Models:
+    """The ONNX models that are judged and timed together, and the torch student that they come from."""
+
+    teacher: OnnxModel
+    student: OnnxModel
+    quantized: tuple[OnnxModel, ...]
+    distilled: DistilledStudent
+
+    @property
+    def onnx(self) -> tuple[OnnxModel, ...]:
+        return (self.teacher, self.student, *self.quantized)
+
+
+def teacher(at: Materials) -> Teacher:
+    """Loads the teacher and records what it is."""
+    return describe_teacher(at.recipe, at.teacher, at.fingerprints["teacher"])
+
+
+def export_teacher(at: Materials, folder: Path) -> OnnxModel:
+    """The teacher as float32 ONNX: what the student is compared with on the same runtime."""
+    return _export(at, at.task.deployable(at.teacher), "teacher", at.teacher_preprocessor, folder)
+
+
+def signals(at: Materials, folder: Path) -> TeacherSignals:
+    """The teacher's outputs on the training data."""
+    module = at.task.deployable(at.teacher).eval()
+    return record_signals(module, at.teacher_preprocessor, at.task, at.teacher_examples, folder, at.progress)
+
+
+def student(at: Materials, folder: Path) -> Student:
+    """The untrained student."""
+    made = make_student(at.recipe, at.teacher, at.teacher_examples if at.tokenizer_name else [], folder)
+    at.progress.log(f"  {made.parameters:,} parameters: {'; '.join(made.notes)}")
+    return made
+
+
+def distill(at: Materials, start: Student, recorded: TeacherSignals, folder: Path) -> DistilledStudent:
+    """Trains the student on the recorded signals."""
+    return _train(at, start, recorded, at.recipe.distill, folder)
+
+
+def control(at: Materials, start: Student, recorded: TeacherSignals, folder: Path) -> DistilledStudent:
+    """The same student, data, steps and seed with the labels alone: what distillation is worth is the difference."""
+    assert isinstance(at.recipe.distill, ClassDistillation)
+    return _train(at, start, recorded, at.recipe.distill.model_copy(update={"hard_weight": 1.0}), folder)
+
+
+def export_student(at: Materials, distilled: DistilledStudent, folder: Path) -> OnnxModel:
+    """The trained student as float32 ONNX."""
+    source = distilled.student.folder
+    return _export(at, at.student(source), "student", at.task.preprocessor(source), folder)
+
+
+def quantize_student(at: Materials, distilled: DistilledStudent, exported: OnnxModel, folder: Path) -> QuantizedModels:
+    """The int8 candidates, calibrated on training inputs."""
+    preprocessor = at.task.preprocessor(distilled.student.folder)
+    sample = preprocessor.encode(at.data.train[: at.recipe.quantize.calibration_samples])
+    return quantize(exported, sample, preprocessor, at.recipe.quantize, folder, at.progress)
+
+
+def verify(at: Materials, models: Models, hard_labels: DistilledStudent | None) -> Evidence:
+    """Parity after every conversion, then the quality of every model on all held-out data."""
+    folder = models.distilled.student.folder
+    torch_student, preprocessor = at.student(folder), at.task.preprocessor(folder)
+    parities = _parities(at, models, torch_student, preprocessor)
+    outputs: dict[str, NDArray[np.float32]] = {}
+    for model in models.onnx:
+        own = at.teacher_preprocessor if model is models.teacher else preprocessor
+        outputs[model.name] = first_outputs(
+            model.path, own, own.encode(at.data.eval_inputs), workers=_workers(), progress=at.progress, title=model.name
+        )
+    outputs["student-torch"] = _torch_outputs(torch_student, preprocessor, at.data.eval_inputs)
+    if hard_labels is not None:
+        trained = hard_labels.student.folder
+        outputs[CONTROL] = _torch_outputs(at.student(trained), at.task.preprocessor(trained), at.data.eval_inputs)
+    return Evidence(parities, _qualities(at, outputs))
+
+
+def benchmark(at: Materials, models: Models) -> Latencies:
+    """All models timed in one interleaved run on the same raw inputs, batch 1."""
+    raw = at.sample(BENCHMARK_INPUTS, 2)
+    candidates = []
+    for model in models.onnx:
+        own = at.teacher_preprocessor if model is models.teacher else at.task.preprocessor(models.distilled.student.folder)
+        feeds = tuple(own.collate([example]) for example in own.encode(raw))
+        candidates.append(Candidate(model.name, model.path, feeds))
+    wanted = at.recipe.benchmark
+    settings = BenchmarkSettings(threads=wanted.threads, min_samples=wanted.min_samples, budget_s=wanted.budget_s)
+    return Latencies(measure(candidates, settings, at.progress))
+
+
+def bundle(at: Materials, models: Models, taught_by: Teacher, judged: Quality, shipped: str, folder: Path) -> Bundle:
+    """The shipped model with everything a device needs to trust it."""
+    chosen = next(model for model in models.onnx if model.name == shipped)
+    source = models.distilled.student.folder
+    target = folder / "bundle"
+    target.mkdir(exist_ok=True)
+    contents = Contents(
+        task=at.recipe.task,
+        teacher=models.teacher,
+        answer=at.task.answer_settings(),
+        golden_inputs=at.sample(GOLDEN_CASES - 2, 3) + at.task.edge_inputs()[:2],
+        tokenizer=source / at.tokenizer_name if at.tokenizer_name else None,
+        lineage=taught_by.provenance,
+        data=at.data.described,
+        recipe=portable(at.recipe),
+        quality=judged,
+    )
+    return write_bundle(chosen, contents, at.task.preprocessor(source), target)
+
+
+def _train(at: Materials, start: Student, recorded: TeacherSignals, settings: Distillation, folder: Path) -> DistilledStudent:
+    module = at.student(start.folder)
+    preprocessor = at.task.preprocessor(start.folder)
+    data = TrainingData(preprocessor.encode(at.data.train), read_signals(recorded), at.data.labels, at.data.holdout)
+    history = train(module, at.task, preprocessor, data, settings, folder, at.progress)
+    raw = next(module.children())
+    write_student(at.recipe, raw, folder)
+    if at.tokenizer_name:
+        write_atomic(folder / at.tokenizer_name, (start.folder / at.tokenizer_name).read_bytes())
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return DistilledStudent(replace(start, folder=folder), history)
+
+
+def _export(at: Materials, module: nn.Module, name: str, preprocessor: Preprocessor, folder: Path) -> OnnxModel:
+    feeds = at.task.shape_feeds(preprocessor)
+    with torch.inference_mode():
+        width = outputs_of(module.eval(), feeds[0]).shape[1]
+    inputs, outputs = at.task.graph(width)
+    return export_onnx(module, name, inputs, outputs, feeds, at.recipe.export.opset, folder / f"{name}.onnx")
+
+
+def _parities(at: Materials, models: Models, torch_student: nn.Module, preprocessor: Preprocessor) -> tuple[Parity, ...]:
+    raw = at.parity_inputs
+    taught, learnt = at.teacher_preprocessor.encode(raw), preprocessor.encode(raw)
+    teacher_module = at.task.deployable(at.teacher).eval()
+    teacher_parity = parity.compare(
+        "teacher",
+        "teacher in torch",
+        parity.onnx_outputs(models.teacher, at.teacher_preprocessor, taught),
+        parity.torch_outputs(teacher_module, at.teacher_preprocessor, taught),
+        exact=True,
+    )
+    exported = parity.onnx_outputs(models.student, preprocessor, learnt)
+    student_parity = parity.compare(
+        "student", "student in torch", exported, parity.torch_outputs(torch_student, preprocessor, learnt), exact=True
+    )
+    found = [parity.require(teacher_parity), parity.require(student_parity)]
+    for model in models.quantized:
+        outputs = parity.onnx_outputs(model, preprocessor, learnt)
+        found.append(parity.compare(model.name, "student", outputs, exported, exact=False))
+    return tuple(found)
+
+
+def _qualities(at: Materials, outputs: dict[str, NDArray[np.float32]]) -> tuple[Quality, ...]:
+    by_teacher = at.task.answers(outputs["teacher"], at.data)
+    return tuple(
+        quality.judge(
+            name,
+            at.task.metric_name,
+            at.task.metric,
+            by_teacher if name == "teacher" else at.task.answers(rows, at.data),
+            by_teacher,
+            at.data.truth,
+            at.task.agreement(rows, outputs["teacher"]),
+        )
+        for name, rows in outputs.items()
+    )
+
+
+def _torch_outputs(module: nn.Module, preprocessor: Preprocessor, raw: Sequence[Any]) -> NDArray[np.float32]:
+    examples = preprocessor.encode(raw)
+    rows: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(examples)
+    with torch.inference_mode():
+        for batch in by_length([len(example) for example in examples], 64):
+            outputs = outputs_of(module, preprocessor.collate([examples[i] for i in batch])).numpy()
+            for i, row in zip(batch, outputs, strict=True):
+                rows[i] = row
+    return np.stack(rows)
+
+
+def _workers() -> int:
+    return len(os.sched_getaffinity(0))

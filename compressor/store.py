@@ -1,0 +1,225 @@
+"""Run folders: every stage's output under a key of everything it depends on, written whole or not at all.
+
+    out/
+      stages/<stage>-<key>/            finished: its files and artifact.json
+      stages/<stage>-<key>.partial/    unfinished: kept for stages that can continue, replaced by the others
+      result.json  report.html  bundle/
+
+A key is the SHA-256 of the stage's name, its settings, this program's version, and the keys (or content
+hashes) of its inputs, so a changed setting re-runs exactly the stages that depend on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from compressor import __version__
+from compressor.artifacts import StageTime
+from compressor.errors import DataError, StorageError
+from compressor.progress import Progress
+
+T = TypeVar("T")
+
+_STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+
+def storage_error(error: OSError) -> StorageError | None:
+    """The user's error for a failed write or read of the file system; None when it is something else."""
+    if error.errno not in _STORAGE_ERRNOS:
+        return None
+    remedy = {
+        errno.ENOSPC: "free some space and run the same command again: finished stages are kept",
+        errno.EDQUOT: "free some space and run the same command again: finished stages are kept",
+        errno.EFBIG: "raise the file size limit (ulimit -f) and run the same command again",
+    }.get(error.errno, "check the folder's permissions, or choose another with --out")
+    name = f"{error.filename}: " if error.filename else ""
+    return StorageError(f"{name}{os.strerror(error.errno).lower()}; {remedy}")
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replaces `path` by `content` so that a reader, or a crash, sees the old file or the new one, whole.
+
+    Raises OSError as the file system gives it; the old file is then untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def replace_folder(new: Path, destination: Path) -> None:
+    """Moves the folder `new` to `destination`, whose old content is removed first."""
+    if destination.exists():
+        doomed = destination.with_name(f".{destination.name}.{os.getpid()}.old")
+        destination.rename(doomed)
+        new.rename(destination)
+        shutil.rmtree(doomed)
+    else:
+        new.rename(destination)
+    _sync_folder(destination.parent)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's content. Raises DataError where there is none to read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (FileNotFoundError, IsADirectoryError):
+        raise DataError(f"{path}: expected a file, found none") from None
+
+
+def sha256_tree(folder: Path) -> str:
+    """Hex SHA-256 over the names and contents of every file below a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(f"{path.relative_to(folder)}\0{sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def key_of(*parts: object) -> str:
+    """Hex SHA-256 of a canonical JSON form of the parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_jsonable).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Keyed(Generic[T]):
+    """A stage's result and the key that says where it came from."""
+
+    value: T
+    key: str
+
+
+@dataclass
+class Run:
+    """One run folder, held by one process at a time. `rerun_from` and `fresh` say which finished stages to ignore."""
+
+    folder: Path
+    progress: Progress
+    fresh: bool = False
+    rerun_from: str | None = None
+
+    def __post_init__(self) -> None:
+        self.times: list[StageTime] = []
+        self._rerun = self.fresh
+
+    def stage(
+        self,
+        name: str,
+        kind: type[T],
+        make: Callable[[Path], T],
+        *,
+        after: tuple[Keyed[Any], ...] = (),
+        settings: object = None,
+        keep_partial: bool = False,
+    ) -> Keyed[T]:
+        """The result of `make(folder)`, or the kept one of an earlier run with the same key.
+
+        `make` writes its files into the folder it is given; the folder gets its final name only when it returns.
+        With `keep_partial` an unfinished folder is handed to `make` again, which continues from what is in it.
+        """
+        key = key_of(__version__, name, settings, [upstream.key for upstream in after])
+        self._rerun = self._rerun or name == self.rerun_from
+        final = self.folder / "stages" / f"{name}-{key[:16]}"
+        started = time.monotonic()
+        if not self._rerun and (kept := self._load(final, kind)) is not None:
+            self.progress.log(f"{name}: kept from an earlier run")
+            self.times.append(StageTime(name, 0.0, reused=True))
+            return Keyed(kept, key)
+        self.progress.log(f"{name}:")
+        partial = final.with_name(final.name + ".partial")
+        if partial.exists() and not (keep_partial and not self._rerun):
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        made = make(partial)
+        artifact = TypeAdapter(kind).dump_json(_map_paths(made, lambda p: _relative(p, partial)), indent=1)
+        write_atomic(partial / "artifact.json", artifact)
+        replace_folder(partial, final)
+        seconds = round(time.monotonic() - started, 3)
+        self.times.append(StageTime(name, seconds, reused=False))
+        self.progress.log(f"{name}: done in {seconds:.1f} s")
+        result = self._load(final, kind)
+        assert result is not None
+        return Keyed(result, key)
+
+    def _load(self, folder: Path, kind: type[T]) -> T | None:
+        try:
+            stored = TypeAdapter(kind).validate_json((folder / "artifact.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError:
+            self.progress.log(f"  {folder.name}: its artifact.json cannot be read; the stage runs again")
+            return None
+        return _map_paths(stored, lambda path: path if path.is_absolute() else folder / path)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds the run folder against other processes. Raises StorageError when another one holds it."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise StorageError(f"{self.folder}: expected a folder, found a file; choose another with --out") from None
+        with (self.folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StorageError(
+                    f"{self.folder}: another compressor is at work in this run folder; wait for it, or choose another with --out"
+                ) from None
+            yield
+
+
+def _jsonable(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"no canonical form for {type(value).__name__}")
+
+
+def _relative(path: Path, folder: Path) -> Path:
+    return path.relative_to(folder) if path.is_relative_to(folder) else path.absolute()
+
+
+def _map_paths(value: Any, change: Callable[[Path], Path]) -> Any:
+    """The same artifact with `change` applied to every path in it."""
+    if isinstance(value, Path):
+        return change(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _map_paths(getattr(value, f.name), change) for f in dataclasses.fields(value)}
+        return dataclasses.replace(value, **fields)
+    if isinstance(value, tuple):
+        return tuple(_map_paths(item, change) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _map_paths(item, change) for key, item in value.items()}
+    return value
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

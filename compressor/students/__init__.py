@@ -1,0 +1,74 @@
+"""Students: cut from the teacher's weights (encoders) or built small (images)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import PreTrainedModel
+
+from compressor.artifacts import Student
+from compressor.errors import StudentError
+from compressor.preprocess import TextPreprocessor
+from compressor.recipe import ImageClassificationRecipe, Recipe
+from compressor.store import write_atomic
+from compressor.students.encoder import derive_encoder, write_encoder
+from compressor.students.separable import SeparableCnn
+from compressor.teachers.folder import load_folder
+from compressor.teachers.module import build_module
+
+__all__ = ["load_student", "make_student", "write_student"]
+
+
+def make_student(recipe: Recipe, teacher: nn.Module, training_ids: list[NDArray[np.int64]], folder: Path) -> Student:
+    """Writes the untrained student into `folder`.
+
+    `training_ids` are the training text's token ids under the teacher's tokenizer; unused for images.
+    Raises StudentError, also when the student would not be smaller than its teacher.
+    """
+    if isinstance(recipe, ImageClassificationRecipe):
+        torch.manual_seed(recipe.distill.seed)
+        model = _new_image_student(recipe)
+        write_student(recipe, model, folder)
+        student = Student(folder, _count(model), (recipe.student.module or f"widths {', '.join(map(str, recipe.student.widths))}",))
+    else:
+        assert isinstance(teacher, PreTrainedModel)
+        student = derive_encoder(teacher, recipe.teacher.path / "tokenizer.json", recipe.student, training_ids, folder)
+    if student.parameters >= _count(teacher):
+        raise StudentError(
+            f"the student has {student.parameters:,} parameters, its teacher {_count(teacher):,}: choose fewer layers or widths"
+        )
+    return student
+
+
+def load_student(recipe: Recipe, folder: Path) -> nn.Module:
+    """The raw student model of a folder, in evaluation mode."""
+    if isinstance(recipe, ImageClassificationRecipe):
+        model = _new_image_student(recipe)
+        model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+        return model.eval()
+    return load_folder(folder, recipe.task)
+
+
+def write_student(recipe: Recipe, model: nn.Module, folder: Path) -> None:
+    """Weights (and config) of a raw student model into a folder, each file replaced atomically."""
+    if isinstance(model, PreTrainedModel):
+        write_encoder(model, folder)
+    else:
+        state = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
+        write_atomic(folder / "model.safetensors", safetensors.torch.save(state))
+
+
+def _new_image_student(recipe: ImageClassificationRecipe) -> nn.Module:
+    spec = recipe.student
+    if spec.module is not None:
+        return build_module(spec.module, StudentError)
+    return SeparableCnn(len(recipe.data.mean), len(recipe.data.classes), spec.widths, spec.strides)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,20 @@
+"""Tasks: one file each. `task_for` picks by the recipe's class."""
+
+from __future__ import annotations
+
+from compressor.recipe import Recipe, SentenceEmbeddingRecipe, TextClassificationRecipe
+from compressor.tasks.base import Task, TaskData
+from compressor.tasks.image_classification import ImageClassification
+from compressor.tasks.sentence_embedding import SentenceEmbedding
+from compressor.tasks.text_classification import TextClassification
+
+__all__ = ["Task", "TaskData", "task_for"]
+
+
+def task_for(recipe: Recipe) -> Task:
+    """The task that a recipe describes."""
+    if isinstance(recipe, SentenceEmbeddingRecipe):
+        return SentenceEmbedding(recipe)
+    if isinstance(recipe, TextClassificationRecipe):
+        return TextClassification(recipe)
+    return ImageClassification(recipe)

@@ -1,0 +1,82 @@
+"""What a task is: the one place that knows its inputs, outputs, metric and what two models agree on.
+
+A task file holds a frozen class with these members; stages call them and know nothing else of the task.
+"Outputs" are always the first output of the graph: embeddings or logits, float32 [N, width].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from compressor.artifacts import TensorSpec
+from compressor.preprocess import Feed, Preprocessor
+from compressor.progress import Progress
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Raw inputs (text, or uint8 images). The last `holdout` training rows choose the best checkpoint.
+
+    `labels` int64 [len(train)] or None. `eval_inputs` are distinct; `truth` int64 [examples] is what answers are
+    judged by. `described` says in words what was read, for the report.
+    """
+
+    train: Sequence[Any]
+    labels: NDArray[np.int64] | None
+    holdout: int
+    eval_inputs: Sequence[Any]
+    truth: NDArray[np.int64]
+    described: dict[str, str]
+    pairs: NDArray[np.int64] | None = None
+
+
+class Task(Protocol):
+    @property
+    def metric_name(self) -> str: ...
+
+    @property
+    def agreement_name(self) -> str: ...
+
+    @property
+    def views(self) -> int:
+        """In how many ways an example may be shown in training, the plain one included."""
+
+    def load_data(self, cache: Path, progress: Progress) -> TaskData:
+        """Reads the recipe's data files. Raises DataError."""
+
+    def deployable(self, model: nn.Module) -> nn.Module:
+        """The model with everything that ships in the graph; its keyword arguments are a feed's names."""
+
+    def preprocessor(self, folder: Path | None) -> Preprocessor:
+        """For the teacher (folder None) or for a student's folder."""
+
+    def view(self, example: NDArray[Any], index: int) -> NDArray[Any]:
+        """The example as augmentation `index` of `views` shows it; 0 is the example itself."""
+
+    def graph(self, width: int) -> tuple[list[TensorSpec], list[TensorSpec]]:
+        """Inputs and outputs of the exported graph, dynamic dimensions by name; `width` is that of the first output."""
+
+    def shape_feeds(self, preprocessor: Preprocessor) -> list[Feed]:
+        """Feeds of several dynamic shapes, batch 1, 2 and n, that an exported graph must take."""
+
+    def edge_inputs(self) -> list[Any]:
+        """Raw inputs at the edge of what is legal: empty, longest, odd."""
+
+    def answers(self, outputs: NDArray[np.float32], data: TaskData) -> NDArray[Any]:
+        """Outputs of `data.eval_inputs` to one answer per example of `data.truth`."""
+
+    def metric(self, answers: NDArray[Any], truth: NDArray[Any]) -> float:
+        """The task metric, higher is better."""
+
+    def agreement(self, outputs: NDArray[np.float32], teacher: NDArray[np.float32]) -> float:
+        """How close two models' outputs are, 1 is equal."""
+
+    def answer_settings(self) -> dict[str, Any]:
+        """What a predictor needs to turn outputs into answers; goes into the bundle's manifest."""

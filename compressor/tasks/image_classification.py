@@ -1,0 +1,150 @@
+"""Image classification: decoded pixels in, one of a fixed set of classes out; judged by accuracy."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from compressor.artifacts import TensorSpec
+from compressor.errors import DataError
+from compressor.metrics import accuracy
+from compressor.preprocess import Feed, ImagePreprocessor, Preprocessor
+from compressor.progress import Progress
+from compressor.recipe import ImageClassificationRecipe
+from compressor.tasks.base import TaskData
+from compressor.tasks.text import holdout_size
+
+
+class ImageClassifier(nn.Module):
+    """A network with scaling, normalisation and softmax in the graph, so that a device feeds what its decoder gives.
+
+    pixels uint8 [batch, height, width, channels] -> logits, probabilities float32 [batch, classes].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        image = (pixels.permute(0, 3, 1, 2).to(torch.float32) - self.mean) / self.std
+        logits = self.network(image)
+        return logits, logits.softmax(-1)
+
+
+@dataclass(frozen=True)
+class ImageClassification:
+    recipe: ImageClassificationRecipe
+    metric_name = "accuracy"
+    agreement_name = "answers equal to the teacher's"
+
+    @property
+    def views(self) -> int:
+        return 2 if self.recipe.distill.mirror else 1
+
+    def load_data(self, cache: Path, progress: Progress) -> TaskData:  # noqa: ARG002 (images need no converted copy)
+        data = self.recipe.data
+        images, labels = self._read(data.train)
+        if len(images) < 2 * self.recipe.distill.batch_size:
+            raise DataError(f"{data.train}: expected at least two batches of images, got {len(images)}")
+        eval_images, truth = self._read(data.eval)
+        order = np.random.default_rng(self.recipe.distill.seed).permutation(len(images))[: data.max_train]
+        progress.log(f"  {len(order):,} of {len(images):,} training images, {len(truth):,} for evaluation")
+        return TaskData(
+            train=images[order],
+            labels=labels[order],
+            holdout=holdout_size(len(order)),
+            eval_inputs=eval_images,
+            truth=truth,
+            described={
+                "training": f"{len(order):,} images {images.shape[1:]} of {data.train.name}",
+                "evaluation": f"{len(truth):,} images of {data.eval.name}, {len(data.classes)} classes",
+            },
+        )
+
+    def _read(self, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Images uint8 [N, height, width, channels] and labels int64 [N]. Raises DataError."""
+        data = self.recipe.data
+        if not path.is_file():
+            raise DataError(f"{path}: expected an .npz file with `images` and `labels`, found none")
+        if path.stat().st_size == 0:
+            raise DataError(f"{path}: the file is empty; expected an .npz with `images` and `labels`")
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                images, labels = archive["images"], archive["labels"]
+        except KeyError as error:
+            raise DataError(f"{path}: missing array {error.args[0]}; expected `images` and `labels`") from None
+        except (zipfile.BadZipFile, ValueError, EOFError, TypeError) as error:
+            raise DataError(f"{path}: not an .npz of plain arrays: {str(error).splitlines()[0]}") from None
+        if images.ndim == 3:
+            images = images[..., None]
+        if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
+            raise DataError(f"{path}: expected images uint8 [N,H,W] or [N,H,W,C], got {images.dtype} {images.shape}")
+        expected = (*data.size, len(data.mean))
+        if images.shape[1:] != expected or len(data.std) != len(data.mean):
+            raise DataError(
+                f"{path}: images are {images.shape[1:]}, but data.size is {data.size}, data.mean has {len(data.mean)}"
+                f" and data.std {len(data.std)} channels"
+            )
+        if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+            raise DataError(f"{path}: expected one integer label per image, got {labels.dtype} {labels.shape} for {len(images)} images")
+        if labels.min() < 0 or labels.max() >= len(data.classes):
+            raise DataError(
+                f"{path}: labels from {labels.min()} to {labels.max()}, but data.classes names {len(data.classes)} classes"
+            )
+        return images, labels.astype(np.int64)
+
+    def deployable(self, model: nn.Module) -> nn.Module:
+        return ImageClassifier(model, self.recipe.data.mean, self.recipe.data.std)
+
+    def preprocessor(self, folder: Path | None) -> Preprocessor:  # noqa: ARG002 (the same for teacher and student)
+        return self._shape()
+
+    def _shape(self) -> ImagePreprocessor:
+        height, width = self.recipe.data.size
+        return ImagePreprocessor(height, width, len(self.recipe.data.mean))
+
+    def view(self, example: NDArray[Any], index: int) -> NDArray[Any]:
+        return example[:, ::-1] if index else example
+
+    def graph(self, width: int) -> tuple[list[TensorSpec], list[TensorSpec]]:
+        shape = self._shape()
+        pixels = TensorSpec("pixels", "uint8", ("batch", shape.height, shape.width, shape.channels))
+        return [pixels], [TensorSpec(name, "float32", ("batch", width)) for name in ("logits", "probabilities")]
+
+    def shape_feeds(self, preprocessor: Preprocessor) -> list[Feed]:
+        images = self.edge_inputs()
+        return [preprocessor.collate(preprocessor.encode((images * 4)[:batch])) for batch in (1, 2, 7)]
+
+    def edge_inputs(self) -> list[Any]:
+        shape = self._shape()
+        size = (shape.height, shape.width, shape.channels)
+        noise = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+        ramp = np.resize(np.arange(256, dtype=np.uint8), size)
+        checker = np.indices(size).sum(axis=0).astype(np.uint8) % 2 * 255
+        return [np.zeros(size, np.uint8), np.full(size, 255, np.uint8), noise, ramp, checker]
+
+    def answers(self, outputs: NDArray[np.float32], data: TaskData) -> NDArray[Any]:  # noqa: ARG002
+        return np.asarray(outputs.argmax(axis=1))
+
+    def metric(self, answers: NDArray[Any], truth: NDArray[Any]) -> float:
+        return accuracy(answers, truth)
+
+    def agreement(self, outputs: NDArray[np.float32], teacher: NDArray[np.float32]) -> float:
+        return accuracy(outputs.argmax(axis=1), teacher.argmax(axis=1))
+
+    def answer_settings(self) -> dict[str, Any]:
+        shape = self._shape()
+        image = {"height": shape.height, "width": shape.width, "channels": shape.channels}
+        return {"image": image, "classes": list(self.recipe.data.classes)}

@@ -1,0 +1,44 @@
+"""Columns of a .jsonl, .csv or .parquet file, read by the `datasets` library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.exceptions import DatasetGenerationError
+
+from compressor.errors import DataError
+
+_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def read_columns(path: Path, columns: Sequence[str], cache: Path) -> dict[str, list[Any]]:
+    """The named columns, row by row in file order. `cache` is a folder for the library's converted copy.
+
+    Raises DataError: no such file, empty, not readable as what its suffix says, or a column is missing.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: expected a data file (.jsonl, .csv, .parquet), found none")
+    if path.suffix not in _BUILDERS:
+        raise DataError(f"{path}: expected a file ending in {', '.join(_BUILDERS)}, got {path.suffix or 'no suffix'!r}")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty; expected rows with {', '.join(columns)}")
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        table = datasets.load_dataset(_BUILDERS[path.suffix], data_files=str(path), split="train", cache_dir=str(cache))
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, UnicodeError):
+            raise error.__cause__ from None
+        cause = str(error.__cause__ or error).strip().splitlines()
+        raise DataError(f"{path}: not readable as {path.suffix}: {cause[0] if cause else 'malformed'}") from None
+    missing = [name for name in columns if name not in table.column_names]
+    if missing:
+        raise DataError(
+            f"{path}: missing column {', '.join(missing)}; it has {', '.join(table.column_names)}: name yours under data"
+        )
+    if not len(table):
+        raise DataError(f"{path}: no rows; expected rows with {', '.join(columns)}")
+    return {name: table[name][:] for name in columns}

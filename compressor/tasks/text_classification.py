@@ -1,0 +1,125 @@
+"""Text classification: text in, one of a fixed set of classes out; judged by accuracy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from compressor.artifacts import TensorSpec
+from compressor.errors import DataError, TeacherError
+from compressor.metrics import accuracy
+from compressor.preprocess import Feed, Preprocessor
+from compressor.progress import Progress
+from compressor.recipe import TextClassificationRecipe
+from compressor.tasks.base import TaskData
+from compressor.tasks.tables import read_columns
+from compressor.tasks.text import EDGE_TEXTS, GRAPH_INPUTS, holdout_size, text_preprocessor, text_shape_feeds
+
+
+class TextClassifier(nn.Module):
+    """A sequence classifier with its softmax in the graph.
+
+    input_ids, attention_mask int64 [batch, sequence] -> logits, probabilities float32 [batch, classes].
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits, logits.softmax(-1)
+
+
+@dataclass(frozen=True)
+class TextClassification:
+    recipe: TextClassificationRecipe
+    metric_name = "accuracy"
+    agreement_name = "answers equal to the teacher's"
+    views = 1
+
+    def load_data(self, cache: Path, progress: Progress) -> TaskData:
+        data = self.recipe.data
+        classes = self.classes()
+        texts, labels = self._labelled(data.train, classes, cache)
+        if len(texts) < 2 * self.recipe.distill.batch_size:
+            raise DataError(f"{data.train}: expected at least two batches of labelled texts, got {len(texts)}")
+        order = np.random.default_rng(self.recipe.distill.seed).permutation(len(texts))[: data.max_train]
+        eval_texts, truth = self._labelled(data.eval, classes, cache)
+        progress.log(f"  {len(order):,} of {len(texts):,} training texts, {len(truth):,} for evaluation")
+        return TaskData(
+            train=[texts[i] for i in order],
+            labels=labels[order],
+            holdout=holdout_size(len(order)),
+            eval_inputs=eval_texts,
+            truth=truth,
+            described={
+                "training": f"{len(order):,} texts of {data.train.name}",
+                "evaluation": f"{len(truth):,} texts of {data.eval.name}, {len(classes)} classes",
+            },
+        )
+
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the teacher's logits. Raises TeacherError."""
+        config = self.recipe.teacher.path / "config.json"
+        try:
+            id2label = json.loads(config.read_text(encoding="utf-8")).get("id2label")
+        except (OSError, ValueError):
+            raise TeacherError(f"{self.recipe.teacher.path}: expected a Hugging Face folder with a config.json") from None
+        if not isinstance(id2label, dict) or not id2label:
+            raise TeacherError(f"{config}: expected id2label with the class names, found none")
+        return tuple(str(id2label[key]) for key in sorted(id2label, key=int))
+
+    def _labelled(self, path: Path, classes: tuple[str, ...], cache: Path) -> tuple[list[str], NDArray[np.int64]]:
+        data = self.recipe.data
+        columns = read_columns(path, (data.text, data.label), cache)
+        number = {name: index for index, name in enumerate(classes)}
+        texts, labels = [], []
+        for text, label in zip(columns[data.text], columns[data.label], strict=True):
+            if not isinstance(text, str) or not text.strip():
+                continue
+            index = number.get(label) if isinstance(label, str) else label
+            if not isinstance(index, int) or not 0 <= index < len(classes):
+                raise DataError(f"{path}: {data.label}: expected one of {', '.join(classes)} or 0 to {len(classes) - 1}, got {label!r}")
+            texts.append(text)
+            labels.append(index)
+        if not texts:
+            raise DataError(f"{path}: no row has text in {data.text}")
+        return texts, np.asarray(labels, dtype=np.int64)
+
+    def deployable(self, model: nn.Module) -> nn.Module:
+        return TextClassifier(model)
+
+    def preprocessor(self, folder: Path | None) -> Preprocessor:
+        return text_preprocessor(self.recipe, folder)
+
+    def view(self, example: NDArray[Any], index: int) -> NDArray[Any]:
+        assert index == 0
+        return example
+
+    def graph(self, width: int) -> tuple[list[TensorSpec], list[TensorSpec]]:
+        return GRAPH_INPUTS, [TensorSpec(name, "float32", ("batch", width)) for name in ("logits", "probabilities")]
+
+    def shape_feeds(self, preprocessor: Preprocessor) -> list[Feed]:
+        return text_shape_feeds(preprocessor, self.recipe.student.max_length)
+
+    def edge_inputs(self) -> list[Any]:
+        return list(EDGE_TEXTS)
+
+    def answers(self, outputs: NDArray[np.float32], data: TaskData) -> NDArray[Any]:
+        return np.asarray(outputs.argmax(axis=1))
+
+    def metric(self, answers: NDArray[Any], truth: NDArray[Any]) -> float:
+        return accuracy(answers, truth)
+
+    def agreement(self, outputs: NDArray[np.float32], teacher: NDArray[np.float32]) -> float:
+        return accuracy(outputs.argmax(axis=1), teacher.argmax(axis=1))
+
+    def answer_settings(self) -> dict[str, Any]:
+        return {"max_length": self.recipe.student.max_length, "classes": list(self.classes())}

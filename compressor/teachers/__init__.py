@@ -1,0 +1,47 @@
+"""Teachers: one file per kind. Here: which kind a recipe names, and whose it is."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from compressor.artifacts import Provenance, Teacher
+from compressor.errors import TeacherError
+from compressor.recipe import FolderTeacher, Recipe
+from compressor.store import key_of, sha256_file, sha256_tree
+from compressor.teachers.folder import check_folder, load_folder
+from compressor.teachers.module import load_module, source_file
+
+__all__ = ["describe_teacher", "fingerprint", "load_teacher"]
+
+
+def load_teacher(recipe: Recipe) -> nn.Module:
+    """The raw teacher model, float32, in evaluation mode, without gradients. Raises TeacherError."""
+    teacher = recipe.teacher
+    if isinstance(teacher, FolderTeacher):
+        model: nn.Module = load_folder(teacher.path, recipe.task)
+    else:
+        model = load_module(teacher.module, teacher.weights)
+    return model.requires_grad_(False)
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """SHA-256 over everything that makes the teacher what it is. Raises TeacherError."""
+    teacher = recipe.teacher
+    if isinstance(teacher, FolderTeacher):
+        check_folder(teacher.path)
+        return sha256_tree(teacher.path)
+    if not teacher.weights.is_file():
+        raise TeacherError(f"{teacher.weights}: expected the teacher's weights (safetensors), found none")
+    return key_of(sha256_file(teacher.weights), sha256_file(source_file(teacher.module, TeacherError)))
+
+
+def describe_teacher(recipe: Recipe, model: nn.Module, sha256: str) -> Teacher:
+    """What is recorded of the teacher: its size, whose it is, what permits its use."""
+    teacher = recipe.teacher
+    folder = isinstance(teacher, FolderTeacher)
+    source = teacher.path.name if isinstance(teacher, FolderTeacher) else teacher.module.rpartition("/")[2]
+    return Teacher(
+        kind="folder" if folder else "module",
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        provenance=Provenance(source, sha256, teacher.license, teacher.permission, teacher.reference),
+    )

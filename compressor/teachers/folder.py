@@ -1,0 +1,52 @@
+"""A teacher in a Hugging Face folder: config.json, *.safetensors, tokenizer.json. No pickles, no remote code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from optimum.exporters.tasks import TasksManager
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+from transformers import logging as transformers_logging
+
+from compressor.errors import TeacherError
+
+# The task names of optimum's TasksManager, which knows the model class for each.
+OPTIMUM_TASK = {"sentence-embedding": "feature-extraction", "text-classification": "text-classification"}
+
+
+def check_folder(path: Path) -> None:
+    """Raises TeacherError unless the folder can hold a teacher that is safe to load."""
+    if not path.is_dir():
+        found = "a file" if path.exists() else "nothing"
+        raise TeacherError(f"{path}: expected a folder in Hugging Face layout, found {found}")
+    if not (path / "config.json").is_file():
+        raise TeacherError(f"{path}: expected a Hugging Face folder with a config.json, found none in it")
+    if not any(path.glob("*.safetensors")):
+        pickles = any(path.glob("*.bin")) or any(path.glob("*.pt"))
+        remedy = "it holds pickles only, which can run code: convert them to safetensors" if pickles else "found none"
+        raise TeacherError(f"{path}: expected weights as *.safetensors; {remedy}")
+
+
+def load_folder(path: Path, task: str) -> PreTrainedModel:
+    """The model of a folder, float32, in evaluation mode. Raises TeacherError."""
+    check_folder(path)
+    model_class: Any = TasksManager.get_model_class_for_task(OPTIMUM_TASK[task], framework="pt")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        model, loading = model_class.from_pretrained(
+            path, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise TeacherError(f"{path}: transformers does not load it: {str(error).strip().splitlines()[0]}") from None
+    absent = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
+    if absent:
+        raise TeacherError(
+            f"{path}: its weights lack {len(absent)} tensors that a model for {task} needs, such as {absent[0]}:"
+            " it was trained for something else"
+        )
+    model = model.float().eval()
+    assert isinstance(model, PreTrainedModel)
+    return model

@@ -1,0 +1,84 @@
+"""What may ship: within the permitted drop, smaller than its teacher, and int8 only where it beats float32 here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from compressor.artifacts import GateDecision, Latency, OnnxModel, Parity, Quality, RefusedModel
+from compressor.errors import GateError
+from compressor.recipe import Gate
+
+
+def choose(
+    teacher: OnnxModel,
+    student: OnnxModel,
+    quantized: Sequence[OnnxModel],
+    qualities: Mapping[str, Quality],
+    latencies: Mapping[str, Latency],
+    parities: Mapping[str, Parity],
+    gate: Gate,
+) -> GateDecision:
+    """The candidate with the largest (times smaller) x (times faster) among those that pass.
+
+    Raises GateError naming the closest candidate when none passes.
+    """
+    passed_over: list[RefusedModel] = []
+    passing: list[OnnxModel] = []
+    for model in [student, *quantized]:
+        reason = _objection(model, student, qualities[model.name], latencies, parities[model.name], gate)
+        if reason:
+            passed_over.append(RefusedModel(model.name, reason))
+        else:
+            passing.append(model)
+    if not passing:
+        raise GateError(_nothing_passes(qualities, [student, *quantized], gate))
+
+    def gain(model: OnnxModel) -> float:
+        return math.log(teacher.bytes / model.bytes) + math.log(latencies[teacher.name].p50_ms / latencies[model.name].p50_ms)
+
+    best = max(passing, key=gain)
+    passed_over += [
+        RefusedModel(model.name, f"passes, but gains less: {_gain_words(teacher, model, latencies)}") for model in passing if model is not best
+    ]
+    return GateDecision(best.name, _gain_words(teacher, best, latencies), tuple(passed_over))
+
+
+def _objection(
+    model: OnnxModel,
+    student: OnnxModel,
+    quality: Quality,
+    latencies: Mapping[str, Latency],
+    parity: Parity,
+    gate: Gate,
+) -> str | None:
+    kept = quality.kept.low if gate.judge == "lower-bound" else quality.kept.value
+    if not kept >= 1 - gate.max_drop:  # also when it is NaN
+        return f"keeps {_kept_words(quality)} of the teacher's {quality.metric}; at least {1 - gate.max_drop:.1%} must be kept"
+    if not parity.holds:
+        return f"departs from {parity.reference}: mean cosine {parity.mean_cosine:.4f}, expected {parity.bound}"
+    if model is not student and latencies[model.name].p50_ms >= latencies[student.name].p50_ms:
+        return f"slower than float32 here: {latencies[model.name].p50_ms:.3g} ms against {latencies[student.name].p50_ms:.3g} ms"
+    return None
+
+
+def _nothing_passes(qualities: Mapping[str, Quality], candidates: Sequence[OnnxModel], gate: Gate) -> str:
+    best = max((qualities[model.name] for model in candidates), key=lambda quality: quality.kept.value)
+    needed = 1 - gate.max_drop
+    if gate.judge == "lower-bound" and best.kept.value >= needed:
+        remedy = "evaluate on more data to narrow the interval, train longer, or set gate.judge to value"
+    else:
+        remedy = "train longer, keep more layers or tokens, or allow a larger gate.max_drop"
+    return (
+        f"nothing ships: the best candidate, {best.name}, keeps {_kept_words(best)} of the teacher's {best.metric},"
+        f" and {needed:.1%} must be kept ({gate.judge}); {remedy}"
+    )
+
+
+def _kept_words(quality: Quality) -> str:
+    return f"{quality.kept.value:.1%} (95% interval {quality.kept.low:.1%} to {quality.kept.high:.1%})"
+
+
+def _gain_words(teacher: OnnxModel, model: OnnxModel, latencies: Mapping[str, Latency]) -> str:
+    speed = latencies[teacher.name].p50_ms / latencies[model.name].p50_ms
+    return f"{teacher.bytes / model.bytes:.1f} times smaller and {speed:.1f} times faster than its teacher"

@@ -1,0 +1,64 @@
+"""The task metric on held-out data with its 95% interval, and what a student kept of the teacher's.
+
+Intervals are percentile bootstraps over evaluation examples (Efron & Tibshirani 1993, chapter 13). For the share
+kept, student and teacher are resampled together: they answer the same examples, so their errors go together and
+the interval of the ratio is narrower than the two intervals suggest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.artifacts import Interval, Quality
+
+Metric = Callable[[NDArray[Any], NDArray[Any]], float]
+
+RESAMPLES = 1000
+
+
+def bootstrap(metric: Metric, answers: NDArray[Any], truth: NDArray[Any]) -> Interval:
+    """The metric with its 95% interval; `answers` and `truth` are [N]."""
+    draws = [metric(answers[rows], truth[rows]) for rows in _resamples(len(truth))]
+    return _interval(metric(answers, truth), draws)
+
+
+def share_kept(metric: Metric, student: NDArray[Any], teacher: NDArray[Any], truth: NDArray[Any]) -> Interval:
+    """metric(student) / metric(teacher) with its 95% interval, both resampled over the same rows; all are [N]."""
+    draws = [metric(student[rows], truth[rows]) / metric(teacher[rows], truth[rows]) for rows in _resamples(len(truth))]
+    return _interval(metric(student, truth) / metric(teacher, truth), draws)
+
+
+def judge(
+    name: str,
+    metric_name: str,
+    metric: Metric,
+    answers: NDArray[Any],
+    teacher_answers: NDArray[Any],
+    truth: NDArray[Any],
+    agreement: float,
+) -> Quality:
+    """One model's quality. `answers` [N] is what the metric takes: a score or a class per example."""
+    same = answers is teacher_answers
+    return Quality(
+        name=name,
+        metric=metric_name,
+        quality=bootstrap(metric, answers, truth),
+        kept=Interval(1.0, 1.0, 1.0) if same else share_kept(metric, answers, teacher_answers, truth),
+        agreement=agreement,
+        examples=len(truth),
+    )
+
+
+def _resamples(count: int) -> list[NDArray[np.int64]]:
+    # The same draws for every model: the comparison between models then has no luck of its own in it.
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, count, count) for _ in range(RESAMPLES)]
+
+
+def _interval(value: float, draws: list[float]) -> Interval:
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    return Interval(value, float(low), float(high))

