@@ -12,6 +12,8 @@ from compressor import native
 from compressor.artifacts import Latency
 from compressor.benchmark.child import Event, run_worker
 from compressor.benchmark.request import (
+    BUDGET_OVERRUN,
+    SAMPLES_FILE,
     BenchmarkSettings,
     Candidate,
     Model,
@@ -20,7 +22,6 @@ from compressor.benchmark.request import (
     save_feeds,
 )
 from compressor.benchmark.summary import Samples, summarise
-from compressor.benchmark.worker import BUDGET_OVERRUN, SAMPLES_FILE
 from compressor.errors import BenchmarkError
 from compressor.progress import Progress
 

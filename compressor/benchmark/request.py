@@ -15,6 +15,8 @@ from compressor.errors import BenchmarkError
 
 # The fewest independent samples of which the largest exceeds the 99th percentile with 99% confidence.
 MIN_P99_SAMPLES = 459
+BUDGET_OVERRUN = 3.0  # times the budget, then the measurement gives up
+SAMPLES_FILE = "samples.npz"
 
 Task = Literal["time", "load", "describe"]
 _FILE = "request.json"

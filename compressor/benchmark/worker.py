@@ -23,14 +23,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor import native
-from compressor.benchmark.request import MIN_P99_SAMPLES, Model, Request, load_feed, read_request
+from compressor.benchmark.request import (
+    BUDGET_OVERRUN,
+    MIN_P99_SAMPLES,
+    SAMPLES_FILE,
+    Model,
+    Request,
+    load_feed,
+    read_request,
+)
 from compressor.errors import BenchmarkError, CompressorError
 
 if TYPE_CHECKING:
     from compressor.native import Inputs, Library, Session
 
-SAMPLES_FILE = "samples.npz"
-BUDGET_OVERRUN = 3.0  # times the budget, then the measurement gives up
 _MIN_ROUNDS = 30
 _MIN_ROUNDS_FOR_INTERVAL = 6  # the fewest that give a 95% interval of a median
 _BLOCK_TARGET_NS = 5e6  # short against the scheduler's and the neighbours' moods, long against the switch of models
