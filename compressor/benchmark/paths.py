@@ -31,33 +31,43 @@ def bench_paths(
     settings: BenchmarkSettings,
     progress: Progress,
 ) -> tuple[Latency, ...]:
-    """`measure` for ONNX files with made-up inputs; the baseline (else the first path) comes first.
+    """`measure` for ONNX files on made-up feeds; the baseline (else the first path) comes first.
+
+    Raises BenchmarkError as `measure` and `made_up_candidates` do.
+    """
+    ordered = list(paths) if baseline is None else [baseline, *(p for p in paths if p != baseline)]
+    return measure(made_up_candidates(ordered, shapes, settings), settings, progress)
+
+
+def made_up_candidates(
+    paths: Sequence[Path], shapes: Mapping[str, int], settings: BenchmarkSettings
+) -> tuple[Candidate, ...]:
+    """Candidates for ONNX files, named by file stem, with feeds made from what the models say of their inputs.
 
     A dynamic dimension has the size that `shapes` gives for its name, else `settings.batch` when it is the first of an
     input, else 16. Integers are drawn from 0..99, but inputs named like a mask are 1 and like token types 0; floats are
-    normal. The draw is seeded. Models are named by file stem.
+    normal. The draw is seeded.
 
-    Raises BenchmarkError as `measure` does, and when `shapes` names a dimension that no model has.
+    Raises BenchmarkError when a file is missing, does not load or kills its process, and when `shapes` names a
+    dimension that no model has.
     """
-    ordered = list(paths) if baseline is None else [baseline, *(p for p in paths if p != baseline)]
-    if not ordered:
+    if not paths:
         raise BenchmarkError("one ONNX file or more is needed, got none")
-    for path in ordered:
+    for path in paths:
         check_model_file(path)
-    names = _unique_names(ordered)
-    inputs = _describe(dict(zip(names, ordered, strict=True)), settings)
+    names = _unique_names(paths)
+    inputs = _describe(dict(zip(names, paths, strict=True)), settings)
     _check_shapes(shapes, inputs)
-    candidates = [
+    return tuple(
         Candidate(name, path, random_feeds(specs, shapes, settings))
-        for name, path, specs in zip(names, ordered, inputs, strict=True)
-    ]
-    return measure(candidates, settings, progress)
+        for name, path, specs in zip(names, paths, inputs, strict=True)
+    )
 
 
 def random_feeds(
     specs: Sequence[TensorSpec], shapes: Mapping[str, int], settings: BenchmarkSettings
 ) -> tuple[dict[str, NDArray[Any]], ...]:
-    """Four feeds for inputs like `specs`, as `bench_paths` describes them."""
+    """Four feeds for inputs like `specs`, as `made_up_candidates` describes them."""
     sizes = dict(shapes)
     for spec in specs:
         for axis, dimension in enumerate(spec.shape):
