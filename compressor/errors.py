@@ -13,7 +13,7 @@
     |- BundleError           11   a bundle is damaged, incomplete, or answers differently
     |- BenchmarkError        12   the target could not be measured
     |- StorageError          13   disk full, read-only folder, permission denied
-    '- MissingDependency     14   an optional package or the native module is not installed
+    '- MissingDependencyError     14   an optional package or the native module is not installed
 
 Ctrl-C ends with 130. Anything else is a defect of this program and ends with 1.
 
@@ -80,12 +80,12 @@ class StorageError(CompressorError):
     exit_code = 13
 
 
-class MissingDependency(CompressorError):
+class MissingDependencyError(CompressorError):
     exit_code = 14
 
 
-def missing_extra(package: str) -> MissingDependency:
+def missing_extra(package: str) -> MissingDependencyError:
     """The error for an absent optional package."""
-    return MissingDependency(
+    return MissingDependencyError(
         f"this needs the package {package!r}, which is not installed; run: pip install 'compressor[train]'"
     )

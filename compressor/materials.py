@@ -1,4 +1,4 @@
-"""What several stages need and none of them makes: data, loaded models, encoded examples. Each is loaded at first use."""
+"""What several stages need and none of them makes: data, loaded models, encoded examples; loaded at first use."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 def auroc(scores: NDArray[Any], labels: NDArray[Any]) -> float:
     """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
 
-    `scores` float [N], `labels` 0/1 [N]. NaN where one class is absent. (Mann-Whitney U / (n1 n0), Hanley & McNeil 1982.)
+    `scores` float [N], `labels` 0/1 [N]. NaN where one class is absent.
+    It is Mann-Whitney's U / (n1 n0) (Hanley & McNeil 1982).
     """
     positive, negative = scores[labels == 1], np.sort(scores[labels == 0])
     if not len(positive) or not len(negative):

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from compressor.errors import MissingDependency
+from compressor.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from compressor._native import Inputs, Library, Session, TensorInfo
@@ -31,10 +31,10 @@ def available() -> bool:
 
 
 def load() -> ModuleType:
-    """The C++ module, as `_native.pyi` describes it. Raises MissingDependency when it is absent or does not load."""
+    """The C++ module, as `_native.pyi` describes it. Raises MissingDependencyError where it does not load."""
     found = _import()
     if isinstance(found, ImportError):
-        raise MissingDependency(
+        raise MissingDependencyError(
             f"the native module compressor._native does not load ({found}); "
             "build it with a C++17 compiler: pip install ."
         )
@@ -44,17 +44,17 @@ def load() -> ModuleType:
 def onnxruntime_library(override: Path | None = None) -> Path:
     """The shared library of the installed onnxruntime package, found without importing the package.
 
-    `override` is taken instead when given. Raises MissingDependency when there is no such file.
+    `override` is taken instead when given. Raises MissingDependencyError when there is no such file.
     """
     if override is not None:
         if not override.is_file():
-            raise MissingDependency(f"no ONNX Runtime library at {override}; give the path of a libonnxruntime.so")
+            raise MissingDependencyError(f"no ONNX Runtime library at {override}; give the path of a libonnxruntime.so")
         return override
     spec = importlib.util.find_spec("onnxruntime")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for library in sorted(Path(folder, "capi").glob("libonnxruntime.so*")):
             return library
-    raise MissingDependency(
+    raise MissingDependencyError(
         "the package onnxruntime, 1.19.2 or later, with capi/libonnxruntime.so is not installed; "
         "run: pip install 'onnxruntime>=1.20'"
     )

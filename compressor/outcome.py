@@ -35,8 +35,17 @@ from compressor.stages import CONTROL, Models
 from compressor.store import Run, replace_folder, write_atomic
 
 _PACKAGES = (
-    "compressor", "torch", "transformers", "optimum", "onnx", "onnxruntime", "onnxscript", "tokenizers", "numpy", "accelerate",
-)  # fmt: skip
+    "compressor",
+    "torch",
+    "transformers",
+    "optimum",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "tokenizers",
+    "numpy",
+    "accelerate",
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ def publish(outcome: Outcome, decision: GateDecision, bundle: Bundle, at: Materi
 def withdraw(outcome: Outcome, reason: str, at: Materials, run: Run) -> None:
     """Nothing ships: result.json and report.html say why, and no bundle of an earlier recipe stays behind."""
     shutil.rmtree(run.folder / "bundle", ignore_errors=True)
-    _write(_result(outcome, None, reason, (), at, run), run.folder)
+    _write(_result(outcome, None, reason.removeprefix("nothing ships: "), (), at, run), run.folder)
 
 
 def _write(result: Result, folder: Path) -> None:
@@ -125,7 +134,9 @@ def _model_results(outcome: Outcome) -> tuple[ModelResult, ...]:
         )
     in_torch = outcome.qualities["student-torch"]
     parameters = outcome.models.student.parameters
-    rows.insert(1, ModelResult("student-torch", "float32 in torch", parameters, None, None, in_torch, in_torch.agreement))
+    rows.insert(
+        1, ModelResult("student-torch", "float32 in torch", parameters, None, None, in_torch, in_torch.agreement)
+    )
     return tuple(rows)
 
 

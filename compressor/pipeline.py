@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-
 
 from compressor import stages
 from compressor.artifacts import (
@@ -24,7 +21,7 @@ from compressor.errors import GateError, RecipeError
 from compressor.materials import Materials
 from compressor.outcome import Outcome, publish, withdraw
 from compressor.progress import SILENT, Progress
-from compressor.recipe import Recipe
+from compressor.recipe import ClassDistillation, Recipe
 from compressor.recipe_file import read_recipe
 from compressor.store import Keyed, Run, key_of
 from compressor.verify.gate import choose
@@ -45,7 +42,8 @@ def compress(
     """Runs a recipe (or the YAML file that holds one) to its end and returns what `result.json` then holds.
 
     Finished stages of earlier runs in the same folder are kept unless `fresh`, or from the stage `rerun_from` on.
-    Raises a CompressorError; GateError when nothing may ship: result.json and report.html are then written, a bundle is not.
+    Raises a CompressorError; a GateError when nothing may ship: then result.json and report.html say why, and there is
+    no bundle.
     """
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(Path(recipe))
@@ -57,64 +55,67 @@ def compress(
 
 
 def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
-    source = Keyed(None, key_of(recipe.task, at.fingerprints["teacher"]))
-    data = Keyed(None, key_of(recipe.data.training(), recipe.distill.seed, at.fingerprints["train"], _text_length(recipe)))
-    held_out = Keyed(None, key_of(recipe.data.evaluation(), at.fingerprints["eval"], _text_length(recipe)))
+    stage, settings = run.stage, recipe.distill
+    source, data, held_out = _sources(recipe, at)
 
-    teacher = run.stage("teacher", Teacher, lambda _: stages.teacher(at), after=(source,), settings=recipe.teacher.rights())
-    teacher_onnx = run.stage(
-        "teacher-onnx", OnnxModel, lambda out: stages.export_teacher(at, out), after=(source, data), settings=recipe.export
+    teacher = stage("teacher", Teacher, lambda _: stages.teacher(at), (source,), recipe.teacher.rights())
+    big = stage("teacher-onnx", OnnxModel, lambda out: stages.export_teacher(at, out), (source, data), recipe.export)
+    signals = stage(
+        "signals", TeacherSignals, lambda out: stages.signals(at, out), (source, data), at.task.views, keep_partial=True
     )
-    signals = run.stage(
-        "signals", TeacherSignals, lambda out: stages.signals(at, out),
-        after=(source, data), settings=at.task.views, keep_partial=True,
-    )  # fmt: skip
-    student = run.stage(
-        "student", Student, lambda out: stages.student(at, out),
-        after=(source, data), settings=[recipe.student, at.fingerprints.get("student")],
-    )  # fmt: skip
-    distilled = run.stage(
-        "distill", DistilledStudent, lambda out: stages.distill(at, student.value, signals.value, out),
-        after=(student, signals), settings=recipe.distill, keep_partial=True,
-    )  # fmt: skip
-    control = None
-    if getattr(recipe.distill, "control", False):
-        control = run.stage(
-            "control", DistilledStudent, lambda out: stages.control(at, student.value, signals.value, out),
-            after=(student, signals), settings=recipe.distill, keep_partial=True,
-        )  # fmt: skip
-    exported = run.stage(
-        "export", OnnxModel, lambda out: stages.export_student(at, distilled.value, out),
-        after=(distilled,), settings=recipe.export,
-    )  # fmt: skip
-    quantized = run.stage(
-        "quantize", QuantizedModels, lambda out: stages.quantize_student(at, distilled.value, exported.value, out),
-        after=(exported, data), settings=recipe.quantize,
-    )  # fmt: skip
-    models = stages.Models(teacher_onnx.value, exported.value, quantized.value.models, distilled.value)
-    after_models: tuple[Keyed[Any], ...] = (teacher_onnx, exported, quantized, held_out)
-    verified = run.stage(
-        "verify", Evidence, lambda _: stages.verify(at, models, control.value if control else None),
-        after=(*after_models, control) if control else after_models,
-    )  # fmt: skip
-    timed = run.stage(
-        "benchmark", Latencies, lambda _: stages.benchmark(at, models), after=after_models, settings=recipe.benchmark
+    shape = [recipe.student, at.fingerprints.get("student")]
+    start = stage("student", Student, lambda out: stages.student(at, out), (source, data), shape)
+
+    def learn(out: Path) -> DistilledStudent:
+        return stages.distill(at, start.value, signals.value, out)
+
+    def learn_without_teacher(out: Path) -> DistilledStudent:
+        return stages.control(at, start.value, signals.value, out)
+
+    distilled = stage("distill", DistilledStudent, learn, (start, signals), settings, keep_partial=True)
+    controls = (
+        (stage("control", DistilledStudent, learn_without_teacher, (start, signals), settings, keep_partial=True),)
+        if isinstance(settings, ClassDistillation) and settings.control
+        else ()
     )
 
-    outcome = Outcome(recipe, teacher.value, models, quantized.value.refused, verified.value, timed.value)
+    small = stage(
+        "export", OnnxModel, lambda out: stages.export_student(at, distilled.value, out), (distilled,), recipe.export
+    )
+    quantized = stage(
+        "quantize",
+        QuantizedModels,
+        lambda out: stages.quantize_student(at, distilled.value, small.value, out),
+        (small, data),
+        recipe.quantize,
+    )
+    models = stages.Models(big.value, small.value, quantized.value.models, distilled.value)
+    all_models = (big, small, quantized, held_out)
+    verified = stage(
+        "verify", Evidence, lambda _: stages.verify(at, models, [c.value for c in controls]), (*all_models, *controls)
+    )
+    timed = stage("benchmark", Latencies, lambda _: stages.benchmark(at, models), all_models, recipe.benchmark)
+
+    found = Outcome(recipe, teacher.value, models, quantized.value.refused, verified.value, timed.value)
     try:
-        decision = choose(
-            models.teacher, models.student, models.quantized, outcome.qualities, outcome.latencies, outcome.parities, recipe.gate
-        )
+        decision = choose(models.onnx, found.qualities, found.latencies, found.parities, recipe.gate)
     except GateError as error:
-        withdraw(outcome, str(error), at, run)
+        withdraw(found, str(error), at, run)
         raise
-    bundle = run.stage(
-        "bundle", Bundle, lambda out: stages.bundle(at, models, teacher.value, outcome.qualities[decision.shipped], decision.shipped, out),
-        after=(exported, quantized, verified, teacher), settings=decision.shipped,
-    )  # fmt: skip
-    return publish(outcome, decision, bundle.value, at, run)
+    bundle = stage(
+        "bundle",
+        Bundle,
+        lambda out: stages.bundle(at, models, teacher.value, found.qualities[decision.shipped], out),
+        (teacher, small, quantized, verified),
+        decision.shipped,
+    )
+    return publish(found, decision, bundle.value, at, run)
 
 
-def _text_length(recipe: Recipe) -> int | None:
-    return getattr(recipe.student, "max_length", None)
+def _sources(recipe: Recipe, at: Materials) -> tuple[Keyed[None], Keyed[None], Keyed[None]]:
+    """The keys of what comes from outside: the teacher, the training data, the evaluation data."""
+    length = getattr(recipe.student, "max_length", None)
+    teacher = key_of(recipe.task, at.fingerprints["teacher"])
+    training = key_of(recipe.data.training(), recipe.distill.seed, at.fingerprints["train"], length)
+    evaluation = key_of(recipe.data.evaluation(), at.fingerprints["eval"], length)
+    return Keyed(None, teacher), Keyed(None, training), Keyed(None, evaluation)

@@ -20,7 +20,7 @@ Feed = dict[str, NDArray[Any]]
 
 
 class Preprocessor(Protocol):
-    def encode(self, inputs: Sequence[Any]) -> list[NDArray[Any]]: ...
+    def encode(self, inputs: Sequence[Any] | NDArray[Any]) -> list[NDArray[Any]]: ...
 
     def collate(self, examples: Sequence[NDArray[Any]]) -> Feed: ...
 
@@ -47,7 +47,7 @@ class TextPreprocessor:
         object.__setattr__(self, "_tokenizer", tokenizer)
         object.__setattr__(self, "_pad_id", pad_id)
 
-    def encode(self, inputs: Sequence[str]) -> list[NDArray[np.int64]]:
+    def encode(self, inputs: Sequence[Any] | NDArray[Any]) -> list[NDArray[np.int64]]:
         """Texts to int64 token ids, each [length]."""
         if not all(isinstance(text, str) for text in inputs):
             raise DataError(f"expected text, got {next(type(t).__name__ for t in inputs if not isinstance(t, str))}")
@@ -76,7 +76,7 @@ class ImagePreprocessor:
     width: int
     channels: int
 
-    def encode(self, inputs: Sequence[Any]) -> list[NDArray[np.uint8]]:
+    def encode(self, inputs: Sequence[Any] | NDArray[Any]) -> list[NDArray[np.uint8]]:
         """uint8 [height, width] (one channel) or [height, width, channels] to [height, width, channels]."""
         return [self._checked(np.asarray(image)) for image in inputs]
 

@@ -112,7 +112,9 @@ class LabelledText(Data):
 
 
 class LabelledImages(Data):
-    train: FilePath = Field(description="training images: .npz with `images` uint8 [N,H,W] or [N,H,W,C] and `labels` [N]")
+    train: FilePath = Field(
+        description="training images: .npz with `images` uint8 [N,H,W] or [N,H,W,C] and `labels` [N]"
+    )
     eval: FilePath = Field(description="held-out images in the same form")
     size: tuple[int, int] = Field(strict=False, description="height and width of the images in pixels")
     classes: tuple[str, ...] = Field(min_length=2, strict=False, description="class names, in the order of the labels")
@@ -125,25 +127,35 @@ class EncoderStudent(Settings):
     layers: int | Annotated[tuple[int, ...], Field(strict=False)] = Field(
         2, description="how many of the teacher's layers to keep (evenly spaced), or which, from 0"
     )
-    ffn: int | None = Field(None, ge=1, description="feed-forward width; the most active neurons are kept; null keeps all")
-    vocab: int | None = Field(None, ge=256, description="tokens to keep, the most frequent in the training text; null keeps all")
+    ffn: int | None = Field(
+        None, ge=1, description="feed-forward width; the most active neurons are kept; null keeps all"
+    )
+    vocab: int | None = Field(
+        None, ge=256, description="tokens to keep, the most frequent in the training text; null keeps all"
+    )
     max_length: int = Field(128, ge=8, description="longest input in tokens; longer ones are truncated")
 
 
 class ImageStudent(Settings):
     widths: tuple[int, ...] = Field(
-        (16, 32, 64), min_length=2, strict=False, description="channels of the stem, then of each depthwise-separable block"
+        (16, 32, 64),
+        min_length=2,
+        strict=False,
+        description="channels of the stem, then of each depthwise-separable block",
     )
     strides: tuple[int, ...] = Field((2, 2), strict=False, description="stride of each block")
     module: str | None = Field(
-        None, pattern=MODULE_PATTERN, description="your own student instead: file.py:callable or package.module:callable"
+        None,
+        pattern=MODULE_PATTERN,
+        description="your own student instead: file.py:callable or package.module:callable",
     )
 
     @model_validator(mode="after")
     def _one_stride_per_block(self) -> ImageStudent:
         if len(self.strides) != len(self.widths) - 1:
             raise ValueError(
-                f"expected one stride per block: {len(self.widths) - 1} for {len(self.widths)} widths, got {len(self.strides)}"
+                f"expected one stride per block, {len(self.widths) - 1} for {len(self.widths)} widths,"
+                f" got {len(self.strides)}"
             )
         return self
 
@@ -161,18 +173,26 @@ class Distillation(Settings):
 class EmbeddingDistillation(Distillation):
     cosine_weight: float = Field(1.0, ge=0, description="weight of 1 - cosine(student, teacher)")
     mse_weight: float = Field(0.0, ge=0, description="weight of the squared distance between the embeddings")
-    similarity_weight: float = Field(1.0, ge=0, description="weight of the difference of the in-batch similarity matrices")
+    similarity_weight: float = Field(
+        1.0, ge=0, description="weight of the difference of the in-batch similarity matrices"
+    )
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> EmbeddingDistillation:
         if self.cosine_weight + self.mse_weight + self.similarity_weight == 0:
-            raise ValueError("every loss weight is 0: give at least one of cosine_weight, mse_weight, similarity_weight")
+            raise ValueError(
+                "every loss weight is 0: give at least one of cosine_weight, mse_weight, similarity_weight"
+            )
         return self
 
 
 class ClassDistillation(Distillation):
-    temperature: float = Field(4.0, gt=0, description="temperature of both distributions (gradients are scaled by its square)")
-    hard_weight: float = Field(0.1, ge=0, le=1, description="share of the cross-entropy with the labels; the rest is the teacher's")
+    temperature: float = Field(
+        4.0, gt=0, description="temperature of both distributions (gradients are scaled by its square)"
+    )
+    hard_weight: float = Field(
+        0.1, ge=0, le=1, description="share of the cross-entropy with the labels; the rest is the teacher's"
+    )
     control: bool = Field(False, description="also train the same student on the labels alone, and report it beside")
 
 
@@ -186,13 +206,17 @@ class Export(Settings):
 
 class Quantization(Settings):
     precisions: tuple[Precision, ...] = Field(
-        ("dynamic-int8", "static-int8"), strict=False, description="candidates beside float32; all are measured, the best ships"
+        ("dynamic-int8", "static-int8"),
+        strict=False,
+        description="candidates beside float32; all are measured, the best ships",
     )
     calibration_samples: int = Field(128, ge=8, description="training examples that set the ranges of static-int8")
 
 
 class Gate(Settings):
-    max_drop: Share = Field(0.02, description="largest loss of the teacher's metric that may ship, as a share of it: 2% or 0.02")
+    max_drop: Share = Field(
+        0.02, description="largest loss of the teacher's metric that may ship, as a share of it: 2% or 0.02"
+    )
     judge: Literal["lower-bound", "value"] = Field(
         "lower-bound", description="what must stay within max_drop: the lower 95% bound of the share kept, or its value"
     )
@@ -200,7 +224,9 @@ class Gate(Settings):
 
 class Benchmark(Settings):
     threads: int = Field(1, ge=1, description="intra-operator threads of each session")
-    min_samples: int = Field(500, ge=459, description="timed inferences per model; 459 is the fewest that support a p99")
+    min_samples: int = Field(
+        500, ge=459, description="timed inferences per model; 459 is the fewest that support a p99"
+    )
     budget_s: float = Field(40.0, gt=0, description="time for the whole comparison")
 
 

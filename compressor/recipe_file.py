@@ -67,7 +67,10 @@ def flags_recipe(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Re
 
 def recipe_template(task: str) -> str:
     """A commented recipe for a task: required values as placeholders, optional ones at their defaults."""
-    return "\n".join([f"# A recipe for `compressor compress`, task {task}.", "", *_template_lines(RECIPES[task], "")]) + "\n"
+    return (
+        "\n".join([f"# A recipe for `compressor compress`, task {task}.", "", *_template_lines(RECIPES[task], "")])
+        + "\n"
+    )
 
 
 def _parse(path: Path) -> _Draft:
@@ -139,7 +142,8 @@ def _validate(draft: _Draft) -> Recipe:
     task = draft.values.get("task")
     if not isinstance(task, str) or task not in RECIPES:
         raise RecipeError(
-            f"{draft.place(('task',))}: task: expected one of {', '.join(RECIPES)}, got {task!r}{_nearest(str(task), RECIPES)}"
+            f"{draft.place(('task',))}: task: expected one of {', '.join(RECIPES)},"
+            f" got {task!r}{_nearest(str(task), RECIPES)}"
         )
     try:
         return RECIPES[task].model_validate(draft.values)
@@ -169,7 +173,9 @@ def _describe(error: ValidationError, draft: _Draft, model: type[BaseModel]) -> 
 
 
 def _is_union_branch(part: str | int) -> bool:
-    return isinstance(part, str) and (part in ("int", "str") or part.startswith(("tuple[", "function-", "constrained-")))
+    return isinstance(part, str) and (
+        part in ("int", "str") or part.startswith(("tuple[", "function-", "constrained-"))
+    )
 
 
 def _model_at(model: type[BaseModel], key: Key) -> type[BaseModel]:
@@ -191,14 +197,18 @@ def _first_line(text: str | None) -> str:
 
 
 def _template_lines(model: type[BaseModel], indent: str) -> Iterator[str]:
-    fields = sorted(model.model_fields.items(), key=lambda item: (_ORDER.index(item[0]) if item[0] in _ORDER else len(_ORDER)))
+    fields = sorted(
+        model.model_fields.items(), key=lambda item: _ORDER.index(item[0]) if item[0] in _ORDER else len(_ORDER)
+    )
     for name, field in fields:
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield f"\n{indent}{name}:  # {field.description}"
             yield from _template_lines(inner, indent + "  ")
         else:
-            yield f"{indent}{name}: {_template_value(name, field)}" + (f"  # {field.description}" if field.description else "")
+            yield f"{indent}{name}: {_template_value(name, field)}" + (
+                f"  # {field.description}" if field.description else ""
+            )
 
 
 def _template_value(name: str, field: FieldInfo) -> str:

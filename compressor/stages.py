@@ -1,4 +1,4 @@
-"""The stages of `pipeline`, each one call: what it reads from the materials and earlier artifacts, and what it hands on."""
+"""The stages of `pipeline`, each one call from materials and earlier artifacts to its own artifact."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def quantize_student(at: Materials, distilled: DistilledStudent, exported: OnnxM
     return quantize(exported, sample, preprocessor, at.recipe.quantize, folder, at.progress)
 
 
-def verify(at: Materials, models: Models, hard_labels: DistilledStudent | None) -> Evidence:
+def verify(at: Materials, models: Models, controls: Sequence[DistilledStudent]) -> Evidence:
     """Parity after every conversion, then the quality of every model on all held-out data."""
     folder = models.distilled.student.folder
     torch_student, preprocessor = at.student(folder), at.task.preprocessor(folder)
@@ -117,7 +117,7 @@ def verify(at: Materials, models: Models, hard_labels: DistilledStudent | None) 
             model.path, own, own.encode(at.data.eval_inputs), workers=_workers(), progress=at.progress, title=model.name
         )
     outputs["student-torch"] = _torch_outputs(torch_student, preprocessor, at.data.eval_inputs)
-    if hard_labels is not None:
+    for hard_labels in controls:
         trained = hard_labels.student.folder
         outputs[CONTROL] = _torch_outputs(at.student(trained), at.task.preprocessor(trained), at.data.eval_inputs)
     return Evidence(parities, _qualities(at, outputs))
@@ -128,7 +128,11 @@ def benchmark(at: Materials, models: Models) -> Latencies:
     raw = at.sample(BENCHMARK_INPUTS, 2)
     candidates = []
     for model in models.onnx:
-        own = at.teacher_preprocessor if model is models.teacher else at.task.preprocessor(models.distilled.student.folder)
+        own = (
+            at.teacher_preprocessor
+            if model is models.teacher
+            else at.task.preprocessor(models.distilled.student.folder)
+        )
         feeds = tuple(own.collate([example]) for example in own.encode(raw))
         candidates.append(Candidate(model.name, model.path, feeds))
     wanted = at.recipe.benchmark
@@ -136,9 +140,9 @@ def benchmark(at: Materials, models: Models) -> Latencies:
     return Latencies(measure(candidates, settings, at.progress))
 
 
-def bundle(at: Materials, models: Models, taught_by: Teacher, judged: Quality, shipped: str, folder: Path) -> Bundle:
+def bundle(at: Materials, models: Models, taught_by: Teacher, judged: Quality, folder: Path) -> Bundle:
     """The shipped model with everything a device needs to trust it."""
-    chosen = next(model for model in models.onnx if model.name == shipped)
+    chosen = next(model for model in models.onnx if model.name == judged.name)
     source = models.distilled.student.folder
     target = folder / "bundle"
     target.mkdir(exist_ok=True)
@@ -156,13 +160,15 @@ def bundle(at: Materials, models: Models, taught_by: Teacher, judged: Quality, s
     return write_bundle(chosen, contents, at.task.preprocessor(source), target)
 
 
-def _train(at: Materials, start: Student, recorded: TeacherSignals, settings: Distillation, folder: Path) -> DistilledStudent:
+def _train(
+    at: Materials, start: Student, recorded: TeacherSignals, settings: Distillation, folder: Path
+) -> DistilledStudent:
     module = at.student(start.folder)
     preprocessor = at.task.preprocessor(start.folder)
     data = TrainingData(preprocessor.encode(at.data.train), read_signals(recorded), at.data.labels, at.data.holdout)
     history = train(module, at.task, preprocessor, data, settings, folder, at.progress)
     raw = next(module.children())
-    write_student(at.recipe, raw, folder)
+    write_student(raw, folder)
     if at.tokenizer_name:
         write_atomic(folder / at.tokenizer_name, (start.folder / at.tokenizer_name).read_bytes())
     (folder / "checkpoint.pt").unlink(missing_ok=True)
@@ -177,7 +183,9 @@ def _export(at: Materials, module: nn.Module, name: str, preprocessor: Preproces
     return export_onnx(module, name, inputs, outputs, feeds, at.recipe.export.opset, folder / f"{name}.onnx")
 
 
-def _parities(at: Materials, models: Models, torch_student: nn.Module, preprocessor: Preprocessor) -> tuple[Parity, ...]:
+def _parities(
+    at: Materials, models: Models, torch_student: nn.Module, preprocessor: Preprocessor
+) -> tuple[Parity, ...]:
     raw = at.parity_inputs
     taught, learnt = at.teacher_preprocessor.encode(raw), preprocessor.encode(raw)
     teacher_module = at.task.deployable(at.teacher).eval()
@@ -215,7 +223,9 @@ def _qualities(at: Materials, outputs: dict[str, NDArray[np.float32]]) -> tuple[
     )
 
 
-def _torch_outputs(module: nn.Module, preprocessor: Preprocessor, raw: Sequence[Any]) -> NDArray[np.float32]:
+def _torch_outputs(
+    module: nn.Module, preprocessor: Preprocessor, raw: Sequence[Any] | NDArray[Any]
+) -> NDArray[np.float32]:
     examples = preprocessor.encode(raw)
     rows: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(examples)
     with torch.inference_mode():

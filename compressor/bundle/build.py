@@ -57,7 +57,9 @@ def write_bundle(model: OnnxModel, contents: Contents, preprocessor: Preprocesso
         texts = json.dumps(list(contents.golden_inputs), ensure_ascii=False, indent=1)
         write_atomic(folder / "golden_texts.json", texts.encode())
     evidence = _evidence(model, contents)
-    write_atomic(folder / "README.md", model_card(model, contents.task, evidence, contents.lineage, contents.data).encode())
+    write_atomic(
+        folder / "README.md", model_card(model, contents.task, evidence, contents.lineage, contents.data).encode()
+    )
     exact = model.precision == "float32"
     manifest = Manifest(
         format_version=BUNDLE_FORMAT_VERSION,
@@ -92,7 +94,9 @@ def _golden(model: OnnxModel, inputs: Sequence[Any], preprocessor: Preprocessor)
     for case, example in enumerate(preprocessor.encode(inputs)):
         feed = preprocessor.collate([example])
         arrays |= {f"{case}.in.{name}": array for name, array in feed.items()}
-        arrays |= {f"{case}.out.{spec.name}": out for spec, out in zip(model.outputs, run_one(session, feed), strict=True)}
+        arrays |= {
+            f"{case}.out.{spec.name}": out for spec, out in zip(model.outputs, run_one(session, feed), strict=True)
+        }
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()

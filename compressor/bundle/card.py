@@ -23,11 +23,12 @@ library_name: onnx
 
 # {task} model distilled from {lineage.source}
 
-A student in {model.precision}, {model.bytes / 1e6:.2f} MB of ONNX (opset {model.opset}), {smaller:.1f} times smaller than its
-teacher's float32 ONNX ({evidence["teacher_bytes"] / 1e6:.1f} MB).
+A student in {model.precision}, {model.bytes / 1e6:.2f} MB of ONNX (opset {model.opset}), {smaller:.1f} times smaller
+than its teacher's float32 ONNX ({evidence["teacher_bytes"] / 1e6:.1f} MB).
 
-{quality["metric"]} {value["value"]:.4f} (95% interval {value["low"]:.4f} to {value["high"]:.4f}) on {quality["examples"]:,} held-out
-examples: {kept["value"]:.1%} of the teacher's (95% interval {kept["low"]:.1%} to {kept["high"]:.1%}).
+{quality["metric"]} {value["value"]:.4f} (95% interval {value["low"]:.4f} to {value["high"]:.4f})
+on {quality["examples"]:,} held-out examples:
+{kept["value"]:.1%} of the teacher's (95% interval {kept["low"]:.1%} to {kept["high"]:.1%}).
 
 ## Interface
 

@@ -83,7 +83,7 @@ def open_bundle(folder: Path) -> OpenedBundle:
         version = content.get("format_version") if isinstance(content, dict) else None
         if version != BUNDLE_FORMAT_VERSION:
             raise BundleError(
-                f"{path}: expected bundle format {BUNDLE_FORMAT_VERSION}, got {version}; install the compressor that wrote it"
+                f"{path}: expected bundle format {BUNDLE_FORMAT_VERSION}, got {version}; use the version that wrote it"
             )
         manifest = TypeAdapter(Manifest).validate_python(content)
     except ValidationError as error:
@@ -95,7 +95,7 @@ def open_bundle(folder: Path) -> OpenedBundle:
 
 
 def check_files(bundle: OpenedBundle) -> None:
-    """Every listed file is a regular one with the listed size and SHA-256, and nothing else is there. Raises BundleError."""
+    """Every listed file has the listed size and SHA-256, and nothing else is there, links least. Raises BundleError."""
     listed = {entry.name: entry for entry in bundle.manifest.files}
     found = set()
     for parent, folders, files in os.walk(bundle.folder):

@@ -36,10 +36,12 @@ class Predictor:
     def outputs(self, inputs: Sequence[Any]) -> list[list[NDArray[Any]]]:
         """All graph outputs, without the batch dimension, for each raw input."""
         examples = self.preprocessor.encode(inputs)
-        return [[array[0] for array in run_one(self._session, self.preprocessor.collate([example]))] for example in examples]
+        return [
+            [array[0] for array in run_one(self._session, self.preprocessor.collate([example]))] for example in examples
+        ]
 
     def embed(self, inputs: str | Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors: float32 [width] for one text, [texts, width] for several. Raises BundleError for another task."""
+        """Unit vectors: float32 [width] for one text, [texts, width] for several. Raises BundleError."""
         self._require("sentence-embedding")
         if isinstance(inputs, str):
             single: NDArray[np.float32] = self.outputs([inputs])[0][0]
@@ -48,7 +50,7 @@ class Predictor:
         return np.stack([row[0] for row in self.outputs(inputs)]) if inputs else np.empty((0, int(width)), np.float32)
 
     def classify(self, inputs: Sequence[Any]) -> list[Classification]:
-        """A class for each text, image array (uint8, as in the manifest) or image file. Raises BundleError for another task."""
+        """A class for each text, image array (uint8, as in the manifest) or image file. Raises BundleError."""
         self._require("text-classification", "image-classification")
         classes: list[str] = self.manifest.answer["classes"]
         loaded = [_decoded(item) if isinstance(item, Path) else item for item in inputs]
@@ -88,14 +90,18 @@ def bundle_preprocessor(bundle: OpenedBundle) -> Preprocessor:
             return ImagePreprocessor(int(image["height"]), int(image["width"]), int(image["channels"]))
         return TextPreprocessor(bundle.folder / "tokenizer.json", int(answer["max_length"]))
     except (KeyError, TypeError, ValueError):
-        raise BundleError(f"{bundle.folder}: its manifest does not say how to prepare inputs for {bundle.manifest.task}") from None
+        raise BundleError(
+            f"{bundle.folder}: its manifest does not say how to prepare inputs for {bundle.manifest.task}"
+        ) from None
 
 
 def _decoded(path: Path) -> NDArray[np.uint8]:
     try:
         from PIL import Image
     except ImportError:
-        raise DataError(f"{path}: reading image files needs Pillow (pip install pillow), or pass a uint8 array") from None
+        raise DataError(
+            f"{path}: reading image files needs Pillow (pip install pillow), or pass a uint8 array"
+        ) from None
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("L") if image.mode in ("1", "L", "P") else image.convert("RGB"))

@@ -16,6 +16,7 @@ from compressor.bundle.predictor import bundle_preprocessor
 from compressor.errors import BundleError
 from compressor.metrics import mean_cosine
 from compressor.onnxrt import open_session, run_one
+from compressor.preprocess import Feed
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,15 @@ def verify_bundle(folder: Path) -> BundleCheck:
     )
 
 
+def golden_feeds(folder: Path) -> tuple[Feed, ...]:
+    """The golden inputs of a bundle, hashes checked first: one feed per case. Raises BundleError."""
+    bundle = open_bundle(folder)
+    check_files(bundle)
+    arrays, inputs = _arrays(bundle), bundle.manifest.inputs
+    cases = range(bundle.manifest.golden.cases)
+    return tuple({spec.name: _get(arrays, f"{case}.in.{spec.name}", folder) for spec in inputs} for case in cases)
+
+
 def _arrays(bundle: OpenedBundle) -> dict[str, NDArray[Any]]:
     path = bundle.folder / "golden.npz"
     try:
@@ -78,7 +88,9 @@ def _check_encoding(bundle: OpenedBundle, arrays: dict[str, NDArray[Any]]) -> No
     for case, example in enumerate(preprocessor.encode(json.loads(path.read_text(encoding="utf-8")))):
         for name, array in preprocessor.collate([example]).items():
             if not np.array_equal(array, _get(arrays, f"{case}.in.{name}", bundle.folder)):
-                raise BundleError(f"{bundle.folder}: the tokenizer encodes golden text {case} otherwise than when it was built")
+                raise BundleError(
+                    f"{bundle.folder}: the tokenizer encodes golden text {case} otherwise than when it was built"
+                )
 
 
 def _check_output(got: NDArray[Any], expected: NDArray[Any], what: str, manifest: Manifest, folder: Path) -> None:

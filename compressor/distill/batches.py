@@ -22,7 +22,7 @@ def epoch_batches(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch:
         pool = order[start : start + batch_size * _POOL]
         pool = pool[np.argsort(lengths[pool], kind="stable")]
         batches += [pool[i : i + batch_size] for i in range(0, len(pool) - batch_size + 1, batch_size)]
-    generator.shuffle(batches)  # type: ignore[arg-type]
+    generator.shuffle(batches)
     return batches
 
 
@@ -32,6 +32,6 @@ def epoch_views(rows: int, views: int, seed: int, epoch: int) -> NDArray[np.int6
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> list[NDArray[np.int64]]:
-    """All rows once, in batches of similar length, for inference: longest first, so that memory runs out early or never."""
+    """All rows once, in batches of similar length: longest first, so that memory runs out early or never."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

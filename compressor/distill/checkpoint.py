@@ -27,5 +27,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError):
-        raise TrainingError(f"{path}: the checkpoint is damaged; run again with --from distill to start training anew") from None
+        raise TrainingError(
+            f"{path}: the checkpoint is damaged; run again with --from distill to start training anew"
+        ) from None
     return state

@@ -1,4 +1,4 @@
-"""The teacher's outputs on the training inputs, computed once and kept: later epochs and later students only read them."""
+"""The teacher's outputs on the training inputs, computed once: later epochs and students only read them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def record_signals(
     started = saved = time.monotonic()
     with torch.inference_mode(), progress.bar("teacher", rows, "example") as bar:
         bar.advance(sum(len(batch) for batch in batches[:done]))
-        signals: NDArray[np.float32] | None = open_memmap(path, "r+") if done else None
+        signals: np.memmap[Any, Any] | None = open_memmap(path, "r+") if done else None
         for number, batch in enumerate(batches[done:], done + 1):
             views = [task.view(examples[i % len(examples)], int(i) // len(examples)) for i in batch]
             output = outputs_of(module, preprocessor.collate(views)).numpy()
@@ -62,18 +62,20 @@ def record_signals(
             signals[batch] = output
             bar.advance(len(batch))
             if time.monotonic() - saved > _SAVE_EVERY_S:
-                signals.flush()  # type: ignore[attr-defined]
+                signals.flush()
                 write_atomic(done_file, json.dumps(number).encode())
                 saved = time.monotonic()
     assert signals is not None
-    signals.flush()  # type: ignore[attr-defined]
+    signals.flush()
     done_file.unlink(missing_ok=True)
     return TeacherSignals(path, sha256_file(path), rows, signals.shape[1], round(time.monotonic() - started, 3))
 
 
 def read_signals(signals: TeacherSignals) -> NDArray[np.float32]:
-    """The recorded outputs, memory-mapped read-only: float32 [rows, width]. Raises TeacherError when they changed on disk."""
+    """The recorded outputs, memory-mapped: float32 [rows, width]. Raises TeacherError when they changed on disk."""
     if not signals.path.is_file() or sha256_file(signals.path) != signals.sha256:
-        raise TeacherError(f"{signals.path}: the recorded teacher outputs are missing or damaged; run again with --from signals")
+        raise TeacherError(
+            f"{signals.path}: the recorded teacher outputs are missing or damaged; run again with --from signals"
+        )
     array: NDArray[np.float32] = np.load(signals.path, mmap_mode="r")
     return array

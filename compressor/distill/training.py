@@ -77,7 +77,9 @@ class _Training:
                 part.p = 0.0  # the targets are exact: noise on the student's side only slows it down
         self.task, self.preprocessor, self.data, self.settings = task, preprocessor, data, settings
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
-        optimizer = torch.optim.AdamW(module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        optimizer = torch.optim.AdamW(
+            module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         self.raw = module
         self.loss = loss_for(settings)
@@ -169,7 +171,11 @@ class _Training:
 
     def _out_of_patience(self) -> bool:
         patience = self.settings.patience
-        return patience is not None and self.at.step - self.at.best_step >= patience * self.per_epoch > 0 and bool(self.at.scores)
+        return (
+            patience is not None
+            and self.at.step - self.at.best_step >= patience * self.per_epoch > 0
+            and bool(self.at.scores)
+        )
 
     def _save(self, path: Path) -> None:
         save_checkpoint(
@@ -214,7 +220,11 @@ def train(
     run.run(folder / "checkpoint.pt", progress)
     module.load_state_dict(run.best)
     module.eval()
-    kernel = selected_implementation(torch.zeros(1, 2)) if isinstance(settings, ClassDistillation) else "torch (embedding loss)"
+    kernel = (
+        selected_implementation(torch.zeros(1, 2))
+        if isinstance(settings, ClassDistillation)
+        else "torch (embedding loss)"
+    )
     return TrainingHistory(
         steps=run.at.step,
         seconds=round(run.at.seconds, 3),

@@ -36,9 +36,7 @@ def export_onnx(
     """
     traced_on = max(feeds, key=lambda feed: feed[inputs[0].name].size)
     dynamic = {
-        spec.name: {
-            axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(spec.shape) if isinstance(size, str)
-        }
+        spec.name: {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in inputs
     }
     with _quiet():
@@ -153,7 +151,9 @@ def _run_shapes(model: OnnxModel, feeds: list[Feed]) -> None:
             raise ExportError(f"{model.name}: the exported graph does not take {shapes}: {error}") from None
         batch = next(iter(feed.values())).shape[0]
         if any(output.shape[0] != batch for output in outputs):
-            raise ExportError(f"{model.name}: the exported graph gives {outputs[0].shape} for {shapes}: the batch is fixed in it")
+            raise ExportError(
+                f"{model.name}: the exported graph gives {outputs[0].shape} for {shapes}: the batch is fixed in it"
+            )
 
 
 def _cause(error: BaseException) -> str:

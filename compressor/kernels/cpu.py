@@ -51,7 +51,7 @@ def distillation_rows(
     """The loss of each row [N], as `reference.distillation_rows` defines it, with the student's gradient.
 
     Logits are [N, V] float32, contiguous, on the CPU; labels [N] int64. Mass below the smallest normal float32 counts
-    as none. Not twice differentiable. Raises MissingDependency when the native module is not built.
+    as none. Not twice differentiable. Raises MissingDependencyError when the native module is not built.
     """
     rows: Tensor = _DistillationRows.apply(  # type: ignore[no-untyped-call]  # untyped in torch
         student_logits, teacher_logits, None if labels is None else labels.contiguous(), temperature, hard_weight

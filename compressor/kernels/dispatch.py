@@ -29,7 +29,7 @@ def selected_implementation(*logits: Tensor) -> Implementation:
     """The implementation that `distillation_loss` takes for these logits (student's, teacher's, or both).
 
     `cpu` for contiguous float32 tensors on the CPU where the native module is there, else `reference`. The environment
-    variable COMPRESSOR_KERNEL forces one. Raises MissingDependency when the forced one is not built, UsageError when it
+    variable COMPRESSOR_KERNEL forces one. Raises MissingDependencyError when it is not built, UsageError when it
     does not exist or does not take these tensors.
     """
     suits_cpu = all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in logits)

@@ -61,7 +61,9 @@ def quantize(
         name = f"{student.name}-{_short(precision, settings)}"
         path = folder / f"{name}.onnx"
         if precision == "dynamic-int8" and not _has_operator(student.path, _DYNAMIC_OPERATORS):
-            refused.append(RefusedModel(name, "dynamic int8 applies to matrix products and embeddings; the graph has none"))
+            refused.append(
+                RefusedModel(name, "dynamic int8 applies to matrix products and embeddings; the graph has none")
+            )
             continue
         progress.log(f"  {name}: {precision}")
         with _quiet():
@@ -93,7 +95,9 @@ def _write_dynamic(source: Path, destination: Path) -> None:
     )
 
 
-def _write_static(source: Path, destination: Path, calibration: Sequence[NDArray[Any]], preprocessor: Preprocessor) -> None:
+def _write_static(
+    source: Path, destination: Path, calibration: Sequence[NDArray[Any]], preprocessor: Preprocessor
+) -> None:
     quantize_static(
         source,
         destination,
@@ -115,7 +119,9 @@ def _has_operator(path: Path, operators: list[str]) -> bool:
 def _check_quantized(path: Path, name: str) -> None:
     model = onnx.load(path, load_external_data=False)
     if not any("Quantize" in node.op_type or "Integer" in node.op_type for node in model.graph.node):
-        raise QuantizationError(f"{name}: onnxruntime's quantizer left every operator in float32; drop it from quantize.precisions")
+        raise QuantizationError(
+            f"{name}: onnxruntime's quantizer left every operator in float32; drop it from quantize.precisions"
+        )
     try:
         open_session(path)
     except BundleError as error:

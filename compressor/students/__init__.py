@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from compressor.artifacts import Student
 from compressor.errors import StudentError
-from compressor.preprocess import TextPreprocessor
 from compressor.recipe import ImageClassificationRecipe, Recipe
 from compressor.store import write_atomic
 from compressor.students.encoder import derive_encoder, write_encoder
@@ -21,7 +20,7 @@ from compressor.students.separable import SeparableCnn
 from compressor.teachers.folder import load_folder
 from compressor.teachers.module import build_module
 
-__all__ = ["load_student", "make_student", "write_student"]
+__all__ = ["load_student", "make_student", "new_image_student", "write_student"]
 
 
 def make_student(recipe: Recipe, teacher: nn.Module, training_ids: list[NDArray[np.int64]], folder: Path) -> Student:
@@ -32,15 +31,18 @@ def make_student(recipe: Recipe, teacher: nn.Module, training_ids: list[NDArray[
     """
     if isinstance(recipe, ImageClassificationRecipe):
         torch.manual_seed(recipe.distill.seed)
-        model = _new_image_student(recipe)
-        write_student(recipe, model, folder)
-        student = Student(folder, _count(model), (recipe.student.module or f"widths {', '.join(map(str, recipe.student.widths))}",))
+        model = new_image_student(recipe)
+        write_student(model, folder)
+        student = Student(
+            folder, _count(model), (recipe.student.module or f"widths {', '.join(map(str, recipe.student.widths))}",)
+        )
     else:
         assert isinstance(teacher, PreTrainedModel)
         student = derive_encoder(teacher, recipe.teacher.path / "tokenizer.json", recipe.student, training_ids, folder)
     if student.parameters >= _count(teacher):
         raise StudentError(
-            f"the student has {student.parameters:,} parameters, its teacher {_count(teacher):,}: choose fewer layers or widths"
+            f"the student has {student.parameters:,} parameters, its teacher {_count(teacher):,}:"
+            " choose fewer layers or smaller widths"
         )
     return student
 
@@ -48,13 +50,13 @@ def make_student(recipe: Recipe, teacher: nn.Module, training_ids: list[NDArray[
 def load_student(recipe: Recipe, folder: Path) -> nn.Module:
     """The raw student model of a folder, in evaluation mode."""
     if isinstance(recipe, ImageClassificationRecipe):
-        model = _new_image_student(recipe)
+        model = new_image_student(recipe)
         model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
         return model.eval()
     return load_folder(folder, recipe.task)
 
 
-def write_student(recipe: Recipe, model: nn.Module, folder: Path) -> None:
+def write_student(model: nn.Module, folder: Path) -> None:
     """Weights (and config) of a raw student model into a folder, each file replaced atomically."""
     if isinstance(model, PreTrainedModel):
         write_encoder(model, folder)
@@ -63,7 +65,8 @@ def write_student(recipe: Recipe, model: nn.Module, folder: Path) -> None:
         write_atomic(folder / "model.safetensors", safetensors.torch.save(state))
 
 
-def _new_image_student(recipe: ImageClassificationRecipe) -> nn.Module:
+def new_image_student(recipe: ImageClassificationRecipe) -> nn.Module:
+    """The student that the recipe names, with random weights. Raises StudentError."""
     spec = recipe.student
     if spec.module is not None:
         return build_module(spec.module, StudentError)

@@ -50,16 +50,24 @@ def find_parts(model: PreTrainedModel) -> EncoderParts:
         depth, hidden = int(normalized.num_layers), int(normalized.hidden_size)
         depth_key = str(normalized.NUM_LAYERS)
     except (KeyError, AttributeError, NotImplementedError):
-        raise StudentError(f"no student can be derived from a {model.config.model_type!r} model: its config is unknown") from None
-    stacks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
+        raise StudentError(
+            f"no student can be derived from a {model.config.model_type!r} model: its config is unknown"
+        ) from None
+    stacks = [
+        name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == depth
+    ]
     if len(stacks) != 1:
-        raise StudentError(f"expected one stack of {depth} layers in a {model.config.model_type} model, found {len(stacks)}")
+        raise StudentError(
+            f"expected one stack of {depth} layers in a {model.config.model_type} model, found {len(stacks)}"
+        )
     layer = model.get_submodule(f"{stacks[0]}.0")
     linear = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
     ups = [(n, m) for n, m in linear if m.in_features == hidden and m.out_features != hidden]
     downs = [(n, m) for n, m in linear if m.out_features == hidden and m.in_features != hidden]
     if len(ups) != 1 or len(downs) != 1 or ups[0][1].out_features != downs[0][1].in_features:
-        raise StudentError(f"expected one feed-forward pair in each {model.config.model_type} layer; this one is built otherwise")
+        raise StudentError(
+            f"expected one feed-forward pair in each {model.config.model_type} layer; this one is built otherwise"
+        )
     if getattr(model.config, "intermediate_size", None) != ups[0][1].out_features:
         raise StudentError(f"a {model.config.model_type} config without intermediate_size cannot be narrowed")
     return EncoderParts(stacks[0], ups[0][0], downs[0][0], depth, ups[0][1].out_features, depth_key)
@@ -72,11 +80,15 @@ def chosen_layers(wanted: int | tuple[int, ...], depth: int) -> tuple[int, ...]:
             raise StudentError(f"student.layers: expected 1 to {depth} (the teacher's depth), got {wanted}")
         return tuple(round(i * (depth - 1) / max(wanted - 1, 1)) for i in range(wanted)) if wanted > 1 else (0,)
     if not wanted or list(wanted) != sorted(set(wanted)) or wanted[0] < 0 or wanted[-1] >= depth:
-        raise StudentError(f"student.layers: expected ascending layer numbers from 0 to {depth - 1}, got {list(wanted)}")
+        raise StudentError(
+            f"student.layers: expected ascending layer numbers from 0 to {depth - 1}, got {list(wanted)}"
+        )
     return wanted
 
 
-def student_config(config: PretrainedConfig, parts: EncoderParts, spec: EncoderStudent, vocabulary: int) -> PretrainedConfig:
+def student_config(
+    config: PretrainedConfig, parts: EncoderParts, spec: EncoderStudent, vocabulary: int
+) -> PretrainedConfig:
     """The teacher's config with the student's sizes. Raises StudentError when it would not be smaller."""
     if spec.ffn is not None and spec.ffn > parts.ffn:
         raise StudentError(f"student.ffn: expected at most {parts.ffn} (the teacher's), got {spec.ffn}")
@@ -168,7 +180,7 @@ def _active_neurons(
     tokenizer_file: Path,
     training_ids: list[NDArray[np.int64]],
 ) -> dict[int, Tensor]:
-    """Per layer, the `width` neurons whose outputs reach furthest: mean |activation| times the norm of what it feeds."""
+    """Per layer, the `width` neurons that reach furthest: mean |activation| times the norm of what it feeds."""
     if width == parts.ffn:
         return {layer: torch.arange(width) for layer in layers}
     reach = {layer: torch.zeros(parts.ffn) for layer in layers}
@@ -180,7 +192,8 @@ def _active_neurons(
         return hook
 
     hooks = [
-        model.get_submodule(f"{parts.stack}.{layer}.{parts.down}").register_forward_pre_hook(record(layer)) for layer in layers
+        model.get_submodule(f"{parts.stack}.{layer}.{parts.down}").register_forward_pre_hook(record(layer))
+        for layer in layers
     ]
     preprocessor = TextPreprocessor(tokenizer_file, 128)
     with torch.inference_mode():
@@ -190,7 +203,7 @@ def _active_neurons(
         hook.remove()
     kept = {}
     for layer in layers:
-        outgoing = model.get_submodule(f"{parts.stack}.{layer}.{parts.down}").weight.detach().norm(dim=0)
+        outgoing = model.get_parameter(f"{parts.stack}.{layer}.{parts.down}.weight").detach().norm(dim=0)
         kept[layer] = torch.topk(reach[layer] * outgoing, width).indices.sort().values
     return kept
 

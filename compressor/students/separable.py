@@ -1,4 +1,4 @@
-"""The built-in image student: a depthwise-separable CNN (Howard et al. 2017, MobileNets), made of what int8 does well."""
+"""The built-in image student: a depthwise-separable CNN (Howard et al. 2017, MobileNets)."""
 
 from __future__ import annotations
 

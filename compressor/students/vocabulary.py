@@ -34,7 +34,8 @@ def trim_vocabulary(tokenizer_file: Path, training_ids: Sequence[NDArray[np.int6
     model = definition["model"]
     if model.get("type") != "WordPiece":
         raise StudentError(
-            f"{tokenizer_file}: student.vocab needs a WordPiece tokenizer, got {model.get('type')}; set student.vocab to null"
+            f"{tokenizer_file}: student.vocab needs a WordPiece tokenizer, got {model.get('type')};"
+            " set student.vocab to null"
         )
     old: dict[str, int] = model["vocab"]
     if size >= len(old):
@@ -60,7 +61,9 @@ def _choose(
     size: int,
 ) -> list[int]:
     """Old ids to keep, ascending, so that special tokens stay where the configuration expects them first."""
-    counts = Counter({int(i): int(n) for i, n in zip(*np.unique(np.concatenate(training_ids), return_counts=True), strict=True)})
+    counts = Counter(
+        {int(i): int(n) for i, n in zip(*np.unique(np.concatenate(training_ids), return_counts=True), strict=True)}
+    )
     token_of = {i: token for token, i in vocabulary.items()}
     frequent = [i for i, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if i not in special]
     characters = {c for i in frequent for c in token_of[i].removeprefix(prefix)} | {chr(c) for c in range(33, 127)}
@@ -85,6 +88,8 @@ def _renumber(definition: dict[str, Any], new_id: dict[int, int]) -> None:
         for end in ("sep", "cls"):
             processor[end][1] = new_id[processor[end][1]]
     elif processor:
-        raise StudentError(f"student.vocab cannot rewrite a {processor.get('type')} post-processor; set student.vocab to null")
+        raise StudentError(
+            f"student.vocab cannot rewrite a {processor.get('type')} post-processor; set student.vocab to null"
+        )
     if isinstance(definition.get("padding"), dict):
         definition["padding"]["pad_id"] = new_id[definition["padding"]["pad_id"]]

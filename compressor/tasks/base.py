@@ -28,10 +28,10 @@ class TaskData:
     judged by. `described` says in words what was read, for the report.
     """
 
-    train: Sequence[Any]
+    train: Sequence[Any] | NDArray[np.uint8]
     labels: NDArray[np.int64] | None
     holdout: int
-    eval_inputs: Sequence[Any]
+    eval_inputs: Sequence[Any] | NDArray[np.uint8]
     truth: NDArray[np.int64]
     described: dict[str, str]
     pairs: NDArray[np.int64] | None = None

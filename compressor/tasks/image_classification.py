@@ -98,10 +98,10 @@ class ImageClassification:
                 f" and data.std {len(data.std)} channels"
             )
         if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-            raise DataError(f"{path}: expected one integer label per image, got {labels.dtype} {labels.shape} for {len(images)} images")
+            raise DataError(f"{path}: expected {len(images)} integer labels, got {labels.dtype} {labels.shape}")
         if labels.min() < 0 or labels.max() >= len(data.classes):
             raise DataError(
-                f"{path}: labels from {labels.min()} to {labels.max()}, but data.classes names {len(data.classes)} classes"
+                f"{path}: labels from {labels.min()} to {labels.max()}, but data.classes names {len(data.classes)}"
             )
         return images, labels.astype(np.int64)
 

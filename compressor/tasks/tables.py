@@ -37,7 +37,7 @@ def read_columns(path: Path, columns: Sequence[str], cache: Path) -> dict[str, l
     missing = [name for name in columns if name not in table.column_names]
     if missing:
         raise DataError(
-            f"{path}: missing column {', '.join(missing)}; it has {', '.join(table.column_names)}: name yours under data"
+            f"{path}: missing column {', '.join(missing)}; it has {', '.join(table.column_names)}: set data"
         )
     if not len(table):
         raise DataError(f"{path}: no rows; expected rows with {', '.join(columns)}")

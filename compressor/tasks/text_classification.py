@@ -71,7 +71,9 @@ class TextClassification:
         try:
             id2label = json.loads(config.read_text(encoding="utf-8")).get("id2label")
         except (OSError, ValueError):
-            raise TeacherError(f"{self.recipe.teacher.path}: expected a Hugging Face folder with a config.json") from None
+            raise TeacherError(
+                f"{self.recipe.teacher.path}: expected a Hugging Face folder with a config.json"
+            ) from None
         if not isinstance(id2label, dict) or not id2label:
             raise TeacherError(f"{config}: expected id2label with the class names, found none")
         return tuple(str(id2label[key]) for key in sorted(id2label, key=int))
@@ -86,7 +88,9 @@ class TextClassification:
                 continue
             index = number.get(label) if isinstance(label, str) else label
             if not isinstance(index, int) or not 0 <= index < len(classes):
-                raise DataError(f"{path}: {data.label}: expected one of {', '.join(classes)} or 0 to {len(classes) - 1}, got {label!r}")
+                raise DataError(
+                    f"{path}: {data.label}: expected one of {', '.join(classes)} or its number from 0, got {label!r}"
+                )
             texts.append(text)
             labels.append(index)
         if not texts:
@@ -112,7 +116,7 @@ class TextClassification:
     def edge_inputs(self) -> list[Any]:
         return list(EDGE_TEXTS)
 
-    def answers(self, outputs: NDArray[np.float32], data: TaskData) -> NDArray[Any]:
+    def answers(self, outputs: NDArray[np.float32], data: TaskData) -> NDArray[Any]:  # noqa: ARG002
         return np.asarray(outputs.argmax(axis=1))
 
     def metric(self, answers: NDArray[Any], truth: NDArray[Any]) -> float:

@@ -33,8 +33,8 @@ def load_folder(path: Path, task: str) -> PreTrainedModel:
     """The model of a folder, float32, in evaluation mode. Raises TeacherError."""
     check_folder(path)
     model_class: Any = TasksManager.get_model_class_for_task(OPTIMUM_TASK[task], framework="pt")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model, loading = model_class.from_pretrained(
             path, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True

@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -20,8 +19,8 @@ from compressor.errors import CompressorError, TeacherError
 def build_module(reference: str, error: type[CompressorError]) -> nn.Module:
     """Calls the callable that a reference names. `error` is raised, with one line, for whatever goes wrong."""
     source, _, name = reference.rpartition(":")
-    make = getattr(_import(source, error), name, None)
-    if not isinstance(make, Callable):  # type: ignore[arg-type]
+    make: object = getattr(_import(source, error), name, None)
+    if not callable(make):
         raise error(f"{reference}: expected a callable {name!r} in {source}, found {type(make).__name__}")
     try:
         built = make()

@@ -11,9 +11,7 @@ from compressor.recipe import Gate
 
 
 def choose(
-    teacher: OnnxModel,
-    student: OnnxModel,
-    quantized: Sequence[OnnxModel],
+    models: Sequence[OnnxModel],
     qualities: Mapping[str, Quality],
     latencies: Mapping[str, Latency],
     parities: Mapping[str, Parity],
@@ -21,25 +19,32 @@ def choose(
 ) -> GateDecision:
     """The candidate with the largest (times smaller) x (times faster) among those that pass.
 
+    `models` are the teacher, the float32 student, and the quantized ones, in this order; the mappings go by name.
     Raises GateError naming the closest candidate when none passes.
     """
+    teacher, student, *_ = models
+    candidates = models[1:]
     passed_over: list[RefusedModel] = []
     passing: list[OnnxModel] = []
-    for model in [student, *quantized]:
+    for model in candidates:
         reason = _objection(model, student, qualities[model.name], latencies, parities[model.name], gate)
         if reason:
             passed_over.append(RefusedModel(model.name, reason))
         else:
             passing.append(model)
     if not passing:
-        raise GateError(_nothing_passes(qualities, [student, *quantized], gate))
+        raise GateError(_nothing_passes(qualities, candidates, gate))
 
     def gain(model: OnnxModel) -> float:
-        return math.log(teacher.bytes / model.bytes) + math.log(latencies[teacher.name].p50_ms / latencies[model.name].p50_ms)
+        return math.log(teacher.bytes / model.bytes) + math.log(
+            latencies[teacher.name].p50_ms / latencies[model.name].p50_ms
+        )
 
     best = max(passing, key=gain)
     passed_over += [
-        RefusedModel(model.name, f"passes, but gains less: {_gain_words(teacher, model, latencies)}") for model in passing if model is not best
+        RefusedModel(model.name, f"passes, but gains less: {_gain_words(teacher, model, latencies)}")
+        for model in passing
+        if model is not best
     ]
     return GateDecision(best.name, _gain_words(teacher, best, latencies), tuple(passed_over))
 
@@ -54,11 +59,13 @@ def _objection(
 ) -> str | None:
     kept = quality.kept.low if gate.judge == "lower-bound" else quality.kept.value
     if not kept >= 1 - gate.max_drop:  # also when it is NaN
-        return f"keeps {_kept_words(quality)} of the teacher's {quality.metric}; at least {1 - gate.max_drop:.1%} must be kept"
+        least = f"at least {1 - gate.max_drop:.1%} must be kept"
+        return f"keeps {_kept_words(quality)} of the teacher's {quality.metric}; {least}"
     if not parity.holds:
         return f"departs from {parity.reference}: mean cosine {parity.mean_cosine:.4f}, expected {parity.bound}"
-    if model is not student and latencies[model.name].p50_ms >= latencies[student.name].p50_ms:
-        return f"slower than float32 here: {latencies[model.name].p50_ms:.3g} ms against {latencies[student.name].p50_ms:.3g} ms"
+    own_ms, float_ms = latencies[model.name].p50_ms, latencies[student.name].p50_ms
+    if model is not student and own_ms >= float_ms:
+        return f"not faster than float32 here: {own_ms:.3g} ms against {float_ms:.3g} ms"
     return None
 
 

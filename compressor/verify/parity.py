@@ -24,7 +24,9 @@ FLOAT_RELATIVE = 1e-4
 INT8_COSINE = 0.9
 
 
-def torch_outputs(module: nn.Module, preprocessor: Preprocessor, examples: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+def torch_outputs(
+    module: nn.Module, preprocessor: Preprocessor, examples: Sequence[NDArray[Any]]
+) -> NDArray[np.float32]:
     """The first output of the deployable module for every example, one at a time: float32 [examples, width]."""
     rows = []
     with torch.inference_mode():
@@ -39,7 +41,9 @@ def onnx_outputs(model: OnnxModel, preprocessor: Preprocessor, examples: Sequenc
     return first_outputs(model.path, preprocessor, examples, workers=1, progress=SILENT, title="")
 
 
-def compare(name: str, reference: str, got: NDArray[np.float32], expected: NDArray[np.float32], *, exact: bool) -> Parity:
+def compare(
+    name: str, reference: str, got: NDArray[np.float32], expected: NDArray[np.float32], *, exact: bool
+) -> Parity:
     """Parity of two models' outputs, float32 [inputs, width] each.
 
     `exact` asks for float32 equality up to rounding: |got - expected| <= 1e-5 + 1e-4 |expected| everywhere. Otherwise a
@@ -48,8 +52,14 @@ def compare(name: str, reference: str, got: NDArray[np.float32], expected: NDArr
     finite = bool(np.isfinite(got).all() and np.isfinite(expected).all())
     error = np.abs(got.astype(np.float64) - expected) if finite else np.full_like(expected, np.inf, dtype=np.float64)
     cosine = mean_cosine(got, expected) if finite else 0.0
-    within = bool((error <= FLOAT_ABSOLUTE + FLOAT_RELATIVE * np.abs(expected)).all()) if exact else cosine >= INT8_COSINE
-    bound = f"|difference| <= {FLOAT_ABSOLUTE:g} + {FLOAT_RELATIVE:g} |value|" if exact else f"mean cosine >= {INT8_COSINE:g}"
+    within = (
+        bool((error <= FLOAT_ABSOLUTE + FLOAT_RELATIVE * np.abs(expected)).all()) if exact else cosine >= INT8_COSINE
+    )
+    bound = (
+        f"|difference| <= {FLOAT_ABSOLUTE:g} + {FLOAT_RELATIVE:g} |value|"
+        if exact
+        else f"mean cosine >= {INT8_COSINE:g}"
+    )
     return Parity(
         name=name,
         reference=reference,

@@ -15,7 +15,7 @@ from compressor import native
 from compressor.benchmark import BenchmarkSettings, Candidate, measure
 from compressor.benchmark.child import run_worker
 from compressor.benchmark.request import Model, make_request, save_feeds
-from compressor.errors import BenchmarkError, MissingDependency
+from compressor.errors import BenchmarkError, MissingDependencyError
 from compressor.progress import SILENT
 
 QUICK = BenchmarkSettings(warmup_s=0.0)
@@ -156,7 +156,7 @@ def test_what_may_be_asked(models):
         BenchmarkSettings(threads=0)
     with pytest.raises(BenchmarkError, match="above 0, got 0"):
         BenchmarkSettings(budget_s=0)
-    with pytest.raises(MissingDependency, match="no ONNX Runtime library at"):
+    with pytest.raises(MissingDependencyError, match="no ONNX Runtime library at"):
         measure([one], BenchmarkSettings(library=Path("nowhere.so")), SILENT)
 
 

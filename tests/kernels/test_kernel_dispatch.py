@@ -60,13 +60,13 @@ def test_without_the_native_module():
 import sys
 sys.modules["compressor._native"] = None  # as if it had not been built
 import os, torch
-from compressor.errors import MissingDependency
+from compressor.errors import MissingDependencyError
 from compressor.kernels import selected_implementation
 assert selected_implementation(torch.zeros(2, 2)) == "reference"
 os.environ["COMPRESSOR_KERNEL"] = "cpu"
 try:
     selected_implementation(torch.zeros(2, 2))
-except MissingDependency as error:
+except MissingDependencyError as error:
     print(error)
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -12,7 +12,7 @@ import pytest
 
 import compressor
 from compressor import native
-from compressor.errors import MissingDependency
+from compressor.errors import MissingDependencyError
 
 STUB = ast.parse(Path(native.__file__).with_name("_native.pyi").read_text())
 
@@ -63,7 +63,7 @@ from compressor import native
 assert not native.available()
 try:
     native.load()
-except native.MissingDependency as error:
+except native.MissingDependencyError as error:
     print(error)
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -85,7 +85,7 @@ assert "onnxruntime" not in sys.modules
 def test_another_library_may_be_named(tmp_path):
     library = native.onnxruntime_library()
     assert native.onnxruntime_library(library) == library
-    with pytest.raises(MissingDependency, match="no ONNX Runtime library at"):
+    with pytest.raises(MissingDependencyError, match="no ONNX Runtime library at"):
         native.onnxruntime_library(tmp_path / "libonnxruntime.so")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from compressor.artifacts import Result
-from compressor.errors import MissingDependency, StorageError
+from compressor.errors import MissingDependencyError, StorageError
 from compressor.report.html import render_report, write_report
 from compressor.report.rows import summary_line
 
@@ -189,5 +189,5 @@ def test_a_failed_write_leaves_the_old_report(result: Result, tmp_path: Path):
 def test_without_jinja2_the_error_says_what_to_install(result: Result, monkeypatch: pytest.MonkeyPatch):
     # None is how Python itself marks a module that must not be found.
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(MissingDependency, match=r"'jinja2'.*pip install 'compressor\[train\]'"):
+    with pytest.raises(MissingDependencyError, match=r"'jinja2'.*pip install 'compressor\[train\]'"):
         render_report(result)

@@ -1,0 +1,64 @@
+"""The command's entry: one line and an exit code for every expected failure, a traceback only with --debug."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from types import FrameType
+
+from compressor.cli import parse, run
+from compressor.errors import INTERNAL_ERROR_EXIT_CODE, INTERRUPTED_EXIT_CODE, CompressorError
+
+_ERROR_LINE = "compressor: {}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code (errors.py lists them)."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        run(options)
+    except KeyboardInterrupt:
+        _say("interrupted; finished work is kept, and the same command continues from it")
+        return INTERRUPTED_EXIT_CODE
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has left; there is nobody to tell
+        return INTERNAL_ERROR_EXIT_CODE
+    except Exception as error:
+        known = _known(error)
+        if options.debug:
+            traceback.print_exc()
+        _say(
+            str(known)
+            if known
+            else f"internal error: {type(error).__name__}: {error}; run with --debug for the traceback"
+        )
+        return known.exit_code if known else INTERNAL_ERROR_EXIT_CODE
+    return 0
+
+
+def _known(error: BaseException) -> CompressorError | None:
+    """The error itself when it is the user's; what a failing file system or a missing package means to them."""
+    from compressor.errors import missing_extra
+    from compressor.store import storage_error
+
+    if isinstance(error, CompressorError):
+        return error
+    if isinstance(error, OSError):
+        return storage_error(error)
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("compressor"):
+        return missing_extra(error.name)
+    return None
+
+
+def _say(message: str) -> None:
+    print(_ERROR_LINE.format(" ".join(message.split())), file=sys.stderr)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""The command line: verbs and flags, each verb one function of `commands`. No logic here, and no heavy import."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from compressor import __version__
+
+_TASKS = ("sentence-embedding", "text-classification", "image-classification")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of one command. Exits with 2 on a command line that does not exist, with 0 after --help."""
+    return _parser().parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Calls the verb's function. Raises what it raises."""
+    from compressor import commands
+
+    verb: Callable[[argparse.Namespace], None] = getattr(commands, options.verb)
+    verb(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="compressor", description="Distil, export, quantize, verify, benchmark, bundle."
+    )
+    parser.add_argument("--version", action="version", version=f"compressor {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _init(verbs)
+    _compress(verbs)
+    _inspect(verbs)
+    _verify(verbs)
+    _bench(verbs)
+    _report(verbs)
+    return parser
+
+
+if TYPE_CHECKING:
+    _Verbs = argparse._SubParsersAction[argparse.ArgumentParser]  # argparse gives it no public name
+
+
+def _verb(verbs: _Verbs, name: str, summary: str) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    parser.add_argument("--quiet", action="store_true", help="no progress and no logs")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _init(verbs: _Verbs) -> None:
+    parser = _verb(verbs, "init", "print a commented recipe")
+    parser.add_argument("--task", required=True, choices=_TASKS)
+
+
+def _compress(verbs: _Verbs) -> None:
+    parser = _verb(verbs, "compress", "run a recipe from teacher to bundle")
+    parser.add_argument("recipe", nargs="?", help="a recipe (YAML); or give --teacher, --task, --data, --eval")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as distill.epochs=3"
+    )
+    parser.add_argument("--task", choices=_TASKS)
+    parser.add_argument("--teacher", metavar="PATH", help="the teacher's folder")
+    parser.add_argument("--license", metavar="SPDX", help="licence of the teacher's weights, such as Apache-2.0")
+    parser.add_argument("--own-model", action="store_true", help="the teacher is your own model")
+    parser.add_argument("--data", metavar="FILE", help="training data")
+    parser.add_argument("--eval", metavar="FILE", help="held-out data")
+    parser.add_argument("--max-drop", metavar="SHARE", help="largest permitted loss of the metric, such as 2%%")
+    parser.add_argument("--out", metavar="FOLDER", help="run folder")
+    parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan, train nothing")
+    reuse = parser.add_mutually_exclusive_group()
+    reuse.add_argument("--resume", action="store_true", help="keep what earlier runs finished (the default)")
+    reuse.add_argument("--fresh", action="store_true", help="run every stage again")
+    parser.add_argument("--from", dest="rerun_from", metavar="STAGE", help="run this stage and all after it again")
+    parser.add_argument("--json", action="store_true", help="print the result (or the plan) as JSON")
+
+
+def _inspect(verbs: _Verbs) -> None:
+    parser = _verb(verbs, "inspect", "show what a model or a bundle is made of")
+    parser.add_argument("path", metavar="MODEL_OR_BUNDLE")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _verify(verbs: _Verbs) -> None:
+    parser = _verb(verbs, "verify", "check a bundle: hashes, then its golden cases")
+    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _bench(verbs: _Verbs) -> None:
+    parser = _verb(verbs, "bench", "time models natively, interleaved in one run")
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="an .onnx file or a bundle")
+    parser.add_argument("--baseline", metavar="MODEL", help="what the others are compared with (default: the first)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N")
+    parser.add_argument(
+        "--samples", type=int, default=500, metavar="N", help="timed inferences per model, at least 459"
+    )
+    parser.add_argument(
+        "--budget", default="40s", metavar="TIME", help="time for the whole comparison, such as 60s or 2m"
+    )
+    parser.add_argument("--shape", action="append", default=[], metavar="NAME=SIZE", help="size of a dynamic dimension")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="print JSON, or write it to FILE")
+
+
+def _report(verbs: _Verbs) -> None:
+    parser = _verb(verbs, "report", "draw report.html of a run again, and print its table")
+    parser.add_argument("run", metavar="RUN", help="a run folder, or its result.json")
+    parser.add_argument(
+        "--out", metavar="FILE", help="where to write the page (default: report.html in the run folder)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")

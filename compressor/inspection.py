@@ -1,0 +1,74 @@
+"""What a model file or a bundle is made of, with the base installation; bytes per part where `onnx` is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compressor.bundle.manifest import MANIFEST, open_bundle
+from compressor.errors import UsageError
+from compressor.onnxrt import open_session
+
+
+def inspect_path(path: Path) -> dict[str, Any]:
+    """Facts about an .onnx file or a bundle folder. Raises UsageError for anything else, BundleError if damaged."""
+    if (path / MANIFEST).is_file():
+        manifest = open_bundle(path).manifest
+        return {
+            "bundle": path.resolve().name,
+            "task": manifest.task,
+            "precision": manifest.precision,
+            "files": {entry.name: entry.bytes for entry in manifest.files},
+            "evidence": manifest.evidence,
+            "lineage": {
+                "teacher": manifest.lineage.source,
+                "sha256": manifest.lineage.sha256,
+                "license": manifest.lineage.license,
+                "permission": manifest.lineage.permission,
+                "reference": manifest.lineage.reference,
+            },
+            "built_with": manifest.built_with,
+            **_model_facts(path / manifest.model),
+        }
+    if path.is_file() and path.suffix == ".onnx":
+        return _model_facts(path)
+    found = (
+        "nothing" if not path.exists() else "a folder without a manifest" if path.is_dir() else f"a {path.suffix} file"
+    )
+    raise UsageError(f"{path}: expected an .onnx file or a bundle folder, found {found}")
+
+
+def inspection_lines(found: dict[str, Any]) -> list[str]:
+    """The facts for a reader."""
+    lines: list[str] = []
+    for name, value in found.items():
+        if isinstance(value, dict):
+            lines.append(f"{name}")
+            lines += [f"  {key}: {inner}" for key, inner in value.items() if not isinstance(inner, dict)]
+        elif isinstance(value, list):
+            lines += [f"{name}  {item}" for item in value]
+        else:
+            lines.append(f"{name}  {value}")
+    return lines
+
+
+def _model_facts(path: Path) -> dict[str, Any]:
+    session = open_session(path)
+    facts: dict[str, Any] = {
+        "model": path.name,
+        "bytes": path.stat().st_size,
+        "inputs": [f"{value.name} {value.type} {value.shape}" for value in session.get_inputs()],
+        "outputs": [f"{value.name} {value.type} {value.shape}" for value in session.get_outputs()],
+    }
+    try:
+        import onnx
+
+        from compressor.export.sizes import where_bytes_are
+    except ImportError:
+        facts["bytes_by_part"] = "install compressor[train] to see them"
+        return facts
+    model = onnx.load(path, load_external_data=False)
+    facts["opset"] = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+    facts["nodes"] = len(model.graph.node)
+    facts["bytes_by_part"] = {share.part: share.bytes for share in where_bytes_are(path, path.stem)}
+    return facts

@@ -1,0 +1,146 @@
+"""What a recipe would do, without doing it: sizes, steps, what is kept from earlier runs, an estimate of the time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from compressor.distill import outputs_of, steps_per_epoch
+from compressor.distill.losses import loss_for
+from compressor.materials import Materials
+from compressor.progress import Progress
+from compressor.recipe import ImageClassificationRecipe, Recipe
+from compressor.students import new_image_student
+from compressor.students.encoder import find_parts, student_config
+
+# Exports, quantization, parity and the bundle, beside what is measured.
+_FIXED_S = 60.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`seconds` is extrapolated from a few batches on this machine: expect it within a factor of two."""
+
+    task: str
+    out: str
+    teacher_parameters: int
+    student_parameters: int
+    predicted_onnx_bytes: dict[str, int]
+    training_examples: int
+    evaluation_examples: int
+    steps: int
+    teacher_cache_bytes: int
+    kept_stages: tuple[str, ...]
+    seconds: float
+
+
+def make_plan(recipe: Recipe, progress: Progress) -> Plan:
+    """Loads teacher and data, builds the student's shape, times a few batches. Writes nothing but the data cache."""
+    at = Materials(recipe, progress)
+    at.fingerprints  # noqa: B018 (missing files are found before anything is loaded)
+    data, student = at.data, _student_shape(at)
+    rows = len(data.train) - data.holdout
+    steps = steps_per_epoch(rows, recipe.distill.batch_size) * recipe.distill.epochs
+    signals = at.task.views * len(data.train)
+    teacher_s, step_s, width = _rates(at, student)
+    evaluation_s = len(data.eval_inputs) * teacher_s * 1.5
+    return Plan(
+        task=recipe.task,
+        out=str(recipe.out),
+        teacher_parameters=_count(at.teacher),
+        student_parameters=_count(student),
+        predicted_onnx_bytes=_predicted_bytes(student),
+        training_examples=rows,
+        evaluation_examples=len(data.truth),
+        steps=steps,
+        teacher_cache_bytes=4 * signals * width,
+        kept_stages=_kept(recipe),
+        seconds=round(signals * teacher_s + steps * step_s + evaluation_s + recipe.benchmark.budget_s + _FIXED_S, 0),
+    )
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """The plan for a reader."""
+    predicted = ", ".join(f"{precision} {size / 1e6:.1f} MB" for precision, size in plan.predicted_onnx_bytes.items())
+    return [
+        f"task        {plan.task}",
+        f"teacher     {plan.teacher_parameters:,} parameters",
+        f"student     {plan.student_parameters:,} parameters; predicted ONNX: {predicted}",
+        f"training    {plan.steps:,} steps over {plan.training_examples:,} examples",
+        f"evaluation  {plan.evaluation_examples:,} examples",
+        f"cache       {plan.teacher_cache_bytes / 1e6:.1f} MB of teacher outputs",
+        f"kept        {', '.join(plan.kept_stages) or 'nothing'} from earlier runs in {plan.out}",
+        f"time        about {plan.seconds / 60:.0f} minutes on this machine, if nothing is kept",
+    ]
+
+
+def _student_shape(at: Materials) -> nn.Module:
+    """The student with its weights left out of account."""
+    recipe = at.recipe
+    if isinstance(recipe, ImageClassificationRecipe):
+        return new_image_student(recipe)
+    assert isinstance(at.teacher, PreTrainedModel)
+    vocabulary = min(recipe.student.vocab or at.teacher.config.vocab_size, at.teacher.config.vocab_size)
+    config = student_config(at.teacher.config, find_parts(at.teacher), recipe.student, vocabulary)
+    return type(at.teacher)(config)
+
+
+def _predicted_bytes(student: nn.Module) -> dict[str, int]:
+    """Four bytes a parameter; in int8 one byte for everything that is a matrix. The pooler is not exported."""
+    shipped = [parameter for name, parameter in student.named_parameters() if "pooler" not in name]
+    matrices = sum(parameter.numel() for parameter in shipped if parameter.ndim > 1)
+    vectors = sum(parameter.numel() for parameter in shipped if parameter.ndim <= 1)
+    return {"float32": 4 * (matrices + vectors), "int8": matrices + 4 * vectors}
+
+
+def _rates(at: Materials, student: nn.Module) -> tuple[float, float, int]:
+    """Seconds per teacher example, seconds per training step, and the width of the teacher's outputs."""
+    batch = at.recipe.distill.batch_size
+    feed = at.teacher_preprocessor.collate(at.teacher_preprocessor.encode(at.data.train[:batch]))
+    teacher = at.task.deployable(at.teacher).eval()
+    with torch.inference_mode():
+        teacher_s, target = _timed(lambda: outputs_of(teacher, feed))
+    student_feed = {name: _within(array, student) for name, array in feed.items()}
+    module = at.task.deployable(student).train()
+    loss, labels = loss_for(at.recipe.distill), at.data.labels
+    target = target.clone()
+
+    def step() -> torch.Tensor:
+        value = loss(
+            outputs_of(module, student_feed), target, None if labels is None else torch.from_numpy(labels[:batch])
+        )
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    step_s, _ = _timed(step)
+    return teacher_s / batch, step_s, target.shape[1]
+
+
+def _within(array: Any, student: nn.Module) -> Any:
+    """Token ids of the teacher, folded into the student's smaller vocabulary: only the time counts here."""
+    if array.dtype != np.int64 or not isinstance(student, PreTrainedModel):
+        return array
+    return array % student.config.vocab_size
+
+
+def _timed(call: Any) -> tuple[float, torch.Tensor]:
+    call()
+    started = time.perf_counter()
+    for _ in range(3):
+        result = call()
+    return (time.perf_counter() - started) / 3, result
+
+
+def _kept(recipe: Recipe) -> tuple[str, ...]:
+    finished = sorted(path.parent.name.rsplit("-", 1)[0] for path in (recipe.out / "stages").glob("*/artifact.json"))
+    return tuple(dict.fromkeys(finished))
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
