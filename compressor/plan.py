@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compressor.distill import outputs_of, steps_per_epoch
+from compressor.distill.batches import by_length
 from compressor.distill.losses import loss_for
 from compressor.materials import Materials
 from compressor.progress import Progress
@@ -102,7 +103,10 @@ def _predicted_bytes(student: nn.Module) -> dict[str, int]:
 def _rates(at: Materials, student: nn.Module) -> tuple[float, float, int]:
     """Seconds per teacher example, seconds per training step, and the width of the teacher's outputs."""
     batch = at.recipe.distill.batch_size
-    feed = at.teacher_preprocessor.collate(at.teacher_preprocessor.encode(at.data.train[:batch]))
+    examples = at.teacher_preprocessor.encode(at.data.train[: 5 * batch])
+    # Of batches by length, the middle one: its padding is what a step of the real order has on average.
+    middle = by_length([len(example) for example in examples], batch)[len(examples) // batch // 2]
+    feed = at.teacher_preprocessor.collate([examples[i] for i in middle])
     teacher = at.task.deployable(at.teacher).eval()
     with torch.inference_mode():
         teacher_s, target = _timed(lambda: outputs_of(teacher, feed))
@@ -113,7 +117,7 @@ def _rates(at: Materials, student: nn.Module) -> tuple[float, float, int]:
 
     def step() -> torch.Tensor:
         value = loss(
-            outputs_of(module, student_feed), target, None if labels is None else torch.from_numpy(labels[:batch])
+            outputs_of(module, student_feed), target, None if labels is None else torch.from_numpy(labels[middle])
         )
         value.backward()  # type: ignore[no-untyped-call]
         return value

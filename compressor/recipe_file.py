@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ def _parse(path: Path) -> _Draft:
         holder = values.get(outer[0]) if outer else values
         value = holder.get(last) if isinstance(holder, dict) else None
         if isinstance(value, str) and value and (last != "module" or ".py:" in value):
-            holder[last] = str(path.parent / value)
+            holder[last] = os.path.normpath(path.parent / value)
     return _Draft(values, places)
 
 
