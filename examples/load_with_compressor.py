@@ -1,6 +1,6 @@
 """Uses a bundle through `compressor.load`: hashes checked, raw text in, no torch.
 
-    python examples/load_with_compressor.py runs/sentence-embedding/bundle
+python examples/load_with_compressor.py runs/sentence-embedding/bundle
 """
 
 import sys

@@ -7,7 +7,6 @@ long as the config says the model is deep, and a layer's feed-forward is its pai
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from compressor.errors import StudentError
 from compressor.preprocess import Feed, TextPreprocessor
 from compressor.recipe import EncoderStudent
 from compressor.store import write_atomic
-from compressor.students.vocabulary import TrimmedVocabulary, trim_vocabulary
+from compressor.students.vocabulary import TrimmedVocabulary, for_device, trim_vocabulary
 
 _IMPORTANCE_BATCH = 64
 
@@ -112,7 +111,11 @@ def derive_encoder(
     """
     parts = find_parts(model)
     layers = chosen_layers(spec.layers, parts.depth)
-    trimmed = _vocabulary(tokenizer_file, spec, training_ids)
+    trimmed = (
+        trim_vocabulary(tokenizer_file, training_ids, spec.vocab)
+        if spec.vocab is not None
+        else TrimmedVocabulary(tokenizer_file.read_text(encoding="utf-8"), np.arange(model.config.vocab_size))
+    )
     config = student_config(model.config, parts, spec, len(trimmed.kept_ids))
     if model.config.pad_token_id is not None:
         config.pad_token_id = int(np.searchsorted(trimmed.kept_ids, model.config.pad_token_id))
@@ -121,7 +124,7 @@ def derive_encoder(
     student = type(model)(config)
     student.load_state_dict(state)
     write_encoder(student, folder)
-    write_atomic(folder / "tokenizer.json", trimmed.tokenizer.encode())
+    write_atomic(folder / "tokenizer.json", for_device(trimmed.tokenizer, spec.max_length).encode())
     notes = (
         f"layers {', '.join(map(str, layers))} of {parts.depth}",
         f"feed-forward {config.intermediate_size} of {parts.ffn}",
@@ -135,14 +138,6 @@ def write_encoder(model: PreTrainedModel, folder: Path) -> None:
     state = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
     write_atomic(folder / "config.json", model.config.to_json_string().encode())
     write_atomic(folder / "model.safetensors", safetensors.torch.save(state, metadata={"format": "pt"}))
-
-
-def _vocabulary(tokenizer_file: Path, spec: EncoderStudent, training_ids: list[NDArray[np.int64]]) -> TrimmedVocabulary:
-    if spec.vocab is not None:
-        return trim_vocabulary(tokenizer_file, training_ids, spec.vocab)
-    text = tokenizer_file.read_text(encoding="utf-8")
-    size = max(TextPreprocessor(tokenizer_file, spec.max_length).vocabulary_size(), 1)
-    return TrimmedVocabulary(json.dumps(json.loads(text), ensure_ascii=False), np.arange(size))
 
 
 def _cut_weights(

@@ -47,6 +47,17 @@ def trim_vocabulary(tokenizer_file: Path, training_ids: Sequence[NDArray[np.int6
     return TrimmedVocabulary(json.dumps(definition, ensure_ascii=False), np.asarray(kept, dtype=np.int64))
 
 
+def for_device(tokenizer: str, max_length: int) -> str:
+    """The same tokenizer, truncating at `max_length` and not padding, so that any reader of it encodes as we do.
+
+    Teachers often ship one that pads every text to a fixed length: with a mask of ones that is another embedding.
+    """
+    definition: dict[str, Any] = json.loads(tokenizer)
+    definition["padding"] = None
+    definition["truncation"] = {"max_length": max_length, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    return json.dumps(definition, ensure_ascii=False)
+
+
 def _special_ids(definition: dict[str, Any]) -> set[int]:
     special = {entry["id"] for entry in definition.get("added_tokens", [])}
     special.add(definition["model"]["vocab"][definition["model"]["unk_token"]])
@@ -91,5 +102,3 @@ def _renumber(definition: dict[str, Any], new_id: dict[int, int]) -> None:
         raise StudentError(
             f"student.vocab cannot rewrite a {processor.get('type')} post-processor; set student.vocab to null"
         )
-    if isinstance(definition.get("padding"), dict):
-        definition["padding"]["pad_id"] = new_id[definition["padding"]["pad_id"]]
