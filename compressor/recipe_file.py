@@ -19,6 +19,7 @@ from compressor.errors import RecipeError
 from compressor.recipe import RECIPES, Recipe
 
 _MAX_RECIPE_BYTES = 1_000_000
+_MAX_RECIPE_VALUES = 10_000  # aliases of aliases can stand for more values than memory holds
 _PATHS = (("teacher", "path"), ("teacher", "weights"), ("data", "train"), ("data", "eval"), ("out",))
 _MODULES = (("teacher", "module"), ("student", "module"))
 _ORDER = ("task", "out", "teacher", "data", "student", "distill")
@@ -79,7 +80,9 @@ def _parse(path: Path) -> _Draft:
         if path.stat().st_size > _MAX_RECIPE_BYTES:
             raise RecipeError(f"{path}: expected a recipe below 1 MB, got {path.stat().st_size} bytes")
         loaded = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        places: dict[Key, str] = {(): str(path)}
+        values = _plain(loaded, (), path, places)
+    except (FileNotFoundError, NotADirectoryError):
         raise RecipeError(
             f"{path}: no such recipe; write one with: compressor init --task sentence-embedding > {path.name}"
         ) from None
@@ -91,12 +94,12 @@ def _parse(path: Path) -> _Draft:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         raise RecipeError(f"{path}{line}: not valid YAML: {_first_line(error.problem or error.context)}") from None
-    except (YAMLError, RecursionError) as error:
+    except RecursionError:
+        raise RecipeError(f"{path}: not valid YAML: nested too deeply") from None
+    except (YAMLError, ValueError) as error:  # a date such as 2001-99-99 is a ValueError
         raise RecipeError(f"{path}: not valid YAML: {_first_line(str(error))}") from None
     if not isinstance(loaded, CommentedMap):
         raise RecipeError(f"{path}:1: expected keys such as `task: sentence-embedding`, got {type(loaded).__name__}")
-    places: dict[Key, str] = {(): str(path)}
-    values = _plain(loaded, (), path, places)
     for *outer, last in _PATHS + _MODULES:
         holder = values.get(outer[0]) if outer else values
         value = holder.get(last) if isinstance(holder, dict) else None
@@ -106,18 +109,25 @@ def _parse(path: Path) -> _Draft:
 
 
 def _plain(node: Any, key: Key, path: Path, places: dict[Key, str]) -> Any:
-    """Ordinary dicts, lists and scalars; `places` gains the line of every key."""
+    """Ordinary dicts, lists and scalars; `places` gains the line of every key and list item."""
+    if len(places) > _MAX_RECIPE_VALUES:
+        raise RecipeError(f"{path}: expected at most {_MAX_RECIPE_VALUES} values, aliases written out")
     if isinstance(node, CommentedMap):
-        for name in node:
-            places[(*key, name)] = f"{path}:{node.lc.key(name)[0] + 1}"
-        return {name: _plain(value, (*key, name), path, places) for name, value in node.items()}
+        return {name: _plain_at(node, name, value, key, path, places) for name, value in node.items()}
     if isinstance(node, CommentedSeq):
-        return [_plain(value, (*key, index), path, places) for index, value in enumerate(node)]
+        return [_plain_at(node, index, value, key, path, places) for index, value in enumerate(node)]
     # The round-trip loader keeps how a scalar was written in subclasses; strict validation wants the plain types.
     for plain in (bool, int, float, str):
         if isinstance(node, plain):
             return plain(node)
     return node
+
+
+def _plain_at(holder: Any, name: Any, value: Any, key: Key, path: Path, places: dict[Key, str]) -> Any:
+    inner = (*key, name)
+    line = (holder.lc.data or {}).get(name)  # none for a key that `<<` merged in
+    places[inner] = f"{path}:{line[0] + 1}" if line else places[key]
+    return _plain(value, inner, path, places)
 
 
 def _apply(draft: _Draft, override: str) -> None:
@@ -126,7 +136,7 @@ def _apply(draft: _Draft, override: str) -> None:
         raise RecipeError(f"--set {override}: expected KEY=VALUE, such as distill.epochs=3")
     try:
         value = YAML(typ="safe").load(text) if text else None
-    except YAMLError:
+    except (YAMLError, ValueError, RecursionError):
         raise RecipeError(f"--set {override}: {text!r} is not a YAML value") from None
     keys = name.split(".")
     holder = draft.values
