@@ -79,6 +79,7 @@ class Request:
 
 
 def make_request(task: Task, library: Path, models: tuple[Model, ...], settings: BenchmarkSettings) -> Request:
+    """A request from the settings of a measurement."""
     return Request(
         task=task,
         library=str(library),
@@ -104,14 +105,17 @@ def save_feeds(candidate: Candidate, prefix: str, folder: Path) -> Model:
 
 
 def load_feed(feed: Mapping[str, str], folder: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of one feed that `save_feeds` wrote."""
     return {name: np.load(folder / file, allow_pickle=False) for name, file in feed.items()}
 
 
 def write_request(request: Request, folder: Path) -> None:
+    """Writes the request where `read_request` finds it."""
     (folder / _FILE).write_text(json.dumps(asdict(request)), encoding="utf-8")
 
 
 def read_request(folder: Path) -> Request:
+    """The request that `write_request` left in the folder."""
     raw = json.loads((folder / _FILE).read_text(encoding="utf-8"))
     models = tuple(Model(m["name"], m["path"], tuple(m["feeds"])) for m in raw.pop("models"))
     return Request(models=models, **raw)

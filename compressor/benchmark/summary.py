@@ -51,6 +51,7 @@ def summarise(
     batch: int,
     runtime: str,
 ) -> Latency:
+    """Percentiles of one model's samples, and its speed-up over the baseline's samples of the same run."""
     elapsed_ms = samples.elapsed_ns.ravel() / 1e6
     p50_ms, p90_ms, p99_ms = native.load().quantiles(elapsed_ms, [0.5, 0.9, 0.99])
     mean_ms = float(elapsed_ms.mean())

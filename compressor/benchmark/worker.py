@@ -194,6 +194,7 @@ _TASKS = {"time": _time, "load": _load, "describe": _describe}
 
 
 def main(folder: Path, pipe: int) -> int:
+    """Carries out the request in the folder, reports events through the pipe, and returns the exit code."""
     # The parent decides what Ctrl-C means, and ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with os.fdopen(pipe, "w", buffering=1, encoding="utf-8") as events:

@@ -136,19 +136,23 @@ def tooltip(content: str) -> str:
 
 
 def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
+    """A straight line."""
     return element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=css)
 
 
 def rect(box: Box, css: str, content: str | None = None) -> str:
+    """A rectangle, empty where the box is turned inside out."""
     width, height = max(box.right - box.left, 0.0), max(box.bottom - box.top, 0.0)
     return element("rect", content, x=box.left, y=box.top, width=width, height=height, class_=css)
 
 
 def circle(x: float, y: float, radius: float, css: str, content: str | None = None) -> str:
+    """A circle around (x, y)."""
     return element("circle", content, cx=x, cy=y, r=radius, class_=css)
 
 
 def polyline(points: Sequence[tuple[float, float]], css: str) -> str:
+    """Straight lines from point to point."""
     joined = " ".join(f"{number(x)},{number(y)}" for x, y in points)
     return element("polyline", points=joined, class_=css)
 
