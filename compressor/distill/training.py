@@ -119,7 +119,7 @@ class _Training:
         teacher = torch.from_numpy(self.data.signals[views * len(self.data.examples) + batch]).to(student.device)
         labels = None if self.data.labels is None else torch.from_numpy(self.data.labels[batch]).to(student.device)
         loss = self.loss(student, teacher, labels)
-        value = float(loss)
+        value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
                 f"the loss is {value} at step {self.at.step + 1}: lower distill.learning_rate"

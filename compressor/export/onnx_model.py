@@ -124,6 +124,11 @@ def _strip(model: onnx.ModelProto) -> None:
     for tensor in model.graph.initializer:
         tensor.doc_string = ""
         del tensor.metadata_props[:]
+    # A weight says its own shape; said twice, the quantizer, which transposes weights, leaves the second one behind.
+    weights = {tensor.name for tensor in model.graph.initializer}
+    values = [value for value in model.graph.value_info if value.name not in weights]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(values)
 
 
 def _check(model: onnx.ModelProto, name: str, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> None:
