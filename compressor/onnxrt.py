@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from compressor.errors import BundleError
-from compressor.preprocess import Feed, Preprocessor
+from compressor.preprocess import Feed, Preprocessor, by_length
 from compressor.progress import Progress
 
 _FAILURES = (
@@ -55,24 +56,27 @@ def first_outputs(
     preprocessor: Preprocessor,
     examples: Sequence[NDArray[Any]],
     *,
-    workers: int,
+    batch_size: int,
     progress: Progress,
     title: str,
 ) -> NDArray[np.float32]:
-    """The first output for every example, one at a time as a device would: float32 [examples, width].
+    """The first output for every example: float32 [examples, width].
 
-    One at a time also because dynamic int8 takes its ranges from the whole batch, padding included, so
-    a batched evaluation would judge another model than the one that runs on the device.
+    A quantized model must be judged with `batch_size` 1, as a device runs it: dynamic int8 takes its ranges from the
+    whole batch, padding included, so in a batch it is another model.
     """
     session = open_session(model)
+    batches = by_length([len(example) for example in examples], batch_size)
 
-    def answer(example: NDArray[Any]) -> NDArray[np.float32]:
-        row: NDArray[np.float32] = run_one(session, preprocessor.collate([example]))[0][0]
-        return row
+    def answer(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        outputs: NDArray[np.float32] = run_one(session, preprocessor.collate([examples[i] for i in rows]))[0]
+        return outputs
 
-    rows: list[NDArray[np.float32]] = []
+    answers: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(examples)
+    workers = len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(workers) as pool, progress.bar(title, len(examples), "example") as bar:
-        for row in pool.map(answer, examples, chunksize=1):
-            rows.append(row)
-            bar.advance()
-    return np.stack(rows)
+        for rows, outputs in zip(batches, pool.map(answer, batches), strict=True):
+            for i, output in zip(rows, outputs, strict=True):
+                answers[i] = output
+            bar.advance(len(rows))
+    return np.stack(answers)

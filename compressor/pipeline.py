@@ -27,9 +27,19 @@ from compressor.store import Keyed, Run, key_of
 from compressor.verify.gate import choose
 
 STAGES = (
-    "teacher", "teacher-onnx", "signals", "student", "distill", "control",
-    "export", "quantize", "verify", "benchmark", "bundle",
-)  # fmt: skip
+    "teacher",
+    "teacher-onnx",
+    "teacher-answers",
+    "signals",
+    "student",
+    "distill",
+    "control",
+    "export",
+    "quantize",
+    "verify",
+    "benchmark",
+    "bundle",
+)
 
 
 def compress(
@@ -59,7 +69,11 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
     source, data, held_out = _sources(recipe, at)
 
     teacher = stage("teacher", Teacher, lambda _: stages.teacher(at), (source,), recipe.teacher.rights())
-    big = stage("teacher-onnx", OnnxModel, lambda out: stages.export_teacher(at, out), (source, data), recipe.export)
+    graph = [recipe.export, _text_length(recipe)]
+    big = stage("teacher-onnx", OnnxModel, lambda out: stages.export_teacher(at, out), (source,), graph)
+    answers = stage(
+        "teacher-answers", TeacherSignals, lambda out: stages.teacher_answers(at, big.value, out), (big, held_out)
+    )
     signals = stage(
         "signals", TeacherSignals, lambda out: stages.signals(at, out), (source, data), at.task.views, keep_partial=True
     )
@@ -79,9 +93,7 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
         else ()
     )
 
-    small = stage(
-        "export", OnnxModel, lambda out: stages.export_student(at, distilled.value, out), (distilled,), recipe.export
-    )
+    small = stage("export", OnnxModel, lambda out: stages.export_student(at, distilled.value, out), (distilled,), graph)
     quantized = stage(
         "quantize",
         QuantizedModels,
@@ -92,7 +104,10 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
     models = stages.Models(big.value, small.value, quantized.value.models, distilled.value)
     all_models = (big, small, quantized, held_out)
     verified = stage(
-        "verify", Evidence, lambda _: stages.verify(at, models, [c.value for c in controls]), (*all_models, *controls)
+        "verify",
+        Evidence,
+        lambda _: stages.verify(at, models, answers.value, [control.value for control in controls]),
+        (*all_models, answers, *controls),
     )
     timed = stage("benchmark", Latencies, lambda _: stages.benchmark(at, models), all_models, recipe.benchmark)
 
@@ -114,8 +129,12 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
 
 def _sources(recipe: Recipe, at: Materials) -> tuple[Keyed[None], Keyed[None], Keyed[None]]:
     """The keys of what comes from outside: the teacher, the training data, the evaluation data."""
-    length = getattr(recipe.student, "max_length", None)
+    length = _text_length(recipe)
     teacher = key_of(recipe.task, at.fingerprints["teacher"])
     training = key_of(recipe.data.training(), recipe.distill.seed, at.fingerprints["train"], length)
     evaluation = key_of(recipe.data.evaluation(), at.fingerprints["eval"], length)
     return Keyed(None, teacher), Keyed(None, training), Keyed(None, evaluation)
+
+
+def _text_length(recipe: Recipe) -> int | None:
+    return getattr(recipe.student, "max_length", None)

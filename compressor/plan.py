@@ -12,9 +12,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compressor.distill import outputs_of, steps_per_epoch
-from compressor.distill.batches import by_length
 from compressor.distill.losses import loss_for
 from compressor.materials import Materials
+from compressor.preprocess import by_length
 from compressor.progress import Progress
 from compressor.recipe import ImageClassificationRecipe, Recipe
 from compressor.students import new_image_student

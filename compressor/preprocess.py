@@ -91,3 +91,9 @@ class ImagePreprocessor:
     def collate(self, examples: Sequence[NDArray[Any]]) -> Feed:
         """`pixels`: uint8 [batch, height, width, channels]."""
         return {"pixels": np.stack(examples)}
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> list[NDArray[np.int64]]:
+    """All rows once, in batches of similar length: longest first, so that memory runs out early or never."""
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

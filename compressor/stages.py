@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,19 +29,20 @@ from compressor.artifacts import (
 from compressor.benchmark import BenchmarkSettings, Candidate, measure
 from compressor.bundle.build import GOLDEN_CASES, Contents, write_bundle
 from compressor.distill import TrainingData, outputs_of, read_signals, record_signals, train
-from compressor.distill.batches import by_length
 from compressor.export import export_onnx
 from compressor.materials import BENCHMARK_INPUTS, Materials
 from compressor.onnxrt import first_outputs
-from compressor.preprocess import Preprocessor
+from compressor.preprocess import Preprocessor, by_length
 from compressor.quantize import quantize
 from compressor.recipe import ClassDistillation, Distillation, portable
-from compressor.store import write_atomic
+from compressor.store import sha256_file, write_atomic
 from compressor.students import make_student, write_student
 from compressor.teachers import describe_teacher
 from compressor.verify import parity, quality
 
 CONTROL = "student, hard labels only"
+
+_EVALUATION_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -105,17 +106,27 @@ def quantize_student(at: Materials, distilled: DistilledStudent, exported: OnnxM
     return quantize(exported, sample, preprocessor, at.recipe.quantize, folder, at.progress)
 
 
-def verify(at: Materials, models: Models, controls: Sequence[DistilledStudent]) -> Evidence:
+def teacher_answers(at: Materials, exported: OnnxModel, folder: Path) -> TeacherSignals:
+    """The teacher's ONNX outputs on the held-out inputs: the same for every student that it is compared with."""
+    started = time.monotonic()
+    outputs = _onnx_outputs(at, exported, at.teacher_preprocessor)
+    path = folder / "answers.npy"
+    np.save(path, outputs)
+    return TeacherSignals(
+        path, sha256_file(path), outputs.shape[0], outputs.shape[1], round(time.monotonic() - started, 3)
+    )
+
+
+def verify(
+    at: Materials, models: Models, teacher_answers: TeacherSignals, controls: Sequence[DistilledStudent]
+) -> Evidence:
     """Parity after every conversion, then the quality of every model on all held-out data."""
     folder = models.distilled.student.folder
     torch_student, preprocessor = at.student(folder), at.task.preprocessor(folder)
     parities = _parities(at, models, torch_student, preprocessor)
-    outputs: dict[str, NDArray[np.float32]] = {}
-    for model in models.onnx:
-        own = at.teacher_preprocessor if model is models.teacher else preprocessor
-        outputs[model.name] = first_outputs(
-            model.path, own, own.encode(at.data.eval_inputs), workers=_workers(), progress=at.progress, title=model.name
-        )
+    outputs = {"teacher": read_signals(teacher_answers)}
+    for model in (models.student, *models.quantized):
+        outputs[model.name] = _onnx_outputs(at, model, preprocessor)
     outputs["student-torch"] = _torch_outputs(torch_student, preprocessor, at.data.eval_inputs)
     for hard_labels in controls:
         trained = hard_labels.student.folder
@@ -236,5 +247,13 @@ def _torch_outputs(
     return np.stack(rows)
 
 
-def _workers() -> int:
-    return len(os.sched_getaffinity(0))
+def _onnx_outputs(at: Materials, model: OnnxModel, preprocessor: Preprocessor) -> NDArray[np.float32]:
+    """On all held-out inputs. In float32 a batch changes nothing but the time; int8 runs as on the device."""
+    return first_outputs(
+        model.path,
+        preprocessor,
+        preprocessor.encode(at.data.eval_inputs),
+        batch_size=_EVALUATION_BATCH if model.precision == "float32" else 1,
+        progress=at.progress,
+        title=model.name,
+    )

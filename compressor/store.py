@@ -108,6 +108,7 @@ class Keyed(Generic[T]):
 
     value: T
     key: str
+    remade: bool = False  # by order of --fresh or --from, which holds for whatever depends on it
 
 
 @dataclass
@@ -121,7 +122,6 @@ class Run:
 
     def __post_init__(self) -> None:
         self.times: list[StageTime] = []
-        self._rerun = self.fresh
 
     def stage(
         self,
@@ -139,16 +139,16 @@ class Run:
         With `keep_partial` an unfinished folder is handed to `make` again, which continues from what is in it.
         """
         key = key_of(__version__, name, settings, [upstream.key for upstream in after])
-        self._rerun = self._rerun or name == self.rerun_from
+        remake = self.fresh or name == self.rerun_from or any(upstream.remade for upstream in after)
         final = self.folder / "stages" / f"{name}-{key[:16]}"
         started = time.monotonic()
-        if not self._rerun and (kept := self._load(final, kind)) is not None:
+        if not remake and (kept := self._load(final, kind)) is not None:
             self.progress.log(f"{name}: kept from an earlier run")
             self.times.append(StageTime(name, 0.0, reused=True))
             return Keyed(kept, key)
         self.progress.log(f"{name}:")
         partial = final.with_name(final.name + ".partial")
-        if partial.exists() and not (keep_partial and not self._rerun):
+        if partial.exists() and not (keep_partial and not remake):
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
         made = make(partial)
@@ -160,7 +160,7 @@ class Run:
         self.progress.log(f"{name}: done in {seconds:.1f} s")
         result = self._load(final, kind)
         assert result is not None
-        return Keyed(result, key)
+        return Keyed(result, key, remake)
 
     def _load(self, folder: Path, kind: type[T]) -> T | None:
         try:

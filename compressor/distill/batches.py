@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,9 +27,3 @@ def epoch_batches(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch:
 def epoch_views(rows: int, views: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Which view of each row an epoch shows: int64 [rows], uniform over 0 .. views-1."""
     return np.random.default_rng((seed, epoch, 1)).integers(0, views, rows)
-
-
-def by_length(lengths: Sequence[int], batch_size: int) -> list[NDArray[np.int64]]:
-    """All rows once, in batches of similar length: longest first, so that memory runs out early or never."""
-    order = np.argsort(-np.asarray(lengths), kind="stable")
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compressor.artifacts import TeacherSignals
-from compressor.distill.batches import by_length
 from compressor.errors import TeacherError
-from compressor.preprocess import Feed, Preprocessor
+from compressor.preprocess import Feed, Preprocessor, by_length
 from compressor.progress import Progress
 from compressor.store import sha256_file, write_atomic
 from compressor.tasks import Task

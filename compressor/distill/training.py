@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.artifacts import LossPoint, ScorePoint, TrainingHistory
-from compressor.distill.batches import by_length, epoch_batches, epoch_views
+from compressor.distill.batches import epoch_batches, epoch_views
 from compressor.distill.checkpoint import load_checkpoint, save_checkpoint
 from compressor.distill.interrupt import deferred_interrupt
 from compressor.distill.losses import label_agreement, loss_for, teacher_agreement
 from compressor.distill.signals import outputs_of
 from compressor.errors import TrainingError
 from compressor.kernels import selected_implementation
-from compressor.preprocess import Preprocessor
+from compressor.preprocess import Preprocessor, by_length
 from compressor.progress import Bar, Progress
 from compressor.recipe import ClassDistillation, Distillation
 from compressor.tasks import Task

@@ -38,7 +38,7 @@ def torch_outputs(
 
 def onnx_outputs(model: OnnxModel, preprocessor: Preprocessor, examples: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
     """The same of an ONNX model."""
-    return first_outputs(model.path, preprocessor, examples, workers=1, progress=SILENT, title="")
+    return first_outputs(model.path, preprocessor, examples, batch_size=1, progress=SILENT, title="")
 
 
 def compare(
