@@ -151,6 +151,10 @@ def _apply(draft: _Draft, override: str) -> None:
 
 def _validate(draft: _Draft) -> Recipe:
     task = draft.values.get("task")
+    if "task" not in draft.values:
+        meant = difflib.get_close_matches("task", [key for key in draft.values if isinstance(key, str)], n=1)
+        hint = f"; is {meant[0]} meant?" if meant else ""
+        raise RecipeError(f"{draft.place(tuple(meant))}: missing key task (one of {', '.join(RECIPES)}){hint}")
     if not isinstance(task, str) or task not in RECIPES:
         raise RecipeError(
             f"{draft.place(('task',))}: task: expected one of {', '.join(RECIPES)},"
