@@ -39,6 +39,9 @@ _STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.E
 
 def storage_error(error: OSError) -> StorageError | None:
     """The user's error for a failed write or read of the file system; None when it is something else."""
+    if isinstance(error, shutil.Error):  # copytree gathers what failed, in words
+        _, destination, reason = error.args[0][0]
+        return StorageError(f"{destination}: {reason}; check the space and the permissions there")
     if error.errno not in _STORAGE_ERRNOS:
         return None
     remedy = {
