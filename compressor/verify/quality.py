@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.artifacts import Interval, Quality
+from compressor.errors import TeacherError
 
 Metric = Callable[[NDArray[Any], NDArray[Any]], float]
 
@@ -27,9 +28,22 @@ def bootstrap(metric: Metric, answers: NDArray[Any], truth: NDArray[Any]) -> Int
 
 
 def share_kept(metric: Metric, student: NDArray[Any], teacher: NDArray[Any], truth: NDArray[Any]) -> Interval:
-    """metric(student) / metric(teacher) with its 95% interval, both resampled over the same rows; all are [N]."""
-    draws = [metric(student[rows], truth[rows]) / metric(teacher[rows], truth[rows]) for rows in _resamples(len(truth))]
-    return _interval(metric(student, truth) / metric(teacher, truth), draws)
+    """metric(student) / metric(teacher) with its 95% interval, both resampled over the same rows; all are [N].
+
+    Raises TeacherError when the teacher's own metric is 0.
+    """
+    whole = metric(teacher, truth)
+    if whole == 0:
+        raise TeacherError(
+            f"the teacher is right on none of the {len(truth)} held-out examples: its classes are ordered otherwise"
+            " than the data's, or it was trained for something else"
+        )
+    draws = [
+        metric(student[rows], truth[rows]) / metric(teacher[rows], truth[rows])
+        for rows in _resamples(len(truth))
+        if metric(teacher[rows], truth[rows]) != 0
+    ]
+    return _interval(metric(student, truth) / whole, draws)
 
 
 def judge(
