@@ -1,0 +1,67 @@
+"""Metrics against scipy and by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from compressor.metrics import accuracy, auroc, mean_cosine, softmax
+
+
+@pytest.mark.parametrize("levels", [0, 2, 5])
+@pytest.mark.parametrize("seed", range(5))
+def test_auroc_is_mann_whitney_u(seed: int, levels: int) -> None:
+    """With `levels` the scores are rounded to that many values, so that ties abound."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 2, 200)
+    scores = generator.standard_normal(200) + labels
+    if levels:
+        scores = np.round(scores * levels / 4)
+    u = stats.mannwhitneyu(scores[labels == 1], scores[labels == 0]).statistic
+    expected = u / (labels == 1).sum() / (labels == 0).sum()
+    assert auroc(scores, labels) == pytest.approx(expected, abs=1e-12)
+    assert auroc(-scores, labels) == pytest.approx(1 - expected, abs=1e-12)
+    assert auroc(np.exp(scores), labels) == pytest.approx(expected, abs=1e-12), "only the order counts"
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "expected"),
+    [
+        ([1, 2, 3, 4], [0, 0, 1, 1], 1.0),
+        ([1, 1, 1], [0, 1, 1], 0.5),
+        ([3, 1, 2], [1, 0, 0], 1.0),
+        ([1, 2], [1, 0], 0.0),
+    ],
+)
+def test_auroc_by_hand(scores: list[float], labels: list[int], expected: float) -> None:
+    assert auroc(np.array(scores), np.array(labels)) == expected
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_auroc_of_one_class_is_not_a_number(label: int) -> None:
+    assert math.isnan(auroc(np.arange(3.0), np.full(3, label)))
+
+
+def test_accuracy() -> None:
+    assert accuracy(np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2])) == 0.75
+
+
+def test_mean_cosine_in_float64() -> None:
+    generator = np.random.default_rng(0)
+    left, right = generator.standard_normal((2, 50, 7))
+    expected = np.mean([a @ b / math.sqrt(a @ a) / math.sqrt(b @ b) for a, b in zip(left, right, strict=True)])
+    assert mean_cosine(left, right) == pytest.approx(expected, abs=1e-14)
+    assert mean_cosine(3 * left, left) == pytest.approx(1)
+    assert mean_cosine(left, -left) == pytest.approx(-1)
+
+
+def test_mean_cosine_with_a_row_of_zeros() -> None:
+    assert mean_cosine(np.array([[0.0, 0.0], [1.0, 0.0]]), np.array([[1.0, 0.0], [1.0, 0.0]])) == 0.5
+
+
+def test_softmax() -> None:
+    logits = np.array([[1000.0, 999.0, -1000.0], [0.0, 0.0, 0.0]])
+    np.testing.assert_allclose(softmax(logits), special.softmax(logits, axis=1), atol=1e-15)

@@ -1,0 +1,86 @@
+"""Intervals: they cover what they should cover, and pairing makes them narrower."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from compressor.errors import TeacherError
+from compressor.metrics import accuracy, auroc
+from compressor.verify import quality
+from compressor.verify.quality import bootstrap, judge, share_kept
+
+
+def test_the_interval_is_that_of_the_binomial() -> None:
+    """Accuracy 0.8 on 400 examples: the bootstrap must come near the exact interval."""
+    truth = np.ones(400, dtype=np.int64)
+    answers = np.r_[np.ones(320, dtype=np.int64), np.zeros(80, dtype=np.int64)]
+    found = bootstrap(accuracy, answers, truth)
+    exact = stats.binomtest(320, 400).proportion_ci(0.95)
+    assert found.value == 0.8
+    assert found.low == pytest.approx(exact.low, abs=0.01)
+    assert found.high == pytest.approx(exact.high, abs=0.01)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 samples with a known accuracy of 0.7: about 190 cover it; below 180, or all, is another interval."""
+    monkeypatch.setattr(quality, "RESAMPLES", 200)
+    generator = np.random.default_rng(1)
+    truth = np.ones(150, dtype=np.int64)
+    intervals = [bootstrap(accuracy, (generator.random(150) < 0.7).astype(np.int64), truth) for _ in range(200)]
+    covering = sum(found.low <= 0.7 <= found.high for found in intervals)
+    assert 180 <= covering < 200
+
+
+def correlated(seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Student and teacher scores that err on the same examples."""
+    generator = np.random.default_rng(seed)
+    truth = generator.integers(0, 2, 500)
+    teacher = truth + generator.standard_normal(500)
+    return teacher + 0.3 * generator.standard_normal(500), teacher, truth
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pairing_narrows_the_share_kept(seed: int) -> None:
+    student, teacher, truth = correlated(seed)
+    kept = share_kept(auroc, student, teacher, truth)
+    own, his = bootstrap(auroc, student, truth), bootstrap(auroc, teacher, truth)
+    independent = own.high / his.low - own.low / his.high
+    assert kept.value == auroc(student, truth) / auroc(teacher, truth)
+    assert kept.low < kept.value < kept.high
+    assert kept.high - kept.low < independent / 2
+
+
+def test_equal_answers_keep_exactly_everything() -> None:
+    _, teacher, truth = correlated(0)
+    kept = share_kept(auroc, teacher.copy(), teacher, truth)
+    assert (kept.low, kept.value, kept.high) == (1.0, 1.0, 1.0)
+    judged = judge("teacher", "AUROC", auroc, teacher, teacher, truth, 1.0)
+    assert (judged.kept.low, judged.kept.high) == (1.0, 1.0)
+    assert judged.examples == 500
+
+
+def test_the_same_data_gives_the_same_interval() -> None:
+    student, teacher, truth = correlated(3)
+    assert share_kept(auroc, student, teacher, truth) == share_kept(auroc, student, teacher, truth)
+
+
+def test_resamples_that_hold_one_class_do_not_spoil_the_interval() -> None:
+    """Of four examples with one positive, about a third of the resamples have no AUROC."""
+    found = bootstrap(auroc, np.array([0.9, 0.1, 0.2, 0.95]), np.array([1, 0, 0, 0]))
+    assert np.isfinite([found.value, found.low, found.high]).all()
+
+
+def test_a_teacher_that_is_always_wrong_has_no_share_to_keep() -> None:
+    truth = np.zeros(20, dtype=np.int64)
+    with pytest.raises(TeacherError, match="right on none of the 20"):
+        share_kept(accuracy, truth, truth + 1, truth)
+
+
+def test_a_teacher_that_is_hardly_ever_right_has_a_finite_interval() -> None:
+    """A third of the resamples of twenty miss its one right answer."""
+    truth = np.zeros(20, dtype=np.int64)
+    kept = share_kept(accuracy, truth, np.r_[0, np.ones(19, dtype=np.int64)], truth)
+    assert np.isfinite([kept.low, kept.high]).all()
