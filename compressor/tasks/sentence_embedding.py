@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from compressor.artifacts import TensorSpec
 from compressor.errors import DataError
 from compressor.metrics import auroc, mean_cosine
-from compressor.preprocess import Feed, Preprocessor
+from compressor.preprocess import Feed, Preprocessor, TextPreprocessor
 from compressor.progress import Progress
 from compressor.recipe import SentenceEmbeddingRecipe, TextPairs
 from compressor.tasks.base import TaskData
@@ -97,6 +97,7 @@ class SentenceEmbedding:
         return GRAPH_INPUTS, [TensorSpec("sentence_embedding", "float32", ("batch", width))]
 
     def shape_feeds(self, preprocessor: Preprocessor) -> list[Feed]:
+        assert isinstance(preprocessor, TextPreprocessor)
         return text_shape_feeds(preprocessor, self.recipe.student.max_length)
 
     def edge_inputs(self) -> list[Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
+from optimum.utils import DummyTextInputGenerator
 
 from compressor.artifacts import TensorSpec
 from compressor.errors import TeacherError
-from compressor.preprocess import Feed, Preprocessor, TextPreprocessor
+from compressor.preprocess import Feed, TextPreprocessor
 from compressor.recipe import TextRecipe
 
 GRAPH_INPUTS = [
@@ -52,12 +53,15 @@ def text_preprocessor(recipe: TextRecipe, folder: Path | None) -> TextPreprocess
     return TextPreprocessor(tokenizer, recipe.student.max_length)
 
 
-def text_shape_feeds(preprocessor: Preprocessor, max_length: int) -> list[Feed]:
-    """Batch 1, 2 and n at lengths from the shortest to the longest: ids from real words, rows of unequal length."""
-    feeds = []
-    for batch, words in ((1, 1), (1, 5), (2, 1), (2, 17), (3, 33), (8, max_length)):
-        texts = ["a small word " * max(1, words // (3 + row)) for row in range(batch)]
-        feeds.append(preprocessor.collate(preprocessor.encode(texts)))
-    ids = preprocessor.encode(["word " * max_length])[0]
-    feeds.append(preprocessor.collate([np.resize(ids, max_length), ids[:1]]))
-    return feeds
+def text_shape_feeds(preprocessor: TextPreprocessor, max_length: int) -> list[Feed]:
+    """Batch 1, 2 and n at lengths from one token to the longest, by optimum's dummy inputs: random ids, padded rows."""
+    vocabulary = SimpleNamespace(vocab_size=preprocessor.vocabulary_size())
+    feeds: list[Feed] = []
+    for batch, length in ((1, 7), (2, 2), (2, 17), (3, 33), (8, max_length)):
+        dummy = DummyTextInputGenerator(
+            "feature-extraction", vocabulary, batch_size=batch, sequence_length=min(length, max_length)
+        )
+        names = (spec.name for spec in GRAPH_INPUTS)
+        feeds.append({name: dummy.generate(name, framework="np", int_dtype="int64") for name in names})
+    one_token = {name: array[:, :1] for name, array in feeds[0].items()}
+    return [one_token, *feeds]

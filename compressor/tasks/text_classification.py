@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from compressor.artifacts import TensorSpec
 from compressor.errors import DataError, TeacherError
 from compressor.metrics import accuracy
-from compressor.preprocess import Feed, Preprocessor
+from compressor.preprocess import Feed, Preprocessor, TextPreprocessor
 from compressor.progress import Progress
 from compressor.recipe import TextClassificationRecipe
 from compressor.tasks.base import TaskData
@@ -111,6 +111,7 @@ class TextClassification:
         return GRAPH_INPUTS, [TensorSpec(name, "float32", ("batch", width)) for name in ("logits", "probabilities")]
 
     def shape_feeds(self, preprocessor: Preprocessor) -> list[Feed]:
+        assert isinstance(preprocessor, TextPreprocessor)
         return text_shape_feeds(preprocessor, self.recipe.student.max_length)
 
     def edge_inputs(self) -> list[Any]:
