@@ -63,7 +63,7 @@ def _model_facts(path: Path) -> dict[str, Any]:
     try:
         import onnx
 
-        from compressor.export.sizes import where_bytes_are
+        from compressor.onnx_file import where_bytes_are
     except ImportError:
         facts["bytes_by_part"] = "install compressor[train] to see them"
         return facts

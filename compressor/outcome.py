@@ -27,8 +27,8 @@ from compressor.artifacts import (
     Result,
     Teacher,
 )
-from compressor.export import where_bytes_are
 from compressor.materials import Materials
+from compressor.onnx_file import where_bytes_are
 from compressor.recipe import Recipe, portable
 from compressor.report.html import write_report
 from compressor.stages import CONTROL, Models

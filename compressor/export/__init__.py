@@ -1,8 +1,7 @@
-"""From torch to ONNX, and what is in the file."""
+"""From torch to ONNX."""
 
 from __future__ import annotations
 
-from compressor.export.onnx_model import describe_onnx, export_onnx
-from compressor.export.sizes import where_bytes_are
+from compressor.export.onnx_model import export_onnx
 
-__all__ = ["describe_onnx", "export_onnx", "where_bytes_are"]
+__all__ = ["export_onnx"]

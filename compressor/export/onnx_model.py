@@ -15,6 +15,7 @@ from torch import nn
 
 from compressor.artifacts import OnnxModel, TensorSpec
 from compressor.errors import BundleError, ExportError
+from compressor.onnx_file import describe_onnx
 from compressor.onnxrt import open_session, run_one
 from compressor.preprocess import Feed
 from compressor.store import write_atomic
@@ -63,34 +64,6 @@ def export_onnx(
     described = describe_onnx(path, name, "float32")
     _run_shapes(described, feeds)
     return described
-
-
-def describe_onnx(path: Path, name: str, precision: str, parameters: int | None = None) -> OnnxModel:
-    """What an ONNX file says of itself; `parameters` counts its initialisers unless given."""
-    model = onnx.load(path, load_external_data=False)
-    return OnnxModel(
-        name=name,
-        precision=precision,
-        path=path,
-        bytes=path.stat().st_size,
-        parameters=parameters if parameters is not None else sum(_size(i) for i in model.graph.initializer),
-        opset=next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
-        inputs=tuple(_spec(value) for value in model.graph.input),
-        outputs=tuple(_spec(value) for value in model.graph.output),
-    )
-
-
-def _size(tensor: onnx.TensorProto) -> int:
-    count = 1
-    for dimension in tensor.dims:
-        count *= dimension
-    return count
-
-
-def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
-    tensor = value.type.tensor_type
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-    return TensorSpec(value.name, dtype, tuple(d.dim_param or d.dim_value for d in tensor.shape.dim))
 
 
 def _name_dimensions(model: onnx.ModelProto, specs: list[TensorSpec]) -> None:

@@ -23,7 +23,7 @@ from onnxruntime.quantization import (
 
 from compressor.artifacts import OnnxModel, QuantizedModels, RefusedModel
 from compressor.errors import BundleError, QuantizationError
-from compressor.export import describe_onnx
+from compressor.onnx_file import describe_onnx
 from compressor.onnxrt import open_session
 from compressor.preprocess import Feed, Preprocessor
 from compressor.progress import Progress

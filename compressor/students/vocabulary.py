@@ -38,8 +38,9 @@ def trim_vocabulary(tokenizer_file: Path, training_ids: Sequence[NDArray[np.int6
             " set student.vocab to null"
         )
     old: dict[str, int] = model["vocab"]
-    if size >= len(old):
-        return TrimmedVocabulary(json.dumps(definition, ensure_ascii=False), np.arange(len(old)))
+    whole = len(old.keys() | {entry["content"] for entry in definition.get("added_tokens", [])})
+    if size >= whole:
+        return TrimmedVocabulary(json.dumps(definition, ensure_ascii=False), np.arange(whole))
     kept = _choose(old, _special_ids(definition), training_ids, model.get("continuing_subword_prefix", "##"), size)
     new_id = {old_id: index for index, old_id in enumerate(kept)}
     model["vocab"] = {token: new_id[i] for token, i in sorted(old.items(), key=lambda item: item[1]) if i in new_id}
