@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def record_signals(
             if not np.isfinite(output).all():
                 raise TeacherError("the teacher's outputs are not finite on the training data: its weights are damaged")
             if signals is None:
-                signals = open_memmap(path, "w+", dtype=np.float32, shape=(rows, output.shape[1]))
+                signals = _new_array(path, rows, output.shape[1])
             signals[batch] = output
             bar.advance(len(batch))
             if time.monotonic() - saved > _SAVE_EVERY_S:
@@ -68,6 +69,15 @@ def record_signals(
     signals.flush()
     done_file.unlink(missing_ok=True)
     return TeacherSignals(path, sha256_file(path), rows, signals.shape[1], round(time.monotonic() - started, 3))
+
+
+def _new_array(path: Path, rows: int, width: int) -> np.memmap[Any, Any]:
+    """A writable .npy of float32 [rows, width]. Raises OSError where the disk has no room for all of it."""
+    array = open_memmap(path, "w+", dtype=np.float32, shape=(rows, width))
+    # The file is sparse so far: a write through the mapping that finds the disk full would end the process by SIGBUS.
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def read_signals(signals: TeacherSignals) -> NDArray[np.float32]:
