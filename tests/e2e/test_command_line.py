@@ -1,0 +1,137 @@
+"""The verbs beside `compress`, flags instead of a recipe, and what goes to which stream."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import TASKS, Begun, Finished, Run
+from made_inputs import Inputs
+from ruamel.yaml import YAML
+from run_folders import assert_one_clear_line
+
+from compressor.recipe_file import read_recipe
+
+
+def _flags(inputs: dict[str, Inputs], out: Path) -> list[str]:
+    folder = inputs["sentence-embedding"].folder
+    return [
+        "--teacher", str(folder / "teacher"), "--task", "sentence-embedding",
+        "--data", str(folder / "train.jsonl"), "--eval", str(folder / "eval.jsonl"),
+        "--max-drop", "50%", "--out", str(out),
+    ]  # fmt: skip
+
+
+def test_flags_alone_make_a_plan(inputs: dict[str, Inputs], run: Run, tmp_path: Path) -> None:
+    flags = _flags(inputs, tmp_path / "out")
+    given = ("--license", "Apache-2.0", "--set", "distill.epochs=4", "--set", "distill.batch_size=16")
+    ended = run("compress", *flags, *given, "--dry-run", "--json")
+    assert ended.code == 0, ended.stderr
+    plan = json.loads(ended.stdout)
+    # 420 distinct sentences, 21 of them held out: 24 full batches an epoch, four epochs.
+    assert plan["training_examples"] == 399
+    assert plan["steps"] == 4 * 24
+    assert plan["evaluation_examples"] == 160
+    assert 0 < plan["predicted_onnx_bytes"]["int8"] < plan["predicted_onnx_bytes"]["float32"]
+    assert 0 < plan["student_parameters"] < plan["teacher_parameters"]
+    assert plan["kept_stages"] == []
+    assert not (tmp_path / "out" / "stages").exists()
+
+
+def test_a_plan_for_a_reader(image_run: Finished, run: Run) -> None:
+    ended = run("compress", image_run.recipe, "--dry-run")
+    assert ended.code == 0, ended.stderr
+    rows = {line.split()[0]: line for line in ended.stdout.splitlines()}
+    assert {"task", "teacher", "student", "training", "time"} <= set(rows)
+    assert "predicted ONNX" in rows["student"]
+    assert "distill" in rows["kept"]
+
+
+def test_flags_need_to_say_what_permits_the_teacher(inputs: dict[str, Inputs], run: Run, tmp_path: Path) -> None:
+    ended = run("compress", *_flags(inputs, tmp_path / "out"))
+    line = assert_one_clear_line(ended, 2)
+    assert "--license" in line
+    assert "--own-model" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_flags_that_are_missing_are_named(run: Run) -> None:
+    assert "--data, --eval" in assert_one_clear_line(run("compress", "--teacher", "x", "--task", TASKS[0]), 2)
+
+
+def test_json_prints_the_result_and_nothing_else(begun: Begun, run: Run, tmp_path: Path) -> None:
+    ended = run("compress", begun(tmp_path / "out"), "--json")
+    assert ended.code == 0, ended.stderr
+    assert json.loads(ended.stdout) == json.loads((tmp_path / "out" / "result.json").read_text())
+
+
+def test_quiet_says_nothing_on_success(begun: Begun, run: Run, tmp_path: Path) -> None:
+    ended = run("compress", begun(tmp_path / "out", "export"), "--quiet")
+    assert ended.code == 0, ended.stderr
+    assert ended.stderr == ""
+    assert "bundle:" in ended.stdout
+
+
+def test_quiet_still_says_what_is_wrong(run: Run, tmp_path: Path) -> None:
+    assert "no such recipe" in assert_one_clear_line(run("compress", tmp_path / "absent.yaml", "--quiet"), 3)
+
+
+def test_report_draws_the_page_again(begun: Begun, run: Run, tmp_path: Path) -> None:
+    begun(tmp_path / "out")
+    page = tmp_path / "out" / "report.html"
+    before = page.read_bytes()
+    page.unlink()
+    ended = run("report", tmp_path / "out")
+    assert ended.code == 0, ended.stderr
+    assert page.read_bytes() == before
+    assert "teacher" in ended.stdout
+
+
+def test_report_of_nothing(run: Run, tmp_path: Path) -> None:
+    assert "result.json" in assert_one_clear_line(run("report", tmp_path), 4)
+
+
+def test_inspect_tells_what_a_bundle_is(finished: Finished, run: Run) -> None:
+    ended = run("inspect", finished.out / "bundle", "--json")
+    assert ended.code == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["task"] == finished.inputs.recipe["task"]
+    assert found["files"]["model.onnx"] == found["bytes"] == sum(found["bytes_by_part"].values())
+    shown = run("inspect", finished.out / "bundle" / "model.onnx")
+    assert shown.code == 0, shown.stderr
+    assert str(found["bytes"]) in shown.stdout
+
+
+def test_inspect_of_something_else(run: Run, tmp_path: Path) -> None:
+    assert "a folder without a manifest" in assert_one_clear_line(run("inspect", tmp_path), 2)
+
+
+def test_bench_takes_a_bundle_and_a_file_together(finished: Finished, run: Run) -> None:
+    (teacher,) = (finished.out / "stages").glob("teacher-onnx-*/teacher.onnx")
+    shapes = ("--shape", "sequence=16") if finished.inputs.recipe["task"] != "image-classification" else ()
+    ended = run("bench", teacher, finished.out / "bundle", *shapes, "--samples", "459", "--budget", "5s", "--json")
+    assert ended.code == 0, ended.stderr
+    rows = json.loads(ended.stdout)
+    assert [row["name"] for row in rows] == ["teacher", "bundle"]
+    assert all(row["samples"] >= 459 and row["p50_ms"] > 0 for row in rows)
+
+
+def test_verify_finds_a_changed_byte(begun: Begun, run: Run, tmp_path: Path) -> None:
+    begun(tmp_path / "out")
+    model = tmp_path / "out" / "bundle" / "model.onnx"
+    content = bytearray(model.read_bytes())
+    content[len(content) // 2] ^= 1
+    model.write_bytes(content)
+    assert "SHA-256" in assert_one_clear_line(run("verify", tmp_path / "out" / "bundle"), 11)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_init_prints_a_recipe_that_is_valid(task: str, run: Run, tmp_path: Path) -> None:
+    ended = run("init", "--task", task)
+    assert ended.code == 0, ended.stderr
+    assert YAML(typ="safe").load(ended.stdout)["task"] == task
+    path = tmp_path / "recipe.yaml"
+    # A teacher module needs the name of a callable; everything else is a path, valid before it exists.
+    path.write_text(ended.stdout.replace("module: CHANGE-ME", "module: networks.py:teacher"))
+    assert read_recipe(path).task == task

@@ -1,0 +1,79 @@
+"""A second run keeps what is finished, and a changed setting re-runs what depends on it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from command_runs import Ended
+from conftest import Begun, Run
+from run_folders import assert_whole, weights_of
+
+from compressor import pipeline
+
+# Without the control, which this recipe does not ask for.
+STAGES = [stage for stage in pipeline.STAGES if stage != "control"]
+FROM_QUANTIZE = STAGES[STAGES.index("quantize") :]
+
+
+def _without_times(out: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    del result["stages"]
+    return result
+
+
+def _assert_ran(ended: Ended, again: list[str]) -> None:
+    assert ended.code == 0, ended.stderr
+    assert ended.stages("done") == again
+    assert ended.stages("kept") == [stage for stage in STAGES if stage not in again]
+
+
+def test_second_run_keeps_every_stage(begun: Begun, run: Run, tmp_path: Path) -> None:
+    recipe = begun(tmp_path / "out")
+    # The copy has another name than the original, and a result names its run folder.
+    _assert_ran(run("compress", recipe), [])
+    before = _without_times(tmp_path / "out")
+    _assert_ran(run("compress", recipe), [])
+    assert _without_times(tmp_path / "out") == before
+    stages = json.loads((tmp_path / "out" / "result.json").read_text())["stages"]
+    assert [(stage["stage"], stage["reused"]) for stage in stages] == [(stage, True) for stage in STAGES]
+
+
+def test_resume_is_the_default(begun: Begun, run: Run, tmp_path: Path) -> None:
+    _assert_ran(run("compress", begun(tmp_path / "out"), "--resume"), [])
+
+
+def test_the_gate_belongs_to_no_stage(begun: Begun, run: Run, tmp_path: Path) -> None:
+    recipe = begun(tmp_path / "out")
+    _assert_ran(run("compress", recipe, "--set", "gate.max_drop=0.55"), [])
+    assert _without_times(tmp_path / "out")["recipe"]["gate"]["max_drop"] == 0.55
+
+
+def test_calibration_runs_quantize_and_after(begun: Begun, run: Run, tmp_path: Path) -> None:
+    recipe = begun(tmp_path / "out")
+    ended = run("compress", recipe, "--set", "quantize.calibration_samples=24")
+    _assert_ran(ended, FROM_QUANTIZE)
+    # Going back finds the stages of the first run still there.
+    _assert_ran(run("compress", recipe), [])
+
+
+def test_from_runs_a_stage_and_what_follows(begun: Begun, run: Run, tmp_path: Path) -> None:
+    recipe = begun(tmp_path / "out")
+    _assert_ran(run("compress", recipe, "--from", "quantize"), FROM_QUANTIZE)
+    assert_whole(tmp_path / "out")
+
+
+def test_fresh_runs_everything_to_the_same_student(begun: Begun, run: Run, tmp_path: Path) -> None:
+    recipe = begun(tmp_path / "out")
+    before = weights_of(tmp_path / "out")
+    _assert_ran(run("compress", recipe, "--fresh"), STAGES)
+    assert weights_of(tmp_path / "out") == before
+    assert_whole(tmp_path / "out")
+
+
+def test_a_damaged_stage_runs_again(begun: Begun, run: Run, tmp_path: Path) -> None:
+    recipe = begun(tmp_path / "out")
+    (artifact,) = (tmp_path / "out" / "stages").glob("verify-*/artifact.json")
+    artifact.write_bytes(artifact.read_bytes()[:40])
+    _assert_ran(run("compress", recipe), ["verify"])

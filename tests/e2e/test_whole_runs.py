@@ -1,0 +1,161 @@
+"""One run of every task, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import onnxruntime
+import pytest
+from command_runs import environment, run_fresh
+from conftest import Finished
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+import compressor
+from compressor.report.schema import result_schema
+
+# What a terminal would act on; a line feed and a tab it may have.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_EXTERNAL = re.compile(
+    r"""(?:src|href)\s*=\s*["']?(?!#|data:)[^"'\s>]|@import|url\(\s*["']?(?!#|data:)|<link|<iframe"""
+)
+
+
+def _result(finished: Finished) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((finished.out / "result.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def _raw_inputs(finished: Finished) -> list[Any]:
+    data = finished.inputs.folder
+    if (data / "eval.npz").exists():
+        return list(np.load(data / "eval.npz")["images"][:5])
+    rows = [json.loads(line) for line in (data / "eval.jsonl").read_text().splitlines()[:5]]
+    return [row.get("text", row.get("sentence1")) for row in rows]
+
+
+def _feed(bundle: Path, raw: Any) -> dict[str, NDArray[Any]]:
+    """One raw input as the graph takes it, with nothing of this package."""
+    if not isinstance(raw, str):
+        return {"pixels": raw[None, :, :, None]}
+    tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
+    ids = np.array([tokenizer.encode(raw).ids], dtype=np.int64)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+def test_streams_are_clean_without_a_terminal(finished: Finished) -> None:
+    ended = finished.ended
+    assert "bundle:" in ended.stdout
+    assert not _CONTROL.search(ended.stdout)
+    assert not _CONTROL.search(ended.stderr)
+    assert "Traceback" not in ended.stderr
+    assert "warning" not in ended.stderr.lower()
+
+
+def test_result_follows_its_schema(finished: Finished) -> None:
+    jsonschema.Draft202012Validator(result_schema()).validate(_result(finished))
+
+
+def test_result_has_teacher_student_and_int8_measured(finished: Finished) -> None:
+    result = _result(finished)
+    rows = {row["name"]: row for row in result["models"]}
+    int8 = [name for name in rows if name.startswith("student-") and "int8" in name]
+    assert int8
+    for name in ("teacher", "student", *int8):
+        row = rows[name]
+        assert row["bytes"] > 0
+        assert 0 < row["latency"]["p50_ms"] <= row["latency"]["p99_ms"]
+        assert row["latency"]["throughput_per_s"] > 0
+        assert row["latency"]["samples"] >= 459
+        quality = row["quality"]["quality"]
+        assert 0 <= quality["low"] <= quality["value"] <= quality["high"] <= 1
+        assert row["parity"]["holds"]
+    # The inputs are made so that the teacher is good at them: otherwise a student could keep nothing of worth.
+    assert rows["teacher"]["quality"]["quality"]["value"] > 0.9
+    assert rows["student"]["parameters"] < rows["teacher"]["parameters"]
+    assert all(rows[name]["bytes"] < rows["student"]["bytes"] for name in int8)
+    assert result["shipped"] in ("student", *int8)
+    assert result["lineage"]["permission"] == finished.inputs.recipe["teacher"]["permission"]
+
+
+def test_control_is_reported_where_it_was_asked_for(finished: Finished) -> None:
+    wanted = finished.inputs.recipe["distill"].get("control", False)
+    assert (_result(finished)["control"] is not None) == wanted
+
+
+def test_report_needs_no_network(finished: Finished) -> None:
+    page = (finished.out / "report.html").read_text(encoding="utf-8")
+    assert "<html" in page
+    assert "student" in page
+    assert not _EXTERNAL.findall(page)
+
+
+def test_bundle_verifies_elsewhere(finished: Finished, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere" / "copy"
+    shutil.copytree(finished.out / "bundle", moved)
+    ended = run_fresh("verify", moved, cwd=tmp_path)
+    assert ended.code == 0, ended.stderr
+    assert "golden cases" in ended.stdout
+    assert ended.stderr == ""
+
+
+def test_predictor_agrees_with_plain_onnxruntime(finished: Finished, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(finished.out / "bundle", bundle)
+    predictor = compressor.load(bundle)
+    session = onnxruntime.InferenceSession(bundle / "model.onnx", providers=["CPUExecutionProvider"])
+    raw = _raw_inputs(finished)
+    answers = predictor(raw)
+    assert len(answers) == len(raw)
+    for item, answer in zip(raw, answers, strict=True):
+        outputs = session.run(None, _feed(bundle, item))
+        if predictor.manifest.task == "sentence-embedding":
+            np.testing.assert_allclose(answer, outputs[0][0], atol=1e-5)
+            assert np.linalg.norm(answer) == pytest.approx(1, abs=1e-4)
+        else:
+            np.testing.assert_allclose(list(answer.probabilities.values()), outputs[1][0], atol=1e-5)
+            assert list(answer.probabilities)[int(outputs[1][0].argmax())] == answer.label
+
+
+def test_predicting_imports_no_torch(finished: Finished, tmp_path: Path) -> None:
+    raw = [item if isinstance(item, str) else item.tolist() for item in _raw_inputs(finished)]
+    program = (
+        "import json, sys, numpy, compressor\n"
+        "raw = [x if isinstance(x, str) else numpy.array(x, 'uint8') for x in json.loads(sys.argv[2])]\n"
+        "answers = compressor.load(sys.argv[1])(raw)\n"
+        "heavy = {'torch', 'transformers', 'onnx', 'datasets'} & set(sys.modules)\n"
+        "print(json.dumps([len(answers), sorted(heavy)]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(finished.out / "bundle"), json.dumps(raw)],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == [len(raw), []]
+
+
+@pytest.mark.parametrize("kept", ["bundle", "result.json", "report.html"])
+def test_nothing_names_the_folders_of_this_machine(finished: Finished, kept: str) -> None:
+    path = finished.out / kept
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    assert files
+    for secret in (finished.inputs.folder, finished.out.parent, Path.home(), Path(compressor.__file__).parent):
+        assert [file.name for file in files if str(secret).encode() in file.read_bytes()] == []
+
+
+def test_run_folder_holds_no_leftovers(finished: Finished) -> None:
+    names = [path.name for path in finished.out.rglob("*")]
+    assert not [
+        name for name in names if name.endswith((".tmp", ".partial", ".old", ".new")) or name == "checkpoint.pt"
+    ]
