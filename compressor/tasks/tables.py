@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,17 +29,32 @@ def read_columns(path: Path, columns: Sequence[str], cache: Path) -> dict[str, l
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
-        table = datasets.load_dataset(_BUILDERS[path.suffix], data_files=str(path), split="train", cache_dir=str(cache))
+        table = datasets.load_dataset(
+            # The library takes a name for a pattern.
+            _BUILDERS[path.suffix],
+            data_files=glob.escape(str(path)),
+            split="train",
+            cache_dir=str(cache),
+        )
+        missing = [name for name in columns if name not in table.column_names]
+        found = {} if missing else {name: table[name][:] for name in columns}
     except DatasetGenerationError as error:
-        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, UnicodeError):
+        if isinstance(error.__cause__, OSError):
             raise error.__cause__ from None
-        cause = str(error.__cause__ or error).strip().splitlines()
-        raise DataError(f"{path}: not readable as {path.suffix}: {cause[0] if cause else 'malformed'}") from None
-    missing = [name for name in columns if name not in table.column_names]
+        raise _unreadable(path, error.__cause__ or error) from None
+    except ValueError as error:  # also a damaged .parquet, text that is not UTF-8
+        raise _unreadable(path, error) from None
     if missing:
         raise DataError(
             f"{path}: missing column {', '.join(missing)}; it has {', '.join(table.column_names)}: set data"
         )
     if not len(table):
         raise DataError(f"{path}: no rows; expected rows with {', '.join(columns)}")
-    return {name: table[name][:] for name in columns}
+    return found
+
+
+def _unreadable(path: Path, cause: BaseException) -> DataError:
+    if "corresponds to no data" in str(cause):
+        return DataError(f"{path}: no rows in it")
+    lines = str(cause).strip().splitlines()
+    return DataError(f"{path}: not readable as {path.suffix}: {lines[0] if lines else 'malformed'}")
