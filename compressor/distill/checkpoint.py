@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     """The last checkpoint, or None where there is none. Raises TrainingError when it cannot be read."""
     if not path.is_file():
         return None
+    content = io.BytesIO(path.read_bytes())
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError):
+        state: dict[str, Any] = torch.load(content, weights_only=True)
+    except Exception:  # damage surfaces as whatever the reader stumbles over
         raise TrainingError(
             f"{path}: the checkpoint is damaged; run again with --from distill to start training anew"
         ) from None
