@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,10 @@ class ImageClassification:
     def load_data(self, cache: Path, progress: Progress) -> TaskData:  # noqa: ARG002 (images need no converted copy)
         data = self.recipe.data
         images, labels = self._read(data.train)
-        if len(images) < 2 * self.recipe.distill.batch_size:
-            raise DataError(f"{data.train}: expected at least two batches of images, got {len(images)}")
-        eval_images, truth = self._read(data.eval)
         order = np.random.default_rng(self.recipe.distill.seed).permutation(len(images))[: data.max_train]
+        if len(order) < 2 * self.recipe.distill.batch_size:
+            raise DataError(f"{data.train}: expected at least two batches of images, got {len(order)}")
+        eval_images, truth = self._read(data.eval)
         progress.log(f"  {len(order):,} of {len(images):,} training images, {len(truth):,} for evaluation")
         return TaskData(
             train=images[order],
@@ -81,11 +82,11 @@ class ImageClassification:
         if path.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty; expected an .npz with `images` and `labels`")
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 images, labels = archive["images"], archive["labels"]
         except KeyError as error:
             raise DataError(f"{path}: missing array {error.args[0]}; expected `images` and `labels`") from None
-        except (zipfile.BadZipFile, ValueError, EOFError, TypeError) as error:
+        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, TypeError, NotImplementedError) as error:
             raise DataError(f"{path}: not an .npz of plain arrays: {str(error).splitlines()[0]}") from None
         if images.ndim == 3:
             images = images[..., None]

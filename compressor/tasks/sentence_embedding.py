@@ -49,9 +49,9 @@ class SentenceEmbedding:
         data = self.recipe.data
         columns = read_columns(data.train, data.text, cache)
         sentences = distinct(text for name in data.text for text in columns[name])
-        if len(sentences) < 2 * self.recipe.distill.batch_size:
-            raise DataError(f"{data.train}: expected at least two batches of distinct sentences, got {len(sentences)}")
         order = np.random.default_rng(self.recipe.distill.seed).permutation(len(sentences))[: data.max_train]
+        if len(order) < 2 * self.recipe.distill.batch_size:
+            raise DataError(f"{data.train}: expected at least two batches of distinct sentences, got {len(order)}")
         inputs, pairs, truth = self._pairs(data, cache)
         progress.log(f"  {len(order):,} of {len(sentences):,} training sentences, {len(truth):,} evaluation pairs")
         return TaskData(
@@ -70,10 +70,14 @@ class SentenceEmbedding:
     def _pairs(self, data: TextPairs, cache: Path) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
         columns = read_columns(data.eval, (data.first, data.second, data.label), cache)
         rows = zip(columns[data.first], columns[data.second], columns[data.label], strict=True)
-        judged = [(a, b, label == data.positive) for a, b, label in rows if label in (data.positive, data.negative)]
+        judged = [
+            (a, b, label == data.positive)
+            for a, b, label in rows
+            if label in (data.positive, data.negative) and all(isinstance(t, str) and t.strip() for t in (a, b))
+        ]
         truth = np.array([same for _, _, same in judged], dtype=np.int64)
         if not len(truth) or truth.min() == truth.max():
-            found = ", ".join(repr(v) for v in sorted(set(columns[data.label]), key=str)[:5])
+            found = ", ".join(sorted({repr(value) for value in columns[data.label]})[:5])
             raise DataError(
                 f"{data.eval}: expected rows with {data.label} {data.positive!r} and {data.negative!r}, found {found};"
                 " set data.positive and data.negative"

@@ -48,9 +48,9 @@ class TextClassification:
         data = self.recipe.data
         classes = self.classes()
         texts, labels = self._labelled(data.train, classes, cache)
-        if len(texts) < 2 * self.recipe.distill.batch_size:
-            raise DataError(f"{data.train}: expected at least two batches of labelled texts, got {len(texts)}")
         order = np.random.default_rng(self.recipe.distill.seed).permutation(len(texts))[: data.max_train]
+        if len(order) < 2 * self.recipe.distill.batch_size:
+            raise DataError(f"{data.train}: expected at least two batches of labelled texts, got {len(order)}")
         eval_texts, truth = self._labelled(data.eval, classes, cache)
         progress.log(f"  {len(order):,} of {len(texts):,} training texts, {len(truth):,} for evaluation")
         return TaskData(
@@ -70,12 +70,12 @@ class TextClassification:
         config = self.recipe.teacher.path / "config.json"
         try:
             id2label = json.loads(config.read_text(encoding="utf-8")).get("id2label")
-        except (OSError, ValueError):
+        except (OSError, ValueError, AttributeError):
             raise TeacherError(
                 f"{self.recipe.teacher.path}: expected a Hugging Face folder with a config.json"
             ) from None
-        if not isinstance(id2label, dict) or not id2label:
-            raise TeacherError(f"{config}: expected id2label with the class names, found none")
+        if not isinstance(id2label, dict) or not id2label or not all(key.isdecimal() for key in id2label):
+            raise TeacherError(f"{config}: expected id2label with the class names by number, found none")
         return tuple(str(id2label[key]) for key in sorted(id2label, key=int))
 
     def _labelled(self, path: Path, classes: tuple[str, ...], cache: Path) -> tuple[list[str], NDArray[np.int64]]:
