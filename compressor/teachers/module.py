@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -18,10 +19,7 @@ from compressor.errors import CompressorError, TeacherError
 
 def build_module(reference: str, error: type[CompressorError]) -> nn.Module:
     """Calls the callable that a reference names. `error` is raised, with one line, for whatever goes wrong."""
-    source, _, name = reference.rpartition(":")
-    make: object = getattr(_import(source, error), name, None)
-    if not callable(make):
-        raise error(f"{reference}: expected a callable {name!r} in {source}, found {type(make).__name__}")
+    make = _callable(reference, error)
     try:
         built = make()
     except Exception as failure:  # the user's own code may raise anything
@@ -33,9 +31,13 @@ def build_module(reference: str, error: type[CompressorError]) -> nn.Module:
 
 def source_file(reference: str, error: type[CompressorError]) -> Path:
     """The file that defines the callable: part of what the teacher is."""
-    source, _, name = reference.rpartition(":")
-    file = inspect.getsourcefile(getattr(_import(source, error), name))
-    assert file is not None
+    make = _callable(reference, error)
+    try:
+        file = inspect.getsourcefile(make)
+    except TypeError:  # an object with __call__, a partial: where its module lies is the nearest there is
+        file = _import(reference.rpartition(":")[0], error).__file__
+    if file is None:
+        raise error(f"{reference}: expected it to be defined in a Python file")
     return Path(file)
 
 
@@ -54,6 +56,14 @@ def load_module(reference: str, weights: Path) -> nn.Module:
     return model.eval()
 
 
+def _callable(reference: str, error: type[CompressorError]) -> Callable[[], object]:
+    source, _, name = reference.rpartition(":")
+    found: object = getattr(_import(source, error), name, None)
+    if not callable(found):
+        raise error(f"{reference}: expected a callable {name!r} in {source}, found {type(found).__name__}")
+    return found
+
+
 def _import(source: str, error: type[CompressorError]) -> ModuleType:
     try:
         if source.endswith(".py"):
@@ -62,8 +72,8 @@ def _import(source: str, error: type[CompressorError]) -> ModuleType:
         if str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
         return importlib.import_module(source)
-    except (ImportError, FileNotFoundError, SyntaxError) as failure:
-        raise error(f"{source}: cannot be imported: {failure}") from None
+    except (Exception, SystemExit) as failure:  # the user's own code may raise anything
+        raise error(f"{source}: cannot be imported: {type(failure).__name__}: {failure}") from failure
 
 
 def _import_file(path: Path) -> ModuleType:
