@@ -1,0 +1,127 @@
+"""The gate: what ships, what is passed over and why, and when nothing ships."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from compressor.artifacts import GateDecision, Interval, Latency, OnnxModel, Parity, Quality
+from compressor.errors import GateError
+from compressor.recipe import Gate
+from compressor.verify.gate import choose
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str
+    megabytes: int
+    ms: float
+    kept: tuple[float, float] = (0.99, 0.985)
+    parity: bool = True
+
+
+TEACHER = Model("teacher", 100, 10.0, (1.0, 1.0))
+STUDENT = Model("student", 30, 4.0)
+INT8 = Model("student-int8", 8, 3.0)
+
+
+def decide(*models: Model, gate: Gate | None = None) -> GateDecision:
+    chosen = (TEACHER, *models)
+    return choose(
+        [OnnxModel(m.name, "", Path(m.name), m.megabytes * 10**6, 1, 20, (), ()) for m in chosen],
+        {m.name: Quality(m.name, "AUROC", Interval(0.9, 0.89, 0.91), kept(m), 0.9, 100) for m in chosen},
+        {m.name: latency(m) for m in chosen},
+        {m.name: Parity(m.name, "student", 9, 0.1, 0.5, None, m.parity, "mean cosine >= 0.9") for m in chosen},
+        gate or Gate(),
+    )
+
+
+def kept(model: Model) -> Interval:
+    value, low = model.kept
+    return Interval(value, low, value + (value - low))
+
+
+def latency(model: Model) -> Latency:
+    ms = model.ms
+    return Latency(model.name, 500, ms, ms, ms, ms, ms, 1000 / ms, 1, 1, Interval(1, 1, 1), 1, 1, "")
+
+
+def reasons(decision: GateDecision) -> dict[str, str]:
+    return {refused.name: refused.reason for refused in decision.passed_over}
+
+
+def test_the_largest_gain_ships() -> None:
+    decision = decide(STUDENT, INT8)
+    assert decision.shipped == "student-int8"
+    assert decision.reason == "12.5 times smaller and 3.3 times faster than its teacher"
+    assert reasons(decision) == {
+        "student": "passes, but gains less: 3.3 times smaller and 2.5 times faster than its teacher"
+    }
+
+
+def test_gain_weighs_size_and_speed_alike() -> None:
+    """Twice as small outweighs a fifth slower than the other int8, and the other way round."""
+    small, fast = Model("small", 8, 2.4), Model("fast", 16, 2.0)
+    assert decide(STUDENT, small, fast).shipped == "small"
+    assert decide(STUDENT, small, Model("faster", 16, 1.0)).shipped == "faster"
+
+
+@pytest.mark.parametrize("ms", [4.0, 4.1])
+def test_int8_that_is_not_faster_than_float32_is_passed_over(ms: float) -> None:
+    decision = decide(STUDENT, Model("student-int8", 8, ms))
+    assert decision.shipped == "student"
+    assert "not faster than float32 here" in reasons(decision)["student-int8"]
+
+
+def test_int8_that_departs_is_passed_over() -> None:
+    decision = decide(STUDENT, Model("student-int8", 8, 3.0, parity=False))
+    assert decision.shipped == "student"
+    assert "departs from student: mean cosine 0.5" in reasons(decision)["student-int8"]
+
+
+@pytest.mark.parametrize(
+    ("judge", "value", "low", "ships"),
+    [
+        ("lower-bound", 0.99, 0.981, True),
+        ("lower-bound", 0.99, 0.979, False),
+        ("value", 0.99, 0.979, True),
+        ("value", 0.979, 0.97, False),
+        ("lower-bound", 0.98, 0.98, True),
+        ("value", 0.98, 0.5, True),
+        ("lower-bound", float("nan"), float("nan"), False),
+        ("value", float("nan"), float("nan"), False),
+    ],
+)
+def test_what_is_judged(judge: str, value: float, low: float, ships: bool) -> None:
+    gate = Gate.model_validate({"judge": judge, "max_drop": 0.02})
+    decision = decide(STUDENT, Model("student-int8", 8, 3.0, (value, low)), gate=gate)
+    assert (decision.shipped == "student-int8") is ships
+    if not ships:
+        assert "98.0% must be kept" in reasons(decision)["student-int8"]
+
+
+def test_the_float32_student_may_fail_while_int8_passes() -> None:
+    worse = Model("student", 30, 4.0, (0.97, 0.96))
+    assert decide(worse, INT8).shipped == "student-int8"
+
+
+def test_nothing_passes_names_the_closest_and_a_remedy() -> None:
+    with pytest.raises(GateError) as raised:
+        decide(Model("student", 30, 4.0, (0.95, 0.94)), Model("student-int8", 8, 3.0, (0.93, 0.92)))
+    message = str(raised.value)
+    assert message.startswith("nothing ships: the best candidate, student, keeps 95.0% (95% interval 94.0% to 96.0%)")
+    assert "98.0% must be kept (lower-bound); train longer" in message
+    assert "\n" not in message
+
+
+def test_when_only_the_interval_is_too_wide_the_remedy_is_more_data() -> None:
+    with pytest.raises(GateError, match="evaluate on more data"):
+        decide(Model("student", 30, 4.0, (0.99, 0.97)))
+
+
+def test_a_permitted_drop_of_nothing() -> None:
+    assert decide(Model("student", 30, 4.0, (1.0, 1.0)), gate=Gate(max_drop=0.0)).shipped == "student"
+    with pytest.raises(GateError):
+        decide(Model("student", 30, 4.0, (0.999, 0.999)), gate=Gate(max_drop=0.0))
