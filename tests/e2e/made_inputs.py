@@ -161,6 +161,8 @@ def image_inputs(folder: Path) -> Inputs:
             "student": {"widths": [24, 48, 96], "strides": [2, 2]},
             "distill": {"epochs": 2, "batch_size": 16, "learning_rate": 5e-3},
             **_common(),
+            # A graph of convolutions has nothing for dynamic int8 but its head.
+            "quantize": {"precisions": ["static-int8"], "calibration_samples": 16},
         },
     )
 

