@@ -109,6 +109,8 @@ def check_files(bundle: OpenedBundle) -> None:
         raise BundleError(f"{bundle.folder}: {missing[0]} is missing; copy the bundle again")
     if extra := sorted(found - set(listed)):
         raise BundleError(f"{bundle.folder}: {extra[0]} is not in the manifest; remove it or copy the bundle again")
+    if bundle.manifest.model not in listed:
+        raise BundleError(f"{bundle.folder}: {bundle.manifest.model} is no file of the bundle; copy the bundle again")
     for name, entry in listed.items():
         path = bundle.folder / name
         size = path.stat().st_size

@@ -40,6 +40,7 @@ def verify_bundle(folder: Path) -> BundleCheck:
     arrays = _arrays(bundle)
     _check_encoding(bundle, arrays)
     session = open_session(folder / manifest.model)
+    _check_interface(session, manifest, folder)
     cosines, errors = [], []
     for case in range(manifest.golden.cases):
         feed = {spec.name: _get(arrays, f"{case}.in.{spec.name}", folder) for spec in manifest.inputs}
@@ -91,6 +92,13 @@ def _check_encoding(bundle: OpenedBundle, arrays: dict[str, NDArray[Any]]) -> No
                 raise BundleError(
                     f"{bundle.folder}: the tokenizer encodes golden text {case} otherwise than when it was built"
                 )
+
+
+def _check_interface(session: Any, manifest: Manifest, folder: Path) -> None:
+    got = ([value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()])
+    expected = ([spec.name for spec in manifest.inputs], [spec.name for spec in manifest.outputs])
+    if got != expected:
+        raise BundleError(f"{folder}: expected a model with inputs and outputs {expected}, got {got}")
 
 
 def _check_output(got: NDArray[Any], expected: NDArray[Any], what: str, manifest: Manifest, folder: Path) -> None:
