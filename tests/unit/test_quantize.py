@@ -1,0 +1,188 @@
+"""int8 candidates: smaller, loadable, close; refused where int8 gains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from compressor.artifacts import OnnxModel
+from compressor.errors import QuantizationError
+from compressor.onnx_file import describe_onnx, where_bytes_are
+from compressor.preprocess import Feed
+from compressor.progress import SILENT
+from compressor.quantize import quantize
+from compressor.recipe import Quantization
+
+MakeOnnx = Callable[..., Path]
+
+
+class Rows:
+    """Examples are rows of ids; a feed is a batch of them."""
+
+    def encode(self, inputs: Any) -> list[NDArray[Any]]:
+        return list(inputs)
+
+    def collate(self, examples: Any) -> Feed:
+        return {"ids": np.stack(examples)}
+
+
+class Images(Rows):
+    def collate(self, examples: Any) -> Feed:
+        return {"image": np.stack(examples)}
+
+
+def weights(*shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+@pytest.fixture
+def text_model(make_onnx: MakeOnnx, tmp_path: Path) -> OnnxModel:
+    """ids -> a table of 500 by 64, a mean, a product."""
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["tokens"]),
+        helper.make_node("ReduceMean", ["tokens", "axis"], ["mean"], keepdims=0),
+        helper.make_node("MatMul", ["mean", "weight"], ["out"]),
+    ]
+    arrays = {"table": weights(500, 64), "weight": weights(64, 32), "axis": np.array([1], np.int64)}
+    interface = {"ids": (TensorProto.INT64, ["batch", "sequence"])}, {"out": (TensorProto.FLOAT, ["batch", 32])}
+    return describe_onnx(make_onnx(tmp_path / "text.onnx", nodes, *interface, arrays), "student", "float32")
+
+
+@pytest.fixture
+def image_model(make_onnx: MakeOnnx, tmp_path: Path) -> OnnxModel:
+    """image -> a convolution, a mean, a product with a bias."""
+    nodes = [
+        helper.make_node("Conv", ["image", "kernel"], ["features"], kernel_shape=[3, 3]),
+        helper.make_node("Relu", ["features"], ["active"]),
+        helper.make_node("GlobalAveragePool", ["active"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "weight", "bias"], ["out"], transB=1),
+    ]
+    arrays = {"kernel": weights(64, 16, 3, 3), "weight": weights(10, 64), "bias": weights(10)}
+    interface = {"image": (TensorProto.FLOAT, ["batch", 16, 8, 8])}, {"out": (TensorProto.FLOAT, ["batch", 10])}
+    return describe_onnx(make_onnx(tmp_path / "image.onnx", nodes, *interface, arrays), "student", "float32")
+
+
+def ids(count: int = 16) -> list[NDArray[Any]]:
+    return list(np.random.default_rng(0).integers(0, 500, (count, 7)))
+
+
+def images(count: int = 16) -> list[NDArray[Any]]:
+    return list(np.random.default_rng(0).standard_normal((count, 16, 8, 8)).astype(np.float32))
+
+
+def run(path: Path, feed: Feed) -> NDArray[np.float32]:
+    output: NDArray[np.float32] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
+        None, feed
+    )[0]
+    return output
+
+
+def settings(*precisions: str) -> Quantization:
+    return Quantization.model_validate({"precisions": precisions, "calibration_samples": 12})
+
+
+def test_text_candidates_are_small_close_and_named(text_model: OnnxModel, tmp_path: Path) -> None:
+    found = quantize(text_model, ids(), Rows(), settings("dynamic-int8", "static-int8"), tmp_path, SILENT)
+    assert [(m.name, m.precision) for m in found.models] == [
+        ("student-int8", "dynamic-int8"),
+        ("student-static-int8", "static-int8"),
+    ]
+    assert not found.refused
+    feed = Rows().collate(ids())
+    expected = run(text_model.path, feed)
+    for model in found.models:
+        got = run(model.path, feed)
+        assert model.bytes == model.path.stat().st_size < text_model.bytes / 3
+        assert model.parameters == text_model.parameters, "int8 has as many, each a quarter of the size"
+        assert model.inputs == text_model.inputs
+        assert np.linalg.norm(got - expected) < 0.05 * np.linalg.norm(expected)
+        assert onnx.load(model.path).opset_import
+
+
+def test_the_embedding_table_is_int8_too(text_model: OnnxModel, tmp_path: Path) -> None:
+    for model in quantize(text_model, ids(), Rows(), settings("dynamic-int8", "static-int8"), tmp_path, SILENT).models:
+        tables = [t for t in onnx.load(model.path).graph.initializer if tuple(t.dims) == (500, 64)]
+        assert [t.data_type in (TensorProto.INT8, TensorProto.UINT8) for t in tables] == [True]
+        parts = {share.part: share.bytes for share in where_bytes_are(model.path, model.name)}
+        assert parts["embedding tables"] == pytest.approx(500 * 64, rel=0.05)
+        assert sum(parts.values()) == model.bytes
+
+
+def test_a_convolution_is_calibrated_per_channel(image_model: OnnxModel, tmp_path: Path) -> None:
+    found = quantize(image_model, images(), Images(), settings("static-int8"), tmp_path, SILENT)
+    (model,) = found.models
+    feed = Images().collate(images())
+    expected, got = run(image_model.path, feed), run(model.path, feed)
+    assert np.linalg.norm(got - expected) < 0.05 * np.linalg.norm(expected)
+    scales = [t for t in onnx.load(model.path).graph.initializer if tuple(t.dims) == (64,)]
+    assert scales, "one scale per output channel"
+
+
+def test_calibration_takes_no_more_than_it_is_asked_for(text_model: OnnxModel, tmp_path: Path) -> None:
+    class Counting(Rows):
+        seen = 0
+
+        def collate(self, examples: Any) -> Feed:
+            Counting.seen += len(examples)
+            return super().collate(examples)
+
+    quantize(text_model, ids(40), Counting(), settings("static-int8"), tmp_path, SILENT)
+    assert Counting.seen == 12
+
+
+def tiny(make_onnx: MakeOnnx, path: Path, node: onnx.NodeProto, **arrays: NDArray[Any]) -> OnnxModel:
+    interface = {"x": (TensorProto.FLOAT, ["batch", 4])}, {"out": (TensorProto.FLOAT, ["batch", 4])}
+    return describe_onnx(make_onnx(path, [node], *interface, arrays), "student", "float32")
+
+
+class Vectors(Rows):
+    def collate(self, examples: Any) -> Feed:
+        return {"x": np.stack(examples)}
+
+
+VECTORS = [np.ones(4, np.float32) * i for i in range(8)]
+
+
+def test_what_grows_is_refused_and_says_by_how_much(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    """The extra nodes of int8 weigh more than sixteen weights."""
+    model = tiny(make_onnx, tmp_path / "s.onnx", helper.make_node("MatMul", ["x", "w"], ["out"]), w=weights(4, 4))
+    found = quantize(model, VECTORS, Vectors(), settings("dynamic-int8", "static-int8"), tmp_path, SILENT)
+    assert not found.models
+    assert [r.name for r in found.refused] == ["student-int8", "student-static-int8"]
+    assert all(f"bytes against {model.bytes:,}" in r.reason for r in found.refused)
+
+
+def test_a_graph_without_anything_to_quantize(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    model = tiny(make_onnx, tmp_path / "s.onnx", helper.make_node("Relu", ["x"], ["out"]))
+    found = quantize(model, VECTORS, Vectors(), settings("dynamic-int8"), tmp_path, SILENT)
+    assert [r.name for r in found.refused] == ["student-int8"]
+    with pytest.raises(QuantizationError, match="left every operator in float32"):
+        quantize(model, VECTORS, Vectors(), settings("static-int8"), tmp_path, SILENT)
+
+
+def test_no_candidates_asked_for(text_model: OnnxModel, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    found = quantize(text_model, ids(), Rows(), settings(), tmp_path, SILENT)
+    assert found.models == found.refused == ()
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_only_the_candidates_are_left_in_the_folder(text_model: OnnxModel, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    quantize(text_model, ids(), Rows(), settings("dynamic-int8", "static-int8"), out, SILENT)
+    assert sorted(p.name for p in out.iterdir()) == ["student-int8.onnx", "student-static-int8.onnx"]
+
+
+def test_nothing_is_printed(text_model: OnnxModel, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    quantize(text_model, ids(), Rows(), settings("dynamic-int8", "static-int8"), tmp_path, SILENT)
+    assert capfd.readouterr() == ("", "")
