@@ -121,9 +121,10 @@ class _Training:
         loss = self.loss(student, teacher, labels)
         value = float(loss.detach())
         if not math.isfinite(value):
+            kept = "; the last good checkpoint is kept" if self.at.scores else ""  # there is one after each epoch
             raise TrainingError(
                 f"the loss is {value} at step {self.at.step + 1}: lower distill.learning_rate"
-                f" (now {self.settings.learning_rate}); the last good checkpoint is kept"
+                f" (now {self.settings.learning_rate}){kept}"
             )
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)

@@ -106,6 +106,7 @@ def test_a_loss_that_is_not_finite(begun: Begun, run: Run, tmp_path: Path) -> No
     recipe = begun(tmp_path / "out", "distill", distill__learning_rate=1e30)
     line = assert_one_clear_line(run("compress", recipe), 7)
     assert "distill.learning_rate" in line
+    assert "checkpoint" not in line  # in the first epoch there is none yet
     assert_nothing_half_written(tmp_path / "out")
 
 
