@@ -215,6 +215,8 @@ def _parities(
     for model in models.quantized:
         outputs = parity.onnx_outputs(model, preprocessor, learnt)
         found.append(parity.compare(model.name, "student", outputs, exported, exact=False))
+    if at.recipe.task == "sentence-embedding":  # the largest component of an embedding means nothing
+        found = [replace(one, top1_agreement=None) for one in found]
     return tuple(found)
 
 

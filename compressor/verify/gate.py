@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from compressor.artifacts import GateDecision, Latency, OnnxModel, Parity, Quality, RefusedModel
@@ -36,9 +35,7 @@ def choose(
         raise GateError(_nothing_passes(qualities, candidates, gate))
 
     def gain(model: OnnxModel) -> float:
-        return math.log(teacher.bytes / model.bytes) + math.log(
-            latencies[teacher.name].p50_ms / latencies[model.name].p50_ms
-        )
+        return teacher.bytes / model.bytes * latencies[model.name].speedup.value
 
     best = max(passing, key=gain)
     passed_over += [
@@ -87,5 +84,5 @@ def _kept_words(quality: Quality) -> str:
 
 
 def _gain_words(teacher: OnnxModel, model: OnnxModel, latencies: Mapping[str, Latency]) -> str:
-    speed = latencies[teacher.name].p50_ms / latencies[model.name].p50_ms
+    speed = latencies[model.name].speedup.value
     return f"{teacher.bytes / model.bytes:.1f} times smaller and {speed:.1f} times faster than its teacher"

@@ -44,8 +44,8 @@ def kept(model: Model) -> Interval:
 
 
 def latency(model: Model) -> Latency:
-    ms = model.ms
-    return Latency(model.name, 500, ms, ms, ms, ms, ms, 1000 / ms, 1, 1, Interval(1, 1, 1), 1, 1, "")
+    ms, faster = model.ms, TEACHER.ms / model.ms
+    return Latency(model.name, 500, ms, ms, ms, ms, ms, 1000 / ms, 1, 1, Interval(faster, faster, faster), 1, 1, "")
 
 
 def reasons(decision: GateDecision) -> dict[str, str]:
