@@ -79,7 +79,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "checkpoint.pt"
     if plain_pickle:
-        path.write_bytes(pickle.dumps(Dangerous()))
+        path.write_bytes(pickle.dumps(Dangerous(), protocol=2))
     else:
         torch.save({"module": Dangerous()}, path)
     with pytest.raises(TrainingError):
