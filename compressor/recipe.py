@@ -32,6 +32,7 @@ def _path(value: object) -> object:
 
 
 FilePath = Annotated[Path, BeforeValidator(_path)]
+Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, BeforeValidator(_share), Field(ge=0, lt=1)]
 
 
@@ -116,10 +117,12 @@ class LabelledImages(Data):
         description="training images: .npz with `images` uint8 [N,H,W] or [N,H,W,C] and `labels` [N]"
     )
     eval: FilePath = Field(description="held-out images in the same form")
-    size: tuple[int, int] = Field(strict=False, description="height and width of the images in pixels")
+    size: tuple[Positive, Positive] = Field(strict=False, description="height and width of the images in pixels")
     classes: tuple[str, ...] = Field(min_length=2, strict=False, description="class names, in the order of the labels")
     mean: tuple[float, ...] = Field((0.5,), strict=False, description="per channel, of pixels scaled to 0..1")
-    std: tuple[float, ...] = Field((0.5,), strict=False, description="per channel, of pixels scaled to 0..1")
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.5,), strict=False, description="per channel, of pixels scaled to 0..1"
+    )
     max_train: int | None = Field(None, ge=1, description="use at most this many training images")
 
 
@@ -137,13 +140,13 @@ class EncoderStudent(Settings):
 
 
 class ImageStudent(Settings):
-    widths: tuple[int, ...] = Field(
+    widths: tuple[Positive, ...] = Field(
         (16, 32, 64),
         min_length=2,
         strict=False,
         description="channels of the stem, then of each depthwise-separable block",
     )
-    strides: tuple[int, ...] = Field((2, 2), strict=False, description="stride of each block")
+    strides: tuple[Positive, ...] = Field((2, 2), strict=False, description="stride of each block")
     module: str | None = Field(
         None,
         pattern=MODULE_PATTERN,
