@@ -206,6 +206,26 @@ def test_one_stride_per_block(write: Any, widths: list[int], strides: list[int],
         assert refusal(path).startswith(f"{path}:4: student")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("[28, 28]", "[0, 28]", "data.size.0"),
+        ("[28, 28]", "[28, -1]", "data.size.1"),
+        ("[28, 28]", "[28]", "data.size"),
+        ("[cat, dog]", "[cat]", "data.classes"),
+        ("[cat, dog]", "[cat, dog], std: [0.0]", "data.std.0"),
+    ],
+)
+def test_image_settings_that_nothing_can_have(write: Any, old: str, new: str, key: str) -> None:
+    path = write(IMAGES.replace(old, new))
+    assert refusal(path).startswith(f"{path}:3: {key}")
+
+
+@pytest.mark.parametrize("student", ["widths: [0, 8], strides: [1]", "widths: [8, 8], strides: [0]"])
+def test_networks_that_cannot_be_built(write: Any, student: str) -> None:
+    assert "greater than or equal to 1" in refusal(write(IMAGES + f"student: {{{student}}}\n"))
+
+
 @pytest.mark.parametrize(("written", "share"), [("2%", 0.02), ("0.02", 0.02), ("'5 %'", 0.05), ("0%", 0.0), ("0", 0.0)])
 def test_shares(write: Any, written: str, share: float) -> None:
     assert read_recipe(write(TEXT + f"gate: {{max_drop: {written}}}\n")).gate.max_drop == pytest.approx(share)
