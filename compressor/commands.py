@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,10 +167,20 @@ def _candidates(options: argparse.Namespace, settings: Any) -> list[Any]:
     bundles = {path: golden_feeds(path) for path in paths if (path / MANIFEST).is_file()}
     raw = [path for path in paths if path not in bundles]
     made_up = dict(zip(raw, made_up_candidates(raw, _shapes(options.shape), settings), strict=True)) if raw else {}
+    names = _distinct_names([path.resolve() for path in paths])
     return [
-        Candidate(path.resolve().name, path / "model.onnx", bundles[path]) if path in bundles else made_up[path]
-        for path in paths
+        Candidate(name, path / "model.onnx", bundles[path]) if path in bundles else replace(made_up[path], name=name)
+        for path, name in zip(paths, names, strict=True)
     ]
+
+
+def _distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The last part of each path, and as many more as it takes to tell them apart."""
+    for parts in range(1, max(len(path.parts) for path in paths) + 1):
+        names = [str(Path(*path.parts[-parts:])).removesuffix(".onnx") for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise UsageError("the same model is named twice")
 
 
 def _shapes(given: Sequence[str]) -> dict[str, int]:

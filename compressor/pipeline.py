@@ -67,6 +67,7 @@ def compress(
 def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
     stage, settings = run.stage, recipe.distill
     source, data, held_out = _sources(recipe, at)
+    at.data  # noqa: B018 (bad data is refused before any work, also when the first stages do not read it)
 
     teacher = stage("teacher", Teacher, lambda _: stages.teacher(at), (source,), recipe.teacher.rights())
     graph = [recipe.export, _text_length(recipe)]

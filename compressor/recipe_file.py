@@ -140,7 +140,9 @@ def _apply(draft: _Draft, override: str) -> None:
         raise RecipeError(f"--set {override}: {text!r} is not a YAML value") from None
     keys = name.split(".")
     holder = draft.values
-    for key in keys[:-1]:
+    for depth, key in enumerate(keys[:-1], 1):
+        if key not in holder:
+            draft.places[tuple(keys[:depth])] = "--set"
         inner = holder.setdefault(key, {})
         if not isinstance(inner, dict):
             raise RecipeError(f"--set {override}: {key} is no group of settings")

@@ -154,6 +154,7 @@ class Run:
         if partial.exists() and not (keep_partial and not remake):
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
+        _sweep(partial)
         made = make(partial)
         artifact = TypeAdapter(kind).dump_json(_map_paths(made, lambda p: _relative(p, partial)), indent=1)
         write_atomic(partial / "artifact.json", artifact)
@@ -190,6 +191,7 @@ class Run:
                 raise StorageError(
                     f"{self.folder}: another compressor is at work in it; wait for it, or choose another with --out"
                 ) from None
+            _sweep(self.folder)
             yield
 
 
@@ -219,6 +221,15 @@ def _map_paths(value: Any, change: Callable[[Path], Path]) -> Any:
     if isinstance(value, Mapping):
         return {key: _map_paths(item, change) for key, item in value.items()}
     return value
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what a killed process left between writing a file or folder and renaming it."""
+    for leftover in [*folder.glob(".*.tmp"), *folder.glob(".*.old"), *folder.glob(".*.new")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -111,7 +111,9 @@ def _notes(result: Result) -> list[str]:
         marks.append(f"times at batch {timed[0].batch}, {threads} thread{'s' if threads != 1 else ''}")
     if result.control:
         marks.append(f"{CONTROL_NAME}: the same student without a teacher")
-    return ["; ".join(marks)] if marks else []
+    rows = {model.name for model in result.models}
+    refused = [f"{one.name} refused: {one.reason}" for one in result.refused if one.name not in rows]
+    return [*(["; ".join(marks)] if marks else []), *refused]
 
 
 def _encodable(text: str, encoding: str | None) -> str:
