@@ -218,7 +218,9 @@ def test_one_stride_per_block(write: Any, widths: list[int], strides: list[int],
 )
 def test_image_settings_that_nothing_can_have(write: Any, old: str, new: str, key: str) -> None:
     path = write(IMAGES.replace(old, new))
-    assert refusal(path).startswith(f"{path}:3: {key}")
+    message = refusal(path)
+    assert message.startswith(f"{path}:3: ")
+    assert key in message
 
 
 @pytest.mark.parametrize("student", ["widths: [0, 8], strides: [1]", "widths: [8, 8], strides: [0]"])
