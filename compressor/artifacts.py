@@ -80,6 +80,8 @@ class ScorePoint:
 
 @dataclass(frozen=True)
 class TrainingHistory:
+    """How training went. `best_step` is the step whose weights are kept; `loss_kernel` what computed the loss."""
+
     steps: int
     seconds: float
     best_step: int
@@ -90,6 +92,8 @@ class TrainingHistory:
 
 @dataclass(frozen=True)
 class DistilledStudent:
+    """The trained student, and how it came to be."""
+
     student: Student
     history: TrainingHistory
 
@@ -127,6 +131,8 @@ class RefusedModel:
 
 @dataclass(frozen=True)
 class QuantizedModels:
+    """The int8 candidates, and those that were refused before they were measured."""
+
     models: tuple[OnnxModel, ...]
     refused: tuple[RefusedModel, ...] = ()
 
@@ -195,6 +201,8 @@ class Latency:
 
 @dataclass(frozen=True)
 class Latencies:
+    """Every model's timing from one run; the first is the teacher, the baseline."""
+
     models: tuple[Latency, ...]
 
 
@@ -209,6 +217,8 @@ class GateDecision:
 
 @dataclass(frozen=True)
 class Bundle:
+    """A written bundle: its folder, which model is in it, the bytes of its files, and its manifest's SHA-256."""
+
     folder: Path
     model: str
     bytes: int
@@ -231,6 +241,8 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class Environment:
+    """The machine and the packages of a run, without names of hosts or users."""
+
     machine: str
     processor: str
     cores: int
@@ -252,6 +264,8 @@ class SizeShare:
 
 @dataclass(frozen=True)
 class StageTime:
+    """How long a stage took; `reused` when an earlier run had finished it."""
+
     stage: str
     seconds: float
     reused: bool

@@ -8,11 +8,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compressor.artifacts import Latency
 from compressor.errors import UsageError
 from compressor.progress import Progress
+
+if TYPE_CHECKING:
+    from compressor.benchmark import BenchmarkSettings, Candidate
 
 
 def init(options: argparse.Namespace) -> None:
@@ -154,7 +157,7 @@ def _values_from_flags(options: argparse.Namespace) -> dict[str, Any]:
     return values if options.out is None else {**values, "out": options.out}
 
 
-def _candidates(options: argparse.Namespace, settings: Any) -> list[Any]:
+def _candidates(options: argparse.Namespace, settings: BenchmarkSettings) -> list[Candidate]:
     """Bundles are timed on their golden inputs, raw ONNX files on made-up ones. The baseline comes first."""
     from compressor.benchmark import Candidate, made_up_candidates
     from compressor.bundle.manifest import MANIFEST
@@ -169,7 +172,7 @@ def _candidates(options: argparse.Namespace, settings: Any) -> list[Any]:
     made_up = dict(zip(raw, made_up_candidates(raw, _shapes(options.shape), settings), strict=True)) if raw else {}
     names = _distinct_names([path.resolve() for path in paths])
     return [
-        Candidate(name, path / "model.onnx", bundles[path]) if path in bundles else replace(made_up[path], name=name)
+        Candidate(name, *bundles[path]) if path in bundles else replace(made_up[path], name=name)
         for path, name in zip(paths, names, strict=True)
     ]
 

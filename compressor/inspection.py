@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compressor.bundle.manifest import MANIFEST, open_bundle
+from compressor.bundle.manifest import MANIFEST, check_files, open_bundle
 from compressor.errors import UsageError
 from compressor.onnxrt import open_session
 
@@ -13,7 +13,9 @@ from compressor.onnxrt import open_session
 def inspect_path(path: Path) -> dict[str, Any]:
     """Facts about an .onnx file or a bundle folder. Raises UsageError for anything else, BundleError if damaged."""
     if (path / MANIFEST).is_file():
-        manifest = open_bundle(path).manifest
+        bundle = open_bundle(path)
+        check_files(bundle)
+        manifest = bundle.manifest
         return {
             "bundle": path.resolve().name,
             "task": manifest.task,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -126,14 +128,15 @@ def _rates(at: Materials, student: nn.Module) -> tuple[float, float, int]:
     return teacher_s / batch, step_s, target.shape[1]
 
 
-def _within(array: Any, student: nn.Module) -> Any:
+def _within(array: NDArray[Any], student: nn.Module) -> NDArray[Any]:
     """Token ids of the teacher, folded into the student's smaller vocabulary: only the time counts here."""
     if array.dtype != np.int64 or not isinstance(student, PreTrainedModel):
         return array
-    return array % student.config.vocab_size
+    folded: NDArray[Any] = array % student.config.vocab_size
+    return folded
 
 
-def _timed(call: Any) -> tuple[float, torch.Tensor]:
+def _timed(call: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
     call()
     started = time.perf_counter()
     for _ in range(3):

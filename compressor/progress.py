@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -94,3 +97,16 @@ class Progress:
 
 
 SILENT = Progress(quiet=True)
+
+
+@contextmanager
+def without_chatter() -> Iterator[None]:
+    """Silences what a library logs, warns and prints on stdout below the level of an error. Exceptions pass."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Permission = Literal["own-model", "license-permits", "written-permission"]
 Precision = Literal["dynamic-int8", "static-int8"]
@@ -112,13 +112,21 @@ class LabelledText(Data):
     max_train: int | None = Field(None, ge=1, description="use at most this many training rows")
 
 
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    if repeated := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
+        raise ValueError(f"{repeated[0]!r} is named twice")
+    return values
+
+
 class LabelledImages(Data):
     train: FilePath = Field(
         description="training images: .npz with `images` uint8 [N,H,W] or [N,H,W,C] and `labels` [N]"
     )
     eval: FilePath = Field(description="held-out images in the same form")
     size: tuple[Positive, Positive] = Field(strict=False, description="height and width of the images in pixels")
-    classes: tuple[str, ...] = Field(min_length=2, strict=False, description="class names, in the order of the labels")
+    classes: Annotated[tuple[str, ...], AfterValidator(_distinct)] = Field(
+        min_length=2, strict=False, description="class names, in the order of the labels"
+    )
     mean: tuple[float, ...] = Field((0.5,), strict=False, description="per channel, of pixels scaled to 0..1")
     std: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.5,), strict=False, description="per channel, of pixels scaled to 0..1"
@@ -127,7 +135,7 @@ class LabelledImages(Data):
 
 
 class EncoderStudent(Settings):
-    layers: int | Annotated[tuple[int, ...], Field(strict=False)] = Field(
+    layers: int | Annotated[tuple[int, ...], Field(strict=False, min_length=1)] = Field(
         2, description="how many of the teacher's layers to keep (evenly spaced), or which, from 0"
     )
     ffn: int | None = Field(
@@ -208,7 +216,7 @@ class Export(Settings):
 
 
 class Quantization(Settings):
-    precisions: tuple[Precision, ...] = Field(
+    precisions: Annotated[tuple[Precision, ...], AfterValidator(_distinct)] = Field(
         ("dynamic-int8", "static-int8"),
         strict=False,
         description="candidates beside float32; all are measured, the best ships",

@@ -19,6 +19,7 @@ from compressor.errors import RecipeError
 from compressor.recipe import RECIPES, Recipe
 
 _MAX_RECIPE_BYTES = 1_000_000
+_MAX_NESTING = 50
 _MAX_RECIPE_VALUES = 10_000  # aliases of aliases can stand for more values than memory holds
 _PATHS = (("teacher", "path"), ("teacher", "weights"), ("data", "train"), ("data", "eval"), ("out",))
 _MODULES = (("teacher", "module"), ("student", "module"))
@@ -79,7 +80,10 @@ def _parse(path: Path) -> _Draft:
     try:
         if path.stat().st_size > _MAX_RECIPE_BYTES:
             raise RecipeError(f"{path}: expected a recipe below 1 MB, got {path.stat().st_size} bytes")
-        loaded = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if _nested_deeper(text, _MAX_NESTING):  # the parser takes quadratic time to give up on it
+            raise RecipeError(f"{path}: expected at most {_MAX_NESTING} nested brackets")
+        loaded = YAML(typ="rt").load(text)
         places: dict[Key, str] = {(): str(path)}
         values = _plain(loaded, (), path, places)
     except (FileNotFoundError, NotADirectoryError):
@@ -207,6 +211,15 @@ def _model_at(model: type[BaseModel], key: Key) -> type[BaseModel]:
 def _nearest(word: str, known: Mapping[str, object]) -> str:
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def _nested_deeper(text: str, limit: int) -> bool:
+    depth = 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        if depth > limit:
+            return True
+    return False
 
 
 def _first_line(text: str | None) -> str:

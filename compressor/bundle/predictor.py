@@ -52,6 +52,8 @@ class Predictor:
     def classify(self, inputs: Sequence[Any]) -> list[Classification]:
         """A class for each text, image array (uint8, as in the manifest) or image file. Raises BundleError."""
         self._require("text-classification", "image-classification")
+        if isinstance(inputs, str | Path):
+            raise DataError("classify takes a list of inputs; for one, call the predictor itself or pass [input]")
         classes: list[str] = self.manifest.answer["classes"]
         loaded = [_decoded(item) if isinstance(item, Path) else item for item in inputs]
         results = []

@@ -56,13 +56,14 @@ def verify_bundle(folder: Path) -> BundleCheck:
     )
 
 
-def golden_feeds(folder: Path) -> tuple[Feed, ...]:
-    """The golden inputs of a bundle, hashes checked first: one feed per case. Raises BundleError."""
+def golden_feeds(folder: Path) -> tuple[Path, tuple[Feed, ...]]:
+    """The model of a bundle and its golden inputs, one feed per case; hashes are checked first. Raises BundleError."""
     bundle = open_bundle(folder)
     check_files(bundle)
     arrays, inputs = _arrays(bundle), bundle.manifest.inputs
     cases = range(bundle.manifest.golden.cases)
-    return tuple({spec.name: _get(arrays, f"{case}.in.{spec.name}", folder) for spec in inputs} for case in cases)
+    feeds = tuple({spec.name: _get(arrays, f"{case}.in.{spec.name}", folder) for spec in inputs} for case in cases)
+    return folder / bundle.manifest.model, feeds
 
 
 def _arrays(bundle: OpenedBundle) -> dict[str, NDArray[Any]]:

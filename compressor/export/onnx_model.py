@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -18,6 +13,7 @@ from compressor.errors import BundleError, ExportError
 from compressor.onnx_file import describe_onnx
 from compressor.onnxrt import open_session, run_one
 from compressor.preprocess import Feed
+from compressor.progress import without_chatter
 from compressor.store import write_atomic
 
 
@@ -40,7 +36,8 @@ def export_onnx(
         spec.name: {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in inputs
     }
-    with _quiet():
+    # It warns and prints about its own inner life; a user can act on none of it, and errors still raise.
+    with without_chatter():
         try:
             program = torch.onnx.export(
                 module.eval(),
@@ -139,16 +136,3 @@ def _cause(error: BaseException) -> str:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter warns and prints about its own inner life; a user can act on none of it, and errors still raise."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +22,7 @@ from compressor.errors import BundleError, QuantizationError
 from compressor.onnx_file import describe_onnx
 from compressor.onnxrt import open_session
 from compressor.preprocess import Feed, Preprocessor
-from compressor.progress import Progress
+from compressor.progress import Progress, without_chatter
 from compressor.recipe import Precision, Quantization
 
 # Embedding tables are read by Gather; everything else here is a product with constant weights.
@@ -66,7 +62,8 @@ def quantize(
             )
             continue
         progress.log(f"  {name}: {precision}")
-        with _quiet():
+        # It advises a pre-processing that fails on dynamic graphs; a user can act on none of it.
+        with without_chatter():
             if precision == "dynamic-int8":
                 _write_dynamic(student.path, path)
             else:
@@ -126,16 +123,3 @@ def _check_quantized(path: Path, name: str) -> None:
         open_session(path)
     except BundleError as error:
         raise QuantizationError(str(error)) from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantizer advises a pre-processing that fails on dynamic graphs; a user can act on none of it."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

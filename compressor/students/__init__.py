@@ -53,7 +53,7 @@ def load_student(recipe: Recipe, folder: Path) -> nn.Module:
         model = new_image_student(recipe)
         model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
         return model.eval()
-    return load_folder(folder, recipe.task)
+    return load_folder(folder, recipe.task, recipe.student.max_length)
 
 
 def write_student(model: nn.Module, folder: Path) -> None:

@@ -118,7 +118,7 @@ def derive_encoder(
     )
     config = student_config(model.config, parts, spec, len(trimmed.kept_ids))
     if model.config.pad_token_id is not None:
-        config.pad_token_id = int(np.searchsorted(trimmed.kept_ids, model.config.pad_token_id))
+        config.pad_token_id = _new_id(trimmed.kept_ids, model.config.pad_token_id)
     neurons = _active_neurons(model, parts, layers, config.intermediate_size, tokenizer_file, training_ids)
     state = _cut_weights(model, parts, layers, neurons, torch.from_numpy(trimmed.kept_ids))
     student = type(model)(config)
@@ -131,6 +131,13 @@ def derive_encoder(
         f"vocabulary {config.vocab_size} of {model.config.vocab_size}",
     )
     return Student(folder, sum(p.numel() for p in student.parameters()), notes)
+
+
+def _new_id(kept_ids: NDArray[np.int64], old: int) -> int:
+    new = int(np.searchsorted(kept_ids, old))
+    if new == len(kept_ids) or kept_ids[new] != old:
+        raise StudentError(f"the padding token {old} is no special token of the tokenizer; set student.vocab to null")
+    return new
 
 
 def write_encoder(model: PreTrainedModel, folder: Path) -> None:

@@ -39,10 +39,12 @@ class TaskData:
 
 class Task(Protocol):
     @property
-    def metric_name(self) -> str: ...
+    def metric_name(self) -> str:
+        """What `metric` is called in tables."""
 
     @property
-    def agreement_name(self) -> str: ...
+    def agreement_name(self) -> str:
+        """What `agreement` measures, in words."""
 
     @property
     def views(self) -> int:

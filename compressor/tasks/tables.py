@@ -12,6 +12,8 @@ from datasets.exceptions import DatasetGenerationError
 
 from compressor.errors import DataError
 
+# A text that reads "NA" or "null" is a text.
+_OPTIONS: dict[str, dict[str, Any]] = {".csv": {"keep_default_na": False}}
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -35,6 +37,7 @@ def read_columns(path: Path, columns: Sequence[str], cache: Path) -> dict[str, l
             data_files=glob.escape(str(path)),
             split="train",
             cache_dir=str(cache),
+            **_OPTIONS.get(path.suffix, {}),
         )
         missing = [name for name in columns if name not in table.column_names]
         found = {} if missing else {name: table[name][:] for name in columns}
@@ -45,9 +48,8 @@ def read_columns(path: Path, columns: Sequence[str], cache: Path) -> dict[str, l
     except ValueError as error:  # also a damaged .parquet, text that is not UTF-8
         raise _unreadable(path, error) from None
     if missing:
-        raise DataError(
-            f"{path}: missing column {', '.join(missing)}; it has {', '.join(table.column_names)}: set data"
-        )
+        there = ", ".join(table.column_names)
+        raise DataError(f"{path}: missing column {', '.join(missing)}; it has {there}: name yours under data")
     if not len(table):
         raise DataError(f"{path}: no rows; expected rows with {', '.join(columns)}")
     return found

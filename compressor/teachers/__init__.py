@@ -6,7 +6,7 @@ from torch import nn
 
 from compressor.artifacts import Provenance, Teacher
 from compressor.errors import TeacherError
-from compressor.recipe import FolderTeacher, Recipe
+from compressor.recipe import FolderTeacher, ImageClassificationRecipe, Recipe
 from compressor.store import key_of, sha256_file, sha256_tree
 from compressor.teachers.folder import check_folder, load_folder
 from compressor.teachers.module import load_module, source_file
@@ -16,11 +16,10 @@ __all__ = ["describe_teacher", "fingerprint", "load_teacher"]
 
 def load_teacher(recipe: Recipe) -> nn.Module:
     """The raw teacher model, float32, in evaluation mode, without gradients. Raises TeacherError."""
-    teacher = recipe.teacher
-    if isinstance(teacher, FolderTeacher):
-        model: nn.Module = load_folder(teacher.path, recipe.task)
+    if isinstance(recipe, ImageClassificationRecipe):
+        model: nn.Module = load_module(recipe.teacher.module, recipe.teacher.weights)
     else:
-        model = load_module(teacher.module, teacher.weights)
+        model = load_folder(recipe.teacher.path, recipe.task, recipe.student.max_length)
     return model.requires_grad_(False)
 
 

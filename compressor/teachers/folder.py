@@ -7,6 +7,7 @@ from typing import Any
 
 from optimum.exporters.tasks import TasksManager
 from safetensors import SafetensorError
+from torch import nn
 from transformers import PreTrainedModel
 from transformers import logging as transformers_logging
 
@@ -29,8 +30,8 @@ def check_folder(path: Path) -> None:
         raise TeacherError(f"{path}: expected weights as *.safetensors; {remedy}")
 
 
-def load_folder(path: Path, task: str) -> PreTrainedModel:
-    """The model of a folder, float32, in evaluation mode. Raises TeacherError."""
+def load_folder(path: Path, task: str, max_length: int) -> PreTrainedModel:
+    """The model of a folder, float32, in evaluation mode. Raises TeacherError, also when `max_length` is too long."""
     check_folder(path)
     model_class: Any = TasksManager.get_model_class_for_task(OPTIMUM_TASK[task], framework="pt")
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -47,6 +48,17 @@ def load_folder(path: Path, task: str) -> PreTrainedModel:
             f"{path}: its weights lack {len(absent)} tensors that a model for {task} needs, such as {absent[0]}:"
             " it was trained for something else"
         )
+    if (limit := _longest_input(model)) is not None and max_length > limit:
+        raise TeacherError(f"{path}: reads at most {limit} tokens, but student.max_length is {max_length}; lower it")
     model = model.float().eval()
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def _longest_input(model: PreTrainedModel) -> int | None:
+    """Tokens that the table of learned positions has room for; None where there is no such table."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa's positions start behind the padding index.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None

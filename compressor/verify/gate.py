@@ -26,7 +26,7 @@ def choose(
     passed_over: list[RefusedModel] = []
     passing: list[OnnxModel] = []
     for model in candidates:
-        reason = _objection(model, student, qualities[model.name], latencies, parities[model.name], gate)
+        reason = _objection(model, teacher, student, qualities[model.name], latencies, parities[model.name], gate)
         if reason:
             passed_over.append(RefusedModel(model.name, reason))
         else:
@@ -48,6 +48,7 @@ def choose(
 
 def _objection(
     model: OnnxModel,
+    teacher: OnnxModel,
     student: OnnxModel,
     quality: Quality,
     latencies: Mapping[str, Latency],
@@ -58,6 +59,8 @@ def _objection(
     if not kept >= 1 - gate.max_drop:  # also when it is NaN
         least = f"at least {1 - gate.max_drop:.1%} must be kept"
         return f"keeps {_kept_words(quality)} of the teacher's {quality.metric}; {least}"
+    if model.bytes >= teacher.bytes:
+        return f"not smaller than its teacher: {model.bytes:,} bytes against {teacher.bytes:,}"
     if not parity.holds:
         return f"departs from {parity.reference}: mean cosine {parity.mean_cosine:.4f}, expected {parity.bound}"
     own_ms, float_ms = latencies[model.name].p50_ms, latencies[student.name].p50_ms

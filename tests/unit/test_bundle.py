@@ -343,6 +343,8 @@ def test_classes_are_those_of_onnxruntime(image_bundle: Path) -> None:
         assert list(found.probabilities.values()) == pytest.approx(probabilities.tolist())
         assert predictor(image) == found
     assert predictor.classify([]) == []
+    with pytest.raises(DataError, match="takes a list"):
+        predictor.classify("one text")
 
 
 def test_calls_of_another_task_say_so(text_bundle: Path, image_bundle: Path) -> None:

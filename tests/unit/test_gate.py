@@ -68,6 +68,11 @@ def test_gain_weighs_size_and_speed_alike() -> None:
     assert decide(STUDENT, small, Model("faster", 16, 1.0)).shipped == "faster"
 
 
+def test_what_is_not_smaller_than_the_teacher_does_not_ship() -> None:
+    with pytest.raises(GateError, match="nothing ships"):
+        decide(Model("student", 100, 1.0))
+
+
 @pytest.mark.parametrize("ms", [4.0, 4.1])
 def test_int8_that_is_not_faster_than_float32_is_passed_over(ms: float) -> None:
     decision = decide(STUDENT, Model("student-int8", 8, ms))

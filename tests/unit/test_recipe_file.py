@@ -155,7 +155,7 @@ def test_no_is_a_word(write: Any, tmp_path: Path) -> None:
         (b"? [1, 2]\n: 3\n" + TEXT.encode(), "keys should be strings"),
         (b"1: 3\n" + TEXT.encode(), "keys should be strings"),
         (b"out: !!python/object/apply:os.system [true]\n" + TEXT.encode(), "out"),
-        (b"a: " + b"{b: " * 1000, "not valid YAML"),
+        (b"a: " + b"{b: " * 1000, "nested brackets"),
         (b"x: &x [*x]\n" + TEXT.encode(), "unknown key x"),
         (b"x: " + b"y" * 1_000_001, "expected a recipe below 1 MB"),
     ],
@@ -213,6 +213,7 @@ def test_one_stride_per_block(write: Any, widths: list[int], strides: list[int],
         ("[28, 28]", "[28, -1]", "data.size.1"),
         ("[28, 28]", "[28]", "data.size"),
         ("[cat, dog]", "[cat]", "data.classes"),
+        ("[cat, dog]", "[cat, dog, cat]", "data.classes"),
         ("[cat, dog]", "[cat, dog], std: [0.0]", "data.std.0"),
     ],
 )
@@ -226,6 +227,12 @@ def test_image_settings_that_nothing_can_have(write: Any, old: str, new: str, ke
 @pytest.mark.parametrize("student", ["widths: [0, 8], strides: [1]", "widths: [8, 8], strides: [0]"])
 def test_networks_that_cannot_be_built(write: Any, student: str) -> None:
     assert "greater than or equal to 1" in refusal(write(IMAGES + f"student: {{{student}}}\n"))
+
+
+def test_what_is_listed_once_only(write: Any) -> None:
+    twice = "quantize: {precisions: [dynamic-int8, dynamic-int8]}\n"
+    assert "'dynamic-int8' is named twice" in refusal(write(TEXT + twice))
+    assert "student.layers" in refusal(write(TEXT.replace("layers: 2", "layers: []")))
 
 
 @pytest.mark.parametrize(("written", "share"), [("2%", 0.02), ("0.02", 0.02), ("'5 %'", 0.05), ("0%", 0.0), ("0", 0.0)])

@@ -34,7 +34,7 @@ def test_half_precision_weights_are_widened(teacher_folder: Path) -> None:
     path = teacher_folder / "model.safetensors"
     state = safetensors.torch.load_file(path)
     safetensors.torch.save_file({name: t.half() for name, t in state.items()}, path, {"format": "pt"})
-    assert {p.dtype for p in load_folder(teacher_folder, "sentence-embedding").parameters()} == {torch.float32}
+    assert {p.dtype for p in load_folder(teacher_folder, "sentence-embedding", 16).parameters()} == {torch.float32}
 
 
 def damage(folder: Path, how: str) -> None:
@@ -79,14 +79,21 @@ def damage(folder: Path, how: str) -> None:
 def test_folders_that_are_no_teacher(teacher_folder: Path, how: str, words: str) -> None:
     damage(teacher_folder, how)
     with pytest.raises(TeacherError) as raised:
-        load_folder(teacher_folder, "sentence-embedding")
+        load_folder(teacher_folder, "sentence-embedding", 16)
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 def test_an_encoder_is_no_classifier(teacher_folder: Path) -> None:
     with pytest.raises(TeacherError, match=r"lack 2 tensors.*classifier.*trained for something else"):
-        load_folder(teacher_folder, "text-classification")
+        load_folder(teacher_folder, "text-classification", 16)
+
+
+def test_a_text_longer_than_the_positions_is_refused(teacher_folder: Path) -> None:
+    """The fixture's model has 64 positions: 64 tokens load, 65 name both numbers."""
+    load_folder(teacher_folder, "sentence-embedding", 64)
+    with pytest.raises(TeacherError, match="at most 64 tokens, but student.max_length is 65"):
+        load_folder(teacher_folder, "sentence-embedding", 65)
 
 
 @pytest.mark.parametrize(("name", "found"), [("absent", "nothing"), ("file", "a file")])
@@ -102,7 +109,7 @@ def test_code_in_a_folder_does_not_run(teacher_folder: Path, tmp_path: Path) -> 
     (teacher_folder / "config.json").write_text(json.dumps(config))
     (teacher_folder / "own.py").write_text(f"open({str(tmp_path / 'touched')!r}, 'w')\nclass Own: pass\n")
     with pytest.raises(TeacherError):
-        load_folder(teacher_folder, "sentence-embedding")
+        load_folder(teacher_folder, "sentence-embedding", 16)
     assert not (tmp_path / "touched").exists()
 
 
