@@ -92,7 +92,7 @@ def test_an_encoder_is_no_classifier(teacher_folder: Path) -> None:
 def test_a_text_longer_than_the_positions_is_refused(teacher_folder: Path) -> None:
     """The fixture's model has 64 positions: 64 tokens load, 65 name both numbers."""
     load_folder(teacher_folder, "sentence-embedding", 64)
-    with pytest.raises(TeacherError, match="at most 64 tokens, but student.max_length is 65"):
+    with pytest.raises(TeacherError, match=r"at most 64 tokens, but student\.max_length is 65"):
         load_folder(teacher_folder, "sentence-embedding", 65)
 
 
