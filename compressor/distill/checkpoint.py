@@ -25,7 +25,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         return None
     content = io.BytesIO(path.read_bytes())
     try:
-        state: dict[str, Any] = torch.load(content, weights_only=True)
+        state: dict[str, Any] = torch.load(content, weights_only=True, map_location="cpu")
     except Exception:  # damage surfaces as whatever the reader stumbles over
         raise TrainingError(
             f"{path}: the checkpoint is damaged; run again with --from distill to start training anew"

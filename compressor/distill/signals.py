@@ -26,8 +26,11 @@ _SAVE_EVERY_S = 10.0
 
 
 def outputs_of(module: nn.Module, feed: Feed) -> torch.Tensor:
-    """The first output of a deployable module for one feed: float32 [batch, width]."""
-    outputs: tuple[torch.Tensor, ...] = module(**{name: torch.from_numpy(array) for name, array in feed.items()})
+    """The first output of a deployable module for one feed, on the module's device: float32 [batch, width]."""
+    device = next(module.parameters()).device
+    outputs: tuple[torch.Tensor, ...] = module(
+        **{name: torch.from_numpy(array).to(device) for name, array in feed.items()}
+    )
     return outputs[0]
 
 
@@ -49,12 +52,14 @@ def record_signals(
     path, done_file = folder / "signals.npy", folder / "done.json"
     done = json.loads(done_file.read_text()) if done_file.is_file() and path.is_file() else 0
     started = saved = time.monotonic()
+    if torch.cuda.is_available():
+        module.cuda()
     with torch.inference_mode(), progress.bar("teacher", rows, "example") as bar:
         bar.advance(sum(len(batch) for batch in batches[:done]))
         signals: np.memmap[Any, Any] | None = open_memmap(path, "r+") if done else None
         for number, batch in enumerate(batches[done:], done + 1):
             views = [task.view(examples[i % len(examples)], int(i) // len(examples)) for i in batch]
-            output = outputs_of(module, preprocessor.collate(views)).numpy()
+            output = outputs_of(module, preprocessor.collate(views)).cpu().numpy()
             if not np.isfinite(output).all():
                 raise TeacherError("the teacher's outputs are not finite on the training data: its weights are damaged")
             if signals is None:
@@ -68,6 +73,7 @@ def record_signals(
     assert signals is not None
     signals.flush()
     done_file.unlink(missing_ok=True)
+    module.cpu()
     return TeacherSignals(path, sha256_file(path), rows, signals.shape[1], round(time.monotonic() - started, 3))
 
 

@@ -101,6 +101,8 @@ class _Training:
                 views = epoch_views(self.data.rows, self.task.views, self.settings.seed, epoch)
                 for batch in batches[self.at.step % self.per_epoch :]:
                     self._step(batch, views[batch], bar)
+                    if self.at.step % self.per_epoch == 0:
+                        break  # judged before it is saved: a checkpoint between the two would lose the score
                     now = time.monotonic()
                     if interruption.requested or now - saved > _CHECKPOINT_EVERY_S:
                         self.at.seconds, started, saved = self.at.seconds + now - started, now, now
@@ -110,6 +112,8 @@ class _Training:
                 self._end_epoch(epoch + 1, progress)
                 self.at.seconds += time.monotonic() - started
                 self._save(checkpoint)
+                if interruption.requested:
+                    raise KeyboardInterrupt
 
     def _step(self, batch: NDArray[np.int64], views: NDArray[np.int64], bar: Bar) -> None:
         for group in self.optimizer.param_groups:
@@ -220,7 +224,7 @@ def train(
     run = _Training(module, task, preprocessor, data, settings)
     run.run(folder / "checkpoint.pt", progress)
     module.load_state_dict(run.best)
-    module.eval()
+    module.cpu().eval()
     kernel = (
         selected_implementation(torch.zeros(1, 2))
         if isinstance(settings, ClassDistillation)
