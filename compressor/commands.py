@@ -27,12 +27,12 @@ def init(options: argparse.Namespace) -> None:
 
 def compress(options: argparse.Namespace) -> None:
     """`compressor compress recipe.yaml`, or the same from flags alone."""
-    from compressor.recipe_file import flags_recipe, read_recipe
+    from compressor.recipe_file import read_recipe, recipe_from_values
 
     recipe = (
         read_recipe(Path(options.recipe), _overrides(options))
         if options.recipe
-        else flags_recipe(_values_from_flags(options), options.set)
+        else recipe_from_values(_values_from_flags(options), "command line", options.set)
     )
     progress = Progress(quiet=options.quiet)
     if options.dry_run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,14 +56,9 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return _validate(draft)
 
 
-def recipe_from_values(values: Mapping[str, Any], place: str) -> Recipe:
-    """A recipe given without a file; `place` names its origin in errors. Raises RecipeError."""
-    return _validate(_Draft(dict(values), {(): place}))
-
-
-def flags_recipe(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from command-line flags alone, `--set` on top. Raises RecipeError."""
-    draft = _Draft(dict(values), {(): "command line"})
+def recipe_from_values(values: Mapping[str, Any], place: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe without a file, `--set` overrides on top; `place` names its origin in errors. Raises RecipeError."""
+    draft = _Draft(copy.deepcopy(dict(values)), {(): place})
     for override in overrides:
         _apply(draft, override)
     return _validate(draft)

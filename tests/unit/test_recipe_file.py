@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from compressor.errors import RecipeError
 from compressor.recipe import RECIPES, ImageStudent, portable
-from compressor.recipe_file import flags_recipe, read_recipe, recipe_from_values, recipe_template
+from compressor.recipe_file import read_recipe, recipe_from_values, recipe_template
 
 TEXT = """\
 task: sentence-embedding
@@ -249,7 +249,7 @@ def test_shares_that_are_none(write: Any, written: str) -> None:
 def test_shares_from_flags_are_checked_too(command_line: Any) -> None:
     values = YAML(typ="safe").load(TEXT) | {"gate": {"max_drop": command_line}}
     with pytest.raises(RecipeError, match=r"command line: gate\.max_drop"):
-        flags_recipe(values)
+        recipe_from_values(values, "command line")
 
 
 @pytest.mark.parametrize(
