@@ -6,7 +6,6 @@ graph is Conv, Relu, MaxPool, GlobalAveragePool and Gemm, which every int8 runti
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from compressor.progress import Progress
+from compressor.store import write_atomic
 
 MEAN, STD = 0.2860, 0.3530
 CLASSES = 10
@@ -77,21 +77,6 @@ def _fast_bfloat16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def _save(model: nn.Module, weights: Path) -> None:
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    content = save({name: value.contiguous() for name, value in model.state_dict().items()})
-    # A reader must never see half a file, so the name changes hands only once everything is on disk.
-    unfinished = weights.with_name(f"{weights.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, weights)  # noqa: PTH105 - named so that the atomic step is plain to see
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def train_teacher(
     images: npt.NDArray[np.uint8],
     labels: npt.NDArray[np.int64],
@@ -128,5 +113,6 @@ def train_teacher(
                 optimiser.step()
                 rate.step()
                 bar.advance(BATCH, f"epoch {epoch + 1}/{epochs}, loss {loss.item():.3f}")
-    _save(model, weights)
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(weights, save({name: value.contiguous() for name, value in model.state_dict().items()}))
     return time.monotonic() - started
