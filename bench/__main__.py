@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from compressor.store import write_atomic
+
 PACKAGES = ("compressor", "numpy", "onnx", "onnxruntime", "torch")
 
 
@@ -49,11 +51,9 @@ def versions() -> dict[str, str | None]:
 
 
 def write_json(result: dict[str, Any], path: Path) -> None:
-    """Writes beside `path` and renames, so that an interrupted write leaves the former file."""
+    """Makes the folder, and the file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_atomic(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
 
 
 def _shown(value: object) -> str:

