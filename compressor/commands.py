@@ -170,14 +170,14 @@ def _candidates(options: argparse.Namespace, settings: BenchmarkSettings) -> lis
     bundles = {path: golden_feeds(path) for path in paths if (path / MANIFEST).is_file()}
     raw = [path for path in paths if path not in bundles]
     made_up = dict(zip(raw, made_up_candidates(raw, _shapes(options.shape), settings), strict=True)) if raw else {}
-    names = _distinct_names([path.resolve() for path in paths])
+    names = distinct_names([path.resolve() for path in paths])
     return [
         Candidate(name, *bundles[path]) if path in bundles else replace(made_up[path], name=name)
         for path, name in zip(paths, names, strict=True)
     ]
 
 
-def _distinct_names(paths: Sequence[Path]) -> list[str]:
+def distinct_names(paths: Sequence[Path]) -> list[str]:
     """The last part of each path, and as many more as it takes to tell them apart."""
     for parts in range(1, max(len(path.parts) for path in paths) + 1):
         names = [str(Path(*path.parts[-parts:])).removesuffix(".onnx") for path in paths]

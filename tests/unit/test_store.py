@@ -323,3 +323,28 @@ def test_a_copy_that_fails_inside_shutil_is_a_storage_error() -> None:
 
 def test_keyed_is_a_value_with_its_key() -> None:
     assert Keyed(3, "k") == Keyed(3, "k") != Keyed(3, "l")
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+    """Between writing and renaming: a file of `write_atomic`, the folders of `replace_folder` and of a new bundle."""
+    (tmp_path / ".result.json.123.tmp").write_bytes(b"half")
+    for name in (".bundle.123.old", ".bundle.new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.onnx").write_bytes(b"x")
+    (tmp_path / "result.json").write_bytes(b"whole")
+    with Run(tmp_path, SILENT).held():
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "result.json"]
+
+
+def test_leftovers_do_not_reach_a_finished_stage(tmp_path: Path) -> None:
+    run = Run(tmp_path, SILENT)
+
+    def killed(folder: Path) -> Made:
+        (folder / ".checkpoint.pt.123.tmp").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.stage("learn", Made, killed, (), keep_partial=True)
+    run.stage("learn", Made, lambda folder: Made(folder / "a", (), 1), (), keep_partial=True)
+    (finished,) = (tmp_path / "stages").iterdir()
+    assert [path.name for path in finished.iterdir()] == ["artifact.json"]
