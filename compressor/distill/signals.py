@@ -89,8 +89,9 @@ def _new_array(path: Path, rows: int, width: int) -> np.memmap[Any, Any]:
 def read_signals(signals: TeacherSignals) -> NDArray[np.float32]:
     """The recorded outputs, memory-mapped: float32 [rows, width]. Raises TeacherError when they changed on disk."""
     if not signals.path.is_file() or sha256_file(signals.path) != signals.sha256:
+        stage = signals.path.parent.name.rpartition("-")[0]
         raise TeacherError(
-            f"{signals.path}: the recorded teacher outputs are missing or damaged; run again with --from signals"
+            f"{signals.path}: the recorded teacher outputs are missing or damaged; run again with --from {stage}"
         )
     array: NDArray[np.float32] = np.load(signals.path, mmap_mode="r")
     return array
