@@ -20,16 +20,19 @@ def main(arguments: list[str] | None = None) -> int:
     # Torch's threads spin while they wait for each other. Beside any other busy process that spins the time away:
     # a training step took two to five times as long. It is read when torch loads, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    signal.signal(signal.SIGTERM, _interrupt)
+    interruption = _Interruption()
+    signal.signal(signal.SIGINT, interruption)
+    signal.signal(signal.SIGTERM, interruption)
     try:
         run(options)
     except KeyboardInterrupt:
-        _say("interrupted; finished work is kept, and the same command continues from it")
-        return INTERRUPTED_EXIT_CODE
+        return _say_interrupted()
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has left; there is nobody to tell
         return INTERNAL_ERROR_EXIT_CODE
     except Exception as error:
+        if interruption.seen:  # native code swallowed it and failed of something else
+            return _say_interrupted()
         known = _known(error)
         if options.debug:
             traceback.print_exc()
@@ -60,8 +63,19 @@ def _say(message: str) -> None:
     print(_ERROR_LINE.format(" ".join(message.split())), file=sys.stderr)
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _say_interrupted() -> int:
+    _say("interrupted; finished work is kept, and the same command continues from it")
+    return INTERRUPTED_EXIT_CODE
+
+
+class _Interruption:
+    """Ctrl-C and a polite kill: raises KeyboardInterrupt, and remembers that it did."""
+
+    seen = False
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        self.seen = True
+        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -8,6 +8,20 @@ from typing import TYPE_CHECKING
 
 from compressor import __version__
 
+STAGES = (
+    "teacher",
+    "teacher-onnx",
+    "teacher-answers",
+    "signals",
+    "student",
+    "distill",
+    "control",
+    "export",
+    "quantize",
+    "verify",
+    "benchmark",
+    "bundle",
+)
 _TASKS = ("sentence-embedding", "text-classification", "image-classification")
 
 
@@ -73,7 +87,13 @@ def _compress(verbs: _Verbs) -> None:
     reuse = parser.add_mutually_exclusive_group()
     reuse.add_argument("--resume", action="store_true", help="keep what earlier runs finished (the default)")
     reuse.add_argument("--fresh", action="store_true", help="run every stage again")
-    parser.add_argument("--from", dest="rerun_from", metavar="STAGE", help="run this stage and all after it again")
+    parser.add_argument(
+        "--from",
+        dest="rerun_from",
+        metavar="STAGE",
+        choices=STAGES,
+        help="run this stage again, and what depends on it",
+    )
     parser.add_argument("--json", action="store_true", help="print the result (or the plan) as JSON")
 
 

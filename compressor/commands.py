@@ -16,6 +16,7 @@ from compressor.progress import Progress
 
 if TYPE_CHECKING:
     from compressor.benchmark import BenchmarkSettings, Candidate
+    from compressor.preprocess import Feed
 
 
 def init(options: argparse.Namespace) -> None:
@@ -83,8 +84,13 @@ def bench(options: argparse.Namespace) -> None:
         raise UsageError(f"--json {options.json}: that is a model; put --json after the models")
     if options.samples < 459:
         raise UsageError(f"--samples {options.samples}: a p99 needs at least 459 samples")
+    if options.json not in (None, "-") and not Path(options.json).parent.is_dir():
+        raise UsageError(f"--json {options.json}: its folder does not exist; make it first")
     settings = BenchmarkSettings(
-        threads=options.threads, min_samples=options.samples, budget_s=_seconds(options.budget)
+        threads=options.threads,
+        min_samples=options.samples,
+        budget_s=_seconds(options.budget),
+        batch=_shapes(options.shape).get("batch", 1),
     )
     candidates = _candidates(options, settings)
     latencies = measure(candidates, settings, Progress(quiet=options.quiet))
@@ -130,7 +136,7 @@ def _overrides(options: argparse.Namespace) -> list[str]:
         "gate.max_drop": options.max_drop,
         "out": options.out,
     }
-    given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value is not None]
     return given + list(options.set)
 
 
@@ -144,10 +150,6 @@ def _values_from_flags(options: argparse.Namespace) -> dict[str, Any]:
     needed = {"--teacher": options.teacher, "--task": options.task, "--data": options.data, "--eval": options.eval}
     if missing := [flag for flag, value in needed.items() if value is None]:
         raise UsageError(f"compress needs a recipe file, or all of {', '.join(needed)}; missing {', '.join(missing)}")
-    if _permission(options) is None:
-        raise UsageError(
-            "say what permits distilling this teacher: --license SPDX (its licence permits it) or --own-model"
-        )
     values: dict[str, Any] = {
         "task": options.task,
         "teacher": {"path": options.teacher, "license": options.license, "permission": _permission(options)},
@@ -158,7 +160,9 @@ def _values_from_flags(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _candidates(options: argparse.Namespace, settings: BenchmarkSettings) -> list[Candidate]:
-    """Bundles are timed on their golden inputs, raw ONNX files on made-up ones. The baseline comes first."""
+    """The baseline comes first. Bundles are timed on their golden inputs, and ONNX files beside a bundle on the same
+    (the first bundle's), so that the comparison is of models; ONNX files alone on made-up ones.
+    """
     from compressor.benchmark import Candidate, made_up_candidates
     from compressor.bundle.manifest import MANIFEST
     from compressor.bundle.verify import golden_feeds
@@ -169,12 +173,25 @@ def _candidates(options: argparse.Namespace, settings: BenchmarkSettings) -> lis
         paths = [baseline, *(path for path in paths if path != baseline)]
     bundles = {path: golden_feeds(path) for path in paths if (path / MANIFEST).is_file()}
     raw = [path for path in paths if path not in bundles]
+    if bundles and options.shape:
+        raise UsageError("--shape: bundles are timed on their golden inputs; name their model.onnx to choose a shape")
     made_up = dict(zip(raw, made_up_candidates(raw, _shapes(options.shape), settings), strict=True)) if raw else {}
+    if bundles:
+        _, feeds = next(iter(bundles.values()))
+        made_up = {path: replace(one, inputs=_feeds_for(one, feeds, path)) for path, one in made_up.items()}
     names = distinct_names([path.resolve() for path in paths])
     return [
         Candidate(name, *bundles[path]) if path in bundles else replace(made_up[path], name=name)
         for path, name in zip(paths, names, strict=True)
     ]
+
+
+def _feeds_for(candidate: Candidate, feeds: tuple[Feed, ...], path: Path) -> tuple[Feed, ...]:
+    if set(candidate.inputs[0]) != set(feeds[0]):
+        raise UsageError(
+            f"{path}: takes {', '.join(candidate.inputs[0])}, the bundle {', '.join(feeds[0])}: time them apart"
+        )
+    return feeds
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
@@ -243,4 +260,5 @@ def _print_latencies(latencies: Sequence[Latency]) -> None:
         table.add_row(row.name, *(f"{number:.4g}" for number in numbers), speed if row is not latencies[0] else "1")
     width = None if sys.stdout.isatty() else 120
     Console(width=width, highlight=False).print(table)
-    print(f"{latencies[0].samples} samples and more, {latencies[0].threads} thread(s), batch 1, {latencies[0].runtime}")
+    first = latencies[0]
+    print(f"{first.samples} samples and more, {first.threads} thread(s), batch {first.batch}, {first.runtime}")

@@ -65,7 +65,13 @@ class QuantizationError(CompressorError):
 
 
 class GateError(CompressorError):
+    """`objections`: (model, reason) for every candidate."""
+
     exit_code = 10
+
+    def __init__(self, message: str, objections: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(message)
+        self.objections = objections
 
 
 class BundleError(CompressorError):

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from compressor.errors import StudentError
+from compressor.errors import DataError, StudentError
 from compressor.preprocess import Preprocessor
 from compressor.progress import Progress
 from compressor.recipe import ModuleTeacher, Recipe
 from compressor.store import sha256_file
 from compressor.students import load_student
 from compressor.tasks import Task, TaskData, task_for
-from compressor.teachers import fingerprint, load_teacher
+from compressor.teachers import fingerprint, load_teacher, rights
 from compressor.teachers.module import source_file
 
 PARITY_INPUTS = 256
@@ -27,7 +27,7 @@ BENCHMARK_INPUTS = 64
 
 @dataclass
 class Materials:
-    """Lazy, so that a run whose stages are all kept reads nothing but hashes."""
+    """Lazy, so that a run whose stages are all kept reads the data and loads no model."""
 
     recipe: Recipe
     progress: Progress
@@ -38,12 +38,18 @@ class Materials:
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """SHA-256 of everything outside the recipe that the run depends on. Raises TeacherError, DataError."""
-        found = {
-            "teacher": fingerprint(self.recipe),
-            "train": sha256_file(self.recipe.data.train),
-            "eval": sha256_file(self.recipe.data.eval),
-        }
+        """SHA-256 of everything outside the recipe that the run depends on. Raises TeacherError, DataError.
+
+        The first thing that every run asks for: what permits the teacher is settled before any of it is loaded.
+        """
+        found = {"teacher": fingerprint(self.recipe)}
+        rights(self.recipe)
+        found["train"] = sha256_file(self.recipe.data.train)
+        found["eval"] = sha256_file(self.recipe.data.eval)
+        if found["train"] == found["eval"]:
+            raise DataError(
+                f"{self.recipe.data.eval}: the same content as data.train; expected data that training does not see"
+            )
         module = getattr(self.recipe.student, "module", None)
         if module is not None:
             found["student"] = sha256_file(source_file(module, StudentError))

@@ -27,6 +27,7 @@ from compressor.artifacts import (
     Result,
     Teacher,
 )
+from compressor.errors import GateError
 from compressor.materials import Materials
 from compressor.onnx_file import where_bytes_are
 from compressor.recipe import Recipe, portable
@@ -83,10 +84,12 @@ def publish(outcome: Outcome, decision: GateDecision, bundle: Bundle, at: Materi
     return result
 
 
-def withdraw(outcome: Outcome, reason: str, at: Materials, run: Run) -> None:
+def withdraw(outcome: Outcome, refusal: GateError, at: Materials, run: Run) -> None:
     """Nothing ships: result.json and report.html say why, and no bundle of an earlier recipe stays behind."""
     shutil.rmtree(run.folder / "bundle", ignore_errors=True)
-    _write(_result(outcome, None, reason.removeprefix("nothing ships: "), (), at, run), run.folder)
+    reason = str(refusal).removeprefix("nothing ships: ")
+    objections = tuple(RefusedModel(model, why) for model, why in refusal.objections)
+    _write(_result(outcome, None, reason, objections, at, run), run.folder)
 
 
 def _write(result: Result, folder: Path) -> None:
@@ -138,6 +141,11 @@ def _model_results(outcome: Outcome) -> tuple[ModelResult, ...]:
         1, ModelResult("student-torch", "float32 in torch", parameters, None, None, in_torch, in_torch.agreement)
     )
     return tuple(rows)
+
+
+def measured_on() -> list[object]:
+    """What a timing belongs to: it is measured again on another machine, or with another onnxruntime."""
+    return [_processor(), len(os.sched_getaffinity(0)), _version("onnxruntime")]
 
 
 def environment(loss_kernel: str) -> Environment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from compressor import stages
@@ -17,13 +18,13 @@ from compressor.artifacts import (
     Teacher,
     TeacherSignals,
 )
-from compressor.errors import GateError, RecipeError
+from compressor.errors import GateError, UsageError
 from compressor.materials import Materials
-from compressor.outcome import Outcome, publish, withdraw
+from compressor.outcome import Outcome, measured_on, publish, withdraw
 from compressor.progress import SILENT, Progress
-from compressor.recipe import ClassDistillation, Recipe
+from compressor.recipe import ClassDistillation, Recipe, portable
 from compressor.recipe_file import read_recipe
-from compressor.store import Keyed, Run, key_of
+from compressor.store import Keyed, Run, WorkAhead, key_of
 from compressor.verify.gate import choose
 
 STAGES = (
@@ -58,10 +59,18 @@ def compress(
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(Path(recipe))
     if rerun_from is not None and rerun_from not in STAGES:
-        raise RecipeError(f"--from {rerun_from}: expected one of {', '.join(STAGES)}")
+        raise UsageError(f"--from {rerun_from}: expected one of {', '.join(STAGES)}")
     run = Run(recipe.out, progress, fresh, rerun_from)
     with run.held():
         return _compress(recipe, run, Materials(recipe, progress))
+
+
+def kept_stages(recipe: Recipe, at: Materials) -> tuple[str, ...]:
+    """The stages that a run would keep, up to the first that it would have to make. Makes nothing."""
+    run = Run(recipe.out, SILENT, planning=True)
+    with suppress(WorkAhead):
+        _compress(recipe, run, at)
+    return tuple(time.stage for time in run.times)
 
 
 def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
@@ -69,8 +78,8 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
     source, data, held_out = _sources(recipe, at)
     at.data  # noqa: B018 (bad data is refused before any work, also when the first stages do not read it)
 
-    teacher = stage("teacher", Teacher, lambda _: stages.teacher(at), (source,), recipe.teacher.rights())
-    graph = [recipe.export, _text_length(recipe)]
+    teacher = stage("teacher", Teacher, lambda _: stages.teacher(at), (source,), [recipe.teacher, recipe.student])
+    graph = [recipe.export, recipe.data.graph(), _text_length(recipe)]
     big = stage("teacher-onnx", OnnxModel, lambda out: stages.export_teacher(at, out), (source,), graph)
     answers = stage(
         "teacher-answers", TeacherSignals, lambda out: stages.teacher_answers(at, big.value, out), (big, held_out)
@@ -87,12 +96,16 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
     def learn_without_teacher(out: Path) -> DistilledStudent:
         return stages.control(at, start.value, signals.value, out)
 
-    distilled = stage("distill", DistilledStudent, learn, (start, signals), settings, keep_partial=True)
-    controls = (
-        (stage("control", DistilledStudent, learn_without_teacher, (start, signals), settings, keep_partial=True),)
-        if isinstance(settings, ClassDistillation) and settings.control
-        else ()
-    )
+    lessons = settings.model_dump(exclude={"control"})
+    distilled = stage("distill", DistilledStudent, learn, (start, signals), lessons, keep_partial=True)
+    controls: tuple[Keyed[DistilledStudent], ...] = ()
+    if isinstance(settings, ClassDistillation) and settings.control:
+        labels_alone = settings.model_dump(exclude={"control", "temperature", "hard_weight"})
+        controls = (
+            stage(
+                "control", DistilledStudent, learn_without_teacher, (start, signals), labels_alone, keep_partial=True
+            ),
+        )
 
     small = stage("export", OnnxModel, lambda out: stages.export_student(at, distilled.value, out), (distilled,), graph)
     quantized = stage(
@@ -110,20 +123,23 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
         lambda _: stages.verify(at, models, answers.value, [control.value for control in controls]),
         (*all_models, answers, *controls),
     )
-    timed = stage("benchmark", Latencies, lambda _: stages.benchmark(at, models), all_models, recipe.benchmark)
+    target = [recipe.benchmark, measured_on()]
+    timed = stage("benchmark", Latencies, lambda _: stages.benchmark(at, models), all_models, target)
+    if run.planning:
+        raise WorkAhead
 
     found = Outcome(recipe, teacher.value, models, quantized.value.refused, verified.value, timed.value)
     try:
         decision = choose(models.onnx, found.qualities, found.latencies, found.parities, recipe.gate)
     except GateError as error:
-        withdraw(found, str(error), at, run)
+        withdraw(found, error, at, run)
         raise
     bundle = stage(
         "bundle",
         Bundle,
         lambda out: stages.bundle(at, models, teacher.value, found.qualities[decision.shipped], out),
         (teacher, small, quantized, verified),
-        decision.shipped,
+        [decision.shipped, portable(recipe), at.data.described],
     )
     return publish(found, decision, bundle.value, at, run)
 

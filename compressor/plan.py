@@ -16,11 +16,13 @@ from transformers import PreTrainedModel
 from compressor.distill import outputs_of, steps_per_epoch
 from compressor.distill.losses import loss_for
 from compressor.materials import Materials
+from compressor.pipeline import kept_stages
 from compressor.preprocess import by_length
 from compressor.progress import Progress
 from compressor.recipe import ImageClassificationRecipe, Recipe
 from compressor.students import new_image_student
 from compressor.students.encoder import find_parts, student_config
+from compressor.students.vocabulary import trim_vocabulary
 
 # Exports, quantization, parity and the bundle, beside what is measured.
 _FIXED_S = 60.0
@@ -63,7 +65,7 @@ def make_plan(recipe: Recipe, progress: Progress) -> Plan:
         evaluation_examples=len(data.truth),
         steps=steps,
         teacher_cache_bytes=4 * signals * width,
-        kept_stages=_kept(recipe),
+        kept_stages=kept_stages(recipe, at),
         seconds=round(signals * teacher_s + steps * step_s + evaluation_s + recipe.benchmark.budget_s + _FIXED_S, 0),
     )
 
@@ -89,7 +91,10 @@ def _student_shape(at: Materials) -> nn.Module:
     if isinstance(recipe, ImageClassificationRecipe):
         return new_image_student(recipe)
     assert isinstance(at.teacher, PreTrainedModel)
-    vocabulary = min(recipe.student.vocab or at.teacher.config.vocab_size, at.teacher.config.vocab_size)
+    vocabulary = at.teacher.config.vocab_size
+    if recipe.student.vocab is not None:
+        tokenizer = recipe.teacher.path / "tokenizer.json"
+        vocabulary = len(trim_vocabulary(tokenizer, at.teacher_examples, recipe.student.vocab).kept_ids)
     config = student_config(at.teacher.config, find_parts(at.teacher), recipe.student, vocabulary)
     return type(at.teacher)(config)
 
@@ -142,11 +147,6 @@ def _timed(call: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
     for _ in range(3):
         result = call()
     return (time.perf_counter() - started) / 3, result
-
-
-def _kept(recipe: Recipe) -> tuple[str, ...]:
-    finished = sorted(path.parent.name.rsplit("-", 1)[0] for path in (recipe.out / "stages").glob("*/artifact.json"))
-    return tuple(dict.fromkeys(finished))
 
 
 def _count(module: nn.Module) -> int:

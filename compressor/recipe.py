@@ -14,7 +14,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 Permission = Literal["own-model", "license-permits", "written-permission"]
 Precision = Literal["dynamic-int8", "static-int8"]
 MODULE_PATTERN = r"^[\w./-]+:\w+$"
-TaskName = Literal["sentence-embedding", "text-classification", "image-classification"]
 
 
 def _share(value: object) -> object:
@@ -46,14 +45,12 @@ class TeacherRights(Settings):
     """Whose weights these are; each kind of teacher adds where they lie."""
 
     license: str | None = Field(None, description="licence of the teacher's weights, as an SPDX identifier")
-    permission: Permission = Field(
-        description="what permits distilling this teacher: own-model, license-permits or written-permission"
+    permission: Permission | None = Field(
+        None,
+        description="what permits distilling this teacher: own-model, license-permits or written-permission;"
+        " null when a permissive licence does, set here or read from the model card in its folder",
     )
     reference: str | None = Field(None, description="where that permission can be read: a file, a URL, a contract")
-
-    def rights(self) -> dict[str, str | None]:
-        """What is declared, without where the teacher lies: its content is fingerprinted instead."""
-        return {"license": self.license, "permission": self.permission, "reference": self.reference}
 
     @model_validator(mode="after")
     def _evidence(self) -> TeacherRights:
@@ -85,6 +82,10 @@ class Data(Settings):
 
     def training(self) -> dict[str, object]:
         return self.model_dump(mode="json", exclude={"train", "eval", *self._only_evaluation})
+
+    def graph(self) -> dict[str, object]:
+        """What of it is built into the exported graph."""
+        return self.model_dump(mode="json", include={"size", "mean", "std"})
 
     def evaluation(self) -> dict[str, object]:
         return self.model_dump(mode="json", exclude={"train", "eval", "max_train"})

@@ -148,6 +148,8 @@ def _apply(draft: _Draft, override: str) -> None:
             raise RecipeError(f"--set {override}: {key} is no group of settings")
         holder = inner
     holder[keys[-1]] = value
+    for place in [place for place in draft.places if place[: len(keys)] == tuple(keys)]:
+        del draft.places[place]
     draft.places[tuple(keys)] = "--set"
 
 

@@ -36,7 +36,7 @@ from compressor.preprocess import Preprocessor, by_length
 from compressor.quantize import quantize
 from compressor.recipe import ClassDistillation, Distillation, portable
 from compressor.store import sha256_file, write_atomic
-from compressor.students import make_student, write_student
+from compressor.students import check_student, make_student, write_student
 from compressor.teachers import describe_teacher
 from compressor.verify import parity, quality
 
@@ -60,7 +60,8 @@ class Models:
 
 
 def teacher(at: Materials) -> Teacher:
-    """Loads the teacher and records what it is."""
+    """Loads the teacher, records what it is, and refuses a student that cannot be made from it before any work."""
+    check_student(at.recipe, at.teacher)
     return describe_teacher(at.recipe, at.teacher, at.fingerprints["teacher"])
 
 

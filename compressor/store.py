@@ -114,14 +114,31 @@ class Keyed(Generic[T]):
     remade: bool = False  # by order of --fresh or --from, which holds for whatever depends on it
 
 
+@dataclass(frozen=True)
+class _Sealed(Generic[T]):
+    """What artifact.json holds: the artifact, the seconds that it took, the size of every file of the stage."""
+
+    value: T
+    seconds: float
+    files: dict[str, int]
+
+
+class WorkAhead(Exception):  # noqa: N818 (it ends a plan, it is no error)
+    """Raised in planning by the first stage that is not finished."""
+
+
 @dataclass
 class Run:
-    """One run folder, held by one process at a time. `rerun_from` and `fresh` say which finished stages to ignore."""
+    """One run folder, held by one process at a time.
+
+    `rerun_from` and `fresh` say which finished stages to ignore; `planning` makes nothing and raises WorkAhead instead.
+    """
 
     folder: Path
     progress: Progress
     fresh: bool = False
     rerun_from: str | None = None
+    planning: bool = False
 
     def __post_init__(self) -> None:
         self.times: list[StageTime] = []
@@ -147,8 +164,10 @@ class Run:
         started = time.monotonic()
         if not remake and (kept := self._load(final, kind)) is not None:
             self.progress.log(f"{name}: kept from an earlier run")
-            self.times.append(StageTime(name, 0.0, reused=True))
-            return Keyed(kept, key)
+            self.times.append(StageTime(name, kept.seconds, reused=True))
+            return Keyed(kept.value, key)
+        if self.planning:
+            raise WorkAhead
         self.progress.log(f"{name}:")
         partial = final.with_name(final.name + ".partial")
         if partial.exists() and not (keep_partial and not remake):
@@ -156,26 +175,37 @@ class Run:
         partial.mkdir(parents=True, exist_ok=True)
         _sweep(partial)
         made = make(partial)
-        artifact = TypeAdapter(kind).dump_json(_map_paths(made, lambda p: _relative(p, partial)), indent=1)
-        write_atomic(partial / "artifact.json", artifact)
-        replace_folder(partial, final)
         seconds = round(time.monotonic() - started, 3)
+        self._seal(partial, kind, made, seconds)
+        replace_folder(partial, final)
         self.times.append(StageTime(name, seconds, reused=False))
         self.progress.log(f"{name}: done in {seconds:.1f} s")
         result = self._load(final, kind)
         assert result is not None
-        return Keyed(result, key, remake)
+        return Keyed(result.value, key, remake)
 
-    def _load(self, folder: Path, kind: type[T]) -> T | None:
+    def _seal(self, folder: Path, kind: type[T], made: T, seconds: float) -> None:
+        """Writes artifact.json: the artifact with relative paths, the time it took, the size of every file."""
+        sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+        sealed = _Sealed(_map_paths(made, lambda path: _relative(path, folder)), seconds, sizes)
+        write_atomic(folder / "artifact.json", TypeAdapter(_Sealed[kind]).dump_json(sealed, indent=1))  # type: ignore[valid-type]
+
+    def _load(self, folder: Path, kind: type[T]) -> _Sealed[T] | None:
         try:
-            stored = TypeAdapter(kind).validate_json((folder / "artifact.json").read_bytes())
+            content = (folder / "artifact.json").read_bytes()
+            sealed: _Sealed[T] = TypeAdapter(_Sealed[kind]).validate_json(content)  # type: ignore[valid-type]
         except FileNotFoundError:
             return None
         except ValidationError:
             self.progress.log(f"  {folder.name}: its artifact.json cannot be read; the stage runs again")
             return None
-        placed: T = _map_paths(stored, lambda path: path if path.is_absolute() else folder / path)
-        return placed
+        for name, size in sealed.files.items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != size:
+                self.progress.log(f"  {folder.name}: {name} is missing or cut; the stage runs again")
+                return None
+        placed: T = _map_paths(sealed.value, lambda path: path if path.is_absolute() else folder / path)
+        return dataclasses.replace(sealed, value=placed)
 
     @contextmanager
     def held(self) -> Iterator[None]:

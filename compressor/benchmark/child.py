@@ -29,7 +29,7 @@ def run_worker(
     """
     write_request(request, folder)
     read_end, write_end = os.pipe()
-    command = [sys.executable, "-m", "compressor.benchmark.worker", str(folder), str(write_end)]
+    command = [sys.executable, "-P", "-m", "compressor.benchmark.worker", str(folder), str(write_end)]
     errors = folder / "stderr.txt"
     with errors.open("wb") as stderr:
         child = subprocess.Popen(

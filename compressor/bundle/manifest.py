@@ -103,6 +103,8 @@ def check_files(bundle: OpenedBundle) -> None:
             path = Path(parent) / name
             if path.is_symlink():
                 raise BundleError(f"{path}: a bundle holds no links; copy it again")
+        if not files and not folders:
+            raise BundleError(f"{parent}: an empty folder that the manifest does not name; remove it")
         found |= {(Path(parent) / name).relative_to(bundle.folder).as_posix() for name in files}
     found.discard(MANIFEST)
     if missing := sorted(set(listed) - found):

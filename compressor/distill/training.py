@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,7 +102,8 @@ class _Training:
                 batches = epoch_batches(self.lengths, self.settings.batch_size, self.settings.seed, epoch)
                 views = epoch_views(self.data.rows, self.task.views, self.settings.seed, epoch)
                 for batch in batches[self.at.step % self.per_epoch :]:
-                    self._step(batch, views[batch], bar)
+                    with _memory_for(len(batch)):
+                        self._step(batch, views[batch], bar)
                     if self.at.step % self.per_epoch == 0:
                         break  # judged before it is saved: a checkpoint between the two would lose the score
                     now = time.monotonic()
@@ -142,12 +145,7 @@ class _Training:
 
     def _outputs(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> Tensor:
         shown = [self.task.view(self.data.examples[i], int(view)) for i, view in zip(rows, views, strict=True)]
-        try:
-            return outputs_of(self.module, self.preprocessor.collate(shown))
-        except (MemoryError, torch.OutOfMemoryError):
-            raise TrainingError(
-                f"out of memory at a batch of {len(rows)}; try --set distill.batch_size={max(2, len(rows) // 2)}"
-            ) from None
+        return outputs_of(self.module, self.preprocessor.collate(shown))
 
     def _end_epoch(self, epoch: int, progress: Progress) -> None:
         score = self._held_out_score()
@@ -238,6 +236,21 @@ def train(
         losses=tuple(LossPoint(int(step), loss) for step, loss in run.at.losses),
         scores=tuple(ScorePoint(int(step), int(epoch), score) for step, epoch, score in run.at.scores),
     )
+
+
+@contextmanager
+def _memory_for(batch_size: int) -> Iterator[None]:
+    """Turns an exhausted memory into the batch size to try. On the CPU torch raises a plain RuntimeError for it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(
+            words in str(error) for words in ("can't allocate memory", "out of memory")
+        ):
+            raise
+        raise TrainingError(
+            f"out of memory at a batch of {batch_size}; try --set distill.batch_size={max(2, batch_size // 2)}"
+        ) from None
 
 
 def _schedule(step: int, total: int, warmup: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from compressor.report import charts
 from compressor.report.formatting import cosine, duration, megabytes, percent, printable
 from compressor.report.rows import metric_label, rows, summary_line
 from compressor.report.trade_off import trade_off
+from compressor.store import write_atomic
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def write_report(result: Result, destination: Path) -> None:
     """Write the report as `destination`: whole, or not at all."""
     page = render_report(result)
     try:
-        _write_atomically(destination, page)
+        write_atomic(destination, page.encode())
     except OSError as error:
         raise StorageError(
             f"expected to write the report {destination}, got {error.strerror!r}; "
@@ -49,18 +49,6 @@ def render_report(result: Result) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = resources.files("compressor.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source).render(_view(result))
-
-
-def _write_atomically(destination: Path, page: str) -> None:
-    partial_file = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    try:
-        with partial_file.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(page)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial_file.replace(destination)
-    finally:
-        partial_file.unlink(missing_ok=True)
 
 
 def _view(result: Result) -> dict[str, object]:

@@ -15,12 +15,21 @@ from compressor.artifacts import Student
 from compressor.errors import StudentError
 from compressor.recipe import ImageClassificationRecipe, Recipe
 from compressor.store import write_atomic
-from compressor.students.encoder import derive_encoder, write_encoder
+from compressor.students.encoder import derive_encoder, find_parts, student_config, write_encoder
 from compressor.students.separable import SeparableCnn
 from compressor.teachers.folder import load_folder
 from compressor.teachers.module import build_module
 
-__all__ = ["load_student", "make_student", "new_image_student", "write_student"]
+__all__ = ["check_student", "load_student", "make_student", "new_image_student", "write_student"]
+
+
+def check_student(recipe: Recipe, teacher: nn.Module) -> None:
+    """Raises StudentError when the recipe's student cannot be built, as far as that is known without the data."""
+    if isinstance(recipe, ImageClassificationRecipe):
+        new_image_student(recipe)
+        return
+    assert isinstance(teacher, PreTrainedModel)
+    student_config(teacher.config, find_parts(teacher), recipe.student, teacher.config.vocab_size)
 
 
 def make_student(recipe: Recipe, teacher: nn.Module, training_ids: list[NDArray[np.int64]], folder: Path) -> Student:

@@ -11,6 +11,7 @@ import datasets
 from datasets.exceptions import DatasetGenerationError
 
 from compressor.errors import DataError
+from compressor.store import sha256_file
 
 # A text that reads "NA" or "null" is a text.
 _OPTIONS: dict[str, dict[str, Any]] = {".csv": {"keep_default_na": False}}
@@ -36,7 +37,7 @@ def read_columns(path: Path, columns: Sequence[str], cache: Path) -> dict[str, l
             _BUILDERS[path.suffix],
             data_files=glob.escape(str(path)),
             split="train",
-            cache_dir=str(cache),
+            cache_dir=str(cache / sha256_file(path)[:16]),  # the library knows a file by path and time
             **_OPTIONS.get(path.suffix, {}),
         )
         missing = [name for name in columns if name not in table.column_names]

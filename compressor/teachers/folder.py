@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,22 @@ def check_folder(path: Path) -> None:
         raise TeacherError(f"{path}: expected weights as *.safetensors; {remedy}")
 
 
+def card_license(path: Path) -> str | None:
+    """The licence that the front matter of the folder's model card (README.md) states; None where it states none."""
+    card = path / "README.md"
+    if not card.is_file():
+        return None
+    match = re.match(
+        r"---\n.*?^license:[ \t]*([\w.+-]+)[ \t]*$.*?^---$", card.read_text("utf-8", "replace"), re.S | re.M
+    )
+    return match.group(1) if match else None
+
+
 def load_folder(path: Path, task: str, max_length: int) -> PreTrainedModel:
     """The model of a folder, float32, in evaluation mode. Raises TeacherError, also when `max_length` is too long."""
     check_folder(path)
+    if task == "sentence-embedding":
+        _check_pooling(path)
     model_class: Any = TasksManager.get_model_class_for_task(OPTIMUM_TASK[task], framework="pt")
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -48,11 +63,29 @@ def load_folder(path: Path, task: str, max_length: int) -> PreTrainedModel:
             f"{path}: its weights lack {len(absent)} tensors that a model for {task} needs, such as {absent[0]}:"
             " it was trained for something else"
         )
+    if model.config.problem_type == "multi_label_classification":
+        raise TeacherError(f"{path}: gives several labels to a text; expected a teacher that gives one")
     if (limit := _longest_input(model)) is not None and max_length > limit:
         raise TeacherError(f"{path}: reads at most {limit} tokens, but student.max_length is {max_length}; lower it")
     model = model.float().eval()
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def _check_pooling(path: Path) -> None:
+    """sentence-transformers notes here how token vectors become one; this project does it by their mean."""
+    note = path / "1_Pooling" / "config.json"
+    if not note.is_file():
+        return
+    try:
+        modes = json.loads(note.read_text(encoding="utf-8"))
+        chosen = [name for name, on in modes.items() if name.startswith("pooling_mode") and on is True]
+    except (ValueError, AttributeError):
+        raise TeacherError(f"{note}: expected a JSON object that names the pooling") from None
+    if chosen not in ([], ["pooling_mode_mean_tokens"]):
+        raise TeacherError(
+            f"{path}: pools by {', '.join(chosen)}; expected pooling_mode_mean_tokens, the one supported"
+        )
 
 
 def _longest_input(model: PreTrainedModel) -> int | None:

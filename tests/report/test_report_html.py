@@ -89,7 +89,7 @@ def test_the_sections_come_in_the_order_of_their_weight(result: Result):
         "Training loss",
         "Held-out score",
         "Where the bytes are",
-        "What was refused",
+        "What does not ship",
         "Parity",
         "Time of each stage",
         "The teacher",
@@ -157,7 +157,7 @@ def test_an_almost_empty_result_is_a_page(result: Result):
     page = Page(render_report(bare(result)))
     assert page.open == []
     assert page.all("svg") == []
-    for expected in ("Nothing ships: no candidate was written", "Nothing was timed.", "Nothing was refused."):
+    for expected in ("Nothing ships: no candidate was written", "Nothing was timed.", "There was no other candidate."):
         assert expected in page.text
     assert "hard labels only" not in page.text
 

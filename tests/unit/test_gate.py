@@ -73,6 +73,15 @@ def test_what_is_not_smaller_than_the_teacher_does_not_ship() -> None:
         decide(Model("student", 100, 1.0))
 
 
+def test_the_objections_are_told() -> None:
+    with pytest.raises(GateError) as raised:
+        decide(Model("student", 100, 1.0), Model("student-int8", 8, 0.5, parity=False))
+    reasons = dict(raised.value.objections)
+    assert "not smaller than its teacher" in reasons["student"]
+    assert "departs from student" in reasons["student-int8"]
+    assert "not smaller than its teacher" in str(raised.value), "quality is not what stood in the way"
+
+
 @pytest.mark.parametrize("ms", [4.0, 4.1])
 def test_int8_that_is_not_faster_than_float32_is_passed_over(ms: float) -> None:
     decision = decide(STUDENT, Model("student-int8", 8, ms))

@@ -88,7 +88,6 @@ def test_a_recipe_with_defaults(write: Any) -> None:
         ("  layers: 2", "  vocab: 3", 9, "student.vocab"),
         ("  train: train.jsonl\n", "", 5, "missing key data.train (training sentences"),
         ("  path: models/teacher\n", "", 2, "missing key teacher.path"),
-        ("  permission: own-model\n", "", 2, "missing key teacher.permission"),
         ("own-model", "license-permits", 2, "set teacher.license"),
         ("own-model", "written-permission", 2, "set teacher.reference"),
         ("own-model", "perhaps", 4, "teacher.permission"),

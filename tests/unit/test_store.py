@@ -19,6 +19,7 @@ from compressor.recipe import Gate
 from compressor.store import (
     Keyed,
     Run,
+    WorkAhead,
     key_of,
     replace_folder,
     sha256_file,
@@ -348,3 +349,37 @@ def test_leftovers_do_not_reach_a_finished_stage(tmp_path: Path) -> None:
     run.stage("learn", Made, lambda folder: Made(folder / "a", (), 1), (), keep_partial=True)
     (finished,) = (tmp_path / "stages").iterdir()
     assert [path.name for path in finished.iterdir()] == ["artifact.json"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_stage_whose_file_is_damaged_runs_again(tmp_path: Path, damage: str) -> None:
+    def make(folder: Path) -> Made:
+        (folder / "weights").write_bytes(b"whole")
+        return Made(folder / "weights", (), 1)
+
+    path = Run(tmp_path, SILENT).stage("learn", Made, make, ()).value.path
+    path.write_bytes(b"who") if damage == "cut" else path.unlink()
+    again = Run(tmp_path, SILENT)
+    assert again.stage("learn", Made, make, ()).value.path.read_bytes() == b"whole"
+    assert [time.reused for time in again.times] == [False]
+
+
+def test_a_kept_stage_tells_the_time_that_it_took(tmp_path: Path) -> None:
+    first, second = Run(tmp_path, SILENT), Run(tmp_path, SILENT)
+    for run in (first, second):
+        run.stage("learn", Made, lambda folder: Made(folder, (), 1), ())
+    assert [(time.seconds, time.reused) for time in second.times] == [(first.times[0].seconds, True)]
+
+
+def test_planning_makes_nothing(tmp_path: Path) -> None:
+    def make(folder: Path) -> Made:
+        return Made(folder, (), 1)
+
+    Run(tmp_path, SILENT).stage("a", Made, make, ())
+    before = sorted(tmp_path.rglob("*"))
+    plan = Run(tmp_path, SILENT, planning=True)
+    plan.stage("a", Made, make, ())
+    with pytest.raises(WorkAhead):
+        plan.stage("b", Made, make, ())
+    assert [time.stage for time in plan.times] == ["a"]
+    assert sorted(tmp_path.rglob("*")) == before

@@ -16,7 +16,7 @@ from transformers import BertModel
 
 from compressor.errors import StudentError, TeacherError
 from compressor.recipe import Recipe
-from compressor.teachers import describe_teacher, fingerprint, load_teacher
+from compressor.teachers import describe_teacher, fingerprint, load_teacher, rights
 from compressor.teachers.folder import check_folder, load_folder
 from compressor.teachers.module import build_module, load_module, source_file
 
@@ -246,3 +246,53 @@ def test_the_fingerprint_of_a_module_sees_code_and_weights(
     safetensors.torch.save_file({"a": torch.ones(1)}, weights)
     seen.add(fingerprint(recipe))
     assert len(seen) == 3
+
+
+CARD = "---\nlanguage: en\nlicense: {}\ntags:\n- x\n---\n# A model\nlicense: mit\n"
+
+
+@pytest.mark.parametrize(
+    ("declared", "card", "expected"),
+    [
+        ({"permission": "own-model"}, None, (None, "own-model", None)),
+        ({"license": "MIT"}, None, ("MIT", "license-permits", None)),
+        ({}, "apache-2.0", ("apache-2.0", "license-permits", "model card in the teacher's folder")),
+        (
+            {"license": "other", "permission": "written-permission", "reference": "letter"},
+            "mit",
+            ("other", "written-permission", "letter"),
+        ),
+    ],
+)
+def test_what_permits_a_teacher(
+    text_recipe: Make,
+    teacher_folder: Path,
+    declared: dict[str, str],
+    card: str | None,
+    expected: tuple[str | None, ...],
+) -> None:
+    if card:
+        (teacher_folder / "README.md").write_text(CARD.format(card))
+    assert rights(text_recipe(teacher={"permission": None, **declared})) == expected
+
+
+@pytest.mark.parametrize("card", [None, "cc-by-nc-4.0", "llama3", ""])
+def test_without_a_permissive_licence_a_teacher_is_refused(
+    text_recipe: Make, teacher_folder: Path, card: str | None
+) -> None:
+    """The second `license:` of the card is text below the front matter: it permits nothing."""
+    if card is not None:
+        (teacher_folder / "README.md").write_text(CARD.format(card))
+    with pytest.raises(TeacherError, match=r"set own-model, license-permits or written-permission"):
+        rights(text_recipe(teacher={"permission": None}))
+
+
+def test_another_pooling_is_refused(teacher_folder: Path) -> None:
+    pooling = teacher_folder / "1_Pooling"
+    pooling.mkdir()
+    modes = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    (pooling / "config.json").write_text(json.dumps(modes))
+    load_folder(teacher_folder, "sentence-embedding", 16)
+    (pooling / "config.json").write_text(json.dumps(modes | {"pooling_mode_cls_token": True}))
+    with pytest.raises(TeacherError, match="expected pooling_mode_mean_tokens"):
+        load_folder(teacher_folder, "sentence-embedding", 16)

@@ -25,7 +25,8 @@ def _flags(inputs: dict[str, Inputs], out: Path) -> list[str]:
 
 def test_flags_alone_make_a_plan(inputs: dict[str, Inputs], run: Run, tmp_path: Path) -> None:
     flags = _flags(inputs, tmp_path / "out")
-    given = ("--license", "Apache-2.0", "--set", "distill.epochs=4", "--set", "distill.batch_size=16")
+    sizes = ("distill.epochs=4", "distill.batch_size=16", "student.max_length=24")
+    given = ("--license", "Apache-2.0", *(word for size in sizes for word in ("--set", size)))
     ended = run("compress", *flags, *given, "--dry-run", "--json")
     assert ended.code == 0, ended.stderr
     plan = json.loads(ended.stdout)
