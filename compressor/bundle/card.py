@@ -48,6 +48,8 @@ on {quality["examples"]:,} held-out examples:
 
 ## Limits
 
+The golden cases that come with the model are held-out inputs of the data above, under that data's terms.
+
 Measured on the data above and on nothing else: other languages, domains and input lengths were not measured. What the
 teacher gets wrong, this model was taught.
 """
