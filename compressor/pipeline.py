@@ -60,9 +60,10 @@ def compress(
         recipe = read_recipe(Path(recipe))
     if rerun_from is not None and rerun_from not in STAGES:
         raise UsageError(f"--from {rerun_from}: expected one of {', '.join(STAGES)}")
-    run = Run(recipe.out, progress, fresh, rerun_from)
+    run, at = Run(recipe.out, progress, fresh, rerun_from), Materials(recipe, progress)
+    at.fingerprints  # noqa: B018 (what is missing or not permitted is refused before the run folder is made)
     with run.held():
-        return _compress(recipe, run, Materials(recipe, progress))
+        return _compress(recipe, run, at)
 
 
 def kept_stages(recipe: Recipe, at: Materials) -> tuple[str, ...]:

@@ -285,8 +285,8 @@ RECIPES: dict[str, type[Recipe]] = {
 
 
 def portable(recipe: Recipe) -> dict[str, object]:
-    """The recipe without the folders of this machine: every path is reduced to its name. For results and bundles."""
-    return {key: _portable(value) for key, value in recipe.model_dump().items()}
+    """The recipe without the folders of this machine, for results and bundles: no `out`, and of every path its name."""
+    return {key: _portable(value) for key, value in recipe.model_dump(exclude={"out"}).items()}
 
 
 def _portable(value: object) -> object:

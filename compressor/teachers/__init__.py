@@ -74,4 +74,5 @@ def rights(recipe: Recipe) -> tuple[str | None, str, str | None]:
     raise TeacherError(
         f"teacher.permission: expected what permits distilling this teacher, found {found or 'no licence'}"
         " in the recipe or the teacher's model card; set own-model, license-permits or written-permission"
+        " (on the command line: --own-model, --license)"
     )

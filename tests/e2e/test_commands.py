@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import TASKS, Begun, Finished, Run
 from made_inputs import Inputs
 from ruamel.yaml import YAML
 from run_folders import assert_one_clear_line
+from shared_runs import TASKS, Begun, Finished, Run
 
 from compressor.recipe_file import read_recipe
 
@@ -51,7 +51,7 @@ def test_a_plan_for_a_reader(image_run: Finished, run: Run) -> None:
 
 def test_flags_need_to_say_what_permits_the_teacher(inputs: dict[str, Inputs], run: Run, tmp_path: Path) -> None:
     ended = run("compress", *_flags(inputs, tmp_path / "out"))
-    line = assert_one_clear_line(ended, 2)
+    line = assert_one_clear_line(ended, 5)
     assert "--license" in line
     assert "--own-model" in line
     assert not (tmp_path / "out").exists()
@@ -110,12 +110,14 @@ def test_inspect_of_something_else(run: Run, tmp_path: Path) -> None:
 
 def test_bench_takes_a_bundle_and_a_file_together(finished: Finished, run: Run) -> None:
     (teacher,) = (finished.out / "stages").glob("teacher-onnx-*/teacher.onnx")
-    shapes = ("--shape", "sequence=16") if finished.inputs.recipe["task"] != "image-classification" else ()
-    ended = run("bench", teacher, finished.out / "bundle", *shapes, "--samples", "459", "--budget", "5s", "--json")
+    ended = run("bench", teacher, finished.out / "bundle", "--samples", "459", "--budget", "5s", "--json")
     assert ended.code == 0, ended.stderr
     rows = json.loads(ended.stdout)
     assert [row["name"] for row in rows] == ["teacher", "bundle"]
     assert all(row["samples"] >= 459 and row["p50_ms"] > 0 for row in rows)
+    # A bundle has inputs of its own, so there is no shape to choose.
+    refused = run("bench", teacher, finished.out / "bundle", "--shape", "batch=2")
+    assert "golden inputs" in assert_one_clear_line(refused, 2)
 
 
 def test_verify_finds_a_changed_byte(begun: Begun, run: Run, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Begun, Run, Start
 from made_inputs import Inputs, write_rows
 from run_folders import assert_nothing_half_written, assert_one_clear_line, assert_whole
+from shared_runs import Begun, Run, Start
 
 HOPELESS = {"distill__epochs": 1, "distill__learning_rate": 1e-9, "gate__max_drop": 0.0}
 

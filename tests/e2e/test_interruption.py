@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Begun, Run, Start
 from run_folders import assert_nothing_half_written, assert_one_clear_line, assert_whole, weights_of
+from shared_runs import Begun, Run, Start
 
 # Long enough that a signal after the first epochs arrives while there is still much to train.
 EPOCHS = 25

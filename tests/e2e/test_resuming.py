@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from command_runs import Ended
-from conftest import Begun, Run
 from run_folders import assert_whole, weights_of
+from shared_runs import Begun, Run
 
 from compressor import pipeline
 
@@ -44,10 +44,14 @@ def test_resume_is_the_default(begun: Begun, run: Run, tmp_path: Path) -> None:
     _assert_ran(run("compress", begun(tmp_path / "out"), "--resume"), [])
 
 
-def test_the_gate_belongs_to_no_stage(begun: Begun, run: Run, tmp_path: Path) -> None:
+def test_a_change_of_the_gate_re_runs_nothing_but_the_bundle_that_records_it(
+    begun: Begun, run: Run, tmp_path: Path
+) -> None:
     recipe = begun(tmp_path / "out")
-    _assert_ran(run("compress", recipe, "--set", "gate.max_drop=0.55"), [])
+    _assert_ran(run("compress", recipe, "--set", "gate.max_drop=0.55"), ["bundle"])
     assert _without_times(tmp_path / "out")["recipe"]["gate"]["max_drop"] == 0.55
+    manifest = json.loads((tmp_path / "out" / "bundle" / "manifest.json").read_text())
+    assert manifest["recipe"]["gate"]["max_drop"] == 0.55
 
 
 def test_calibration_runs_quantize_and_after(begun: Begun, run: Run, tmp_path: Path) -> None:

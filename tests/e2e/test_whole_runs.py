@@ -15,8 +15,8 @@ import numpy as np
 import onnxruntime
 import pytest
 from command_runs import environment, run_fresh
-from conftest import Finished
 from numpy.typing import NDArray
+from shared_runs import Finished
 from tokenizers import Tokenizer
 
 import compressor
