@@ -51,7 +51,6 @@ FAILURES = [
     ("compress recipe.yaml", 5, "expected a folder in Hugging Face layout, found nothing"),
     ("compress recipe.yaml --dry-run", 5, "expected a folder in Hugging Face layout, found nothing"),
     ("compress recipe.yaml --teacher file", 5, "found a file"),
-    ("compress recipe.yaml --out file", 13, "choose another with --out"),
     ("inspect absent.onnx", 2, "found nothing"),
     ("inspect run", 2, "found a folder without a manifest"),
     ("inspect file", 2, "expected an .onnx file or a bundle folder"),
