@@ -11,6 +11,22 @@ from pathlib import Path
 
 RESULT_SCHEMA_VERSION = 1
 
+# The stages of a run, in the order in which they run.
+STAGES = (
+    "teacher",
+    "teacher-onnx",
+    "teacher-answers",
+    "signals",
+    "student",
+    "distill",
+    "control",
+    "export",
+    "quantize",
+    "verify",
+    "benchmark",
+    "bundle",
+)
+
 
 @dataclass(frozen=True)
 class Interval:

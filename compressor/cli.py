@@ -7,21 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from compressor import __version__
+from compressor.artifacts import STAGES
 
-STAGES = (
-    "teacher",
-    "teacher-onnx",
-    "teacher-answers",
-    "signals",
-    "student",
-    "distill",
-    "control",
-    "export",
-    "quantize",
-    "verify",
-    "benchmark",
-    "bundle",
-)
 _TASKS = ("sentence-embedding", "text-classification", "image-classification")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from compressor import stages
 from compressor.artifacts import (
+    STAGES,
     Bundle,
     DistilledStudent,
     Evidence,
@@ -26,21 +27,6 @@ from compressor.recipe import ClassDistillation, Recipe, portable
 from compressor.recipe_file import read_recipe
 from compressor.store import Keyed, Run, WorkAhead, key_of
 from compressor.verify.gate import choose
-
-STAGES = (
-    "teacher",
-    "teacher-onnx",
-    "teacher-answers",
-    "signals",
-    "student",
-    "distill",
-    "control",
-    "export",
-    "quantize",
-    "verify",
-    "benchmark",
-    "bundle",
-)
 
 
 def compress(

@@ -43,10 +43,6 @@ class Task(Protocol):
         """What `metric` is called in tables."""
 
     @property
-    def agreement_name(self) -> str:
-        """What `agreement` measures, in words."""
-
-    @property
     def views(self) -> int:
         """In how many ways an example may be shown in training, the plain one included."""
 

@@ -48,7 +48,6 @@ class ImageClassifier(nn.Module):
 class ImageClassification:
     recipe: ImageClassificationRecipe
     metric_name = "accuracy"
-    agreement_name = "answers equal to the teacher's"
 
     @property
     def views(self) -> int:

@@ -42,7 +42,6 @@ class SentenceEncoder(nn.Module):
 class SentenceEmbedding:
     recipe: SentenceEmbeddingRecipe
     metric_name = "AUROC"
-    agreement_name = "mean cosine to the teacher"
     views = 1
 
     def load_data(self, cache: Path, progress: Progress) -> TaskData:

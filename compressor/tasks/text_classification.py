@@ -41,7 +41,6 @@ class TextClassifier(nn.Module):
 class TextClassification:
     recipe: TextClassificationRecipe
     metric_name = "accuracy"
-    agreement_name = "answers equal to the teacher's"
     views = 1
 
     def load_data(self, cache: Path, progress: Progress) -> TaskData:

@@ -7,7 +7,7 @@ the interval of the ratio is narrower than the two intervals suggest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -38,11 +38,11 @@ def share_kept(metric: Metric, student: NDArray[Any], teacher: NDArray[Any], tru
             f"the teacher is right on none of the {len(truth)} held-out examples: its classes are ordered otherwise"
             " than the data's, or it was trained for something else"
         )
-    draws = [
-        metric(student[rows], truth[rows]) / metric(teacher[rows], truth[rows])
-        for rows in _resamples(len(truth))
-        if metric(teacher[rows], truth[rows]) != 0
-    ]
+    draws = []
+    for rows in _resamples(len(truth)):
+        teachers = metric(teacher[rows], truth[rows])
+        if teachers != 0:
+            draws.append(metric(student[rows], truth[rows]) / teachers)
     return _interval(metric(student, truth) / whole, draws)
 
 
@@ -67,10 +67,11 @@ def judge(
     )
 
 
-def _resamples(count: int) -> list[NDArray[np.int64]]:
+def _resamples(count: int) -> Iterator[NDArray[np.int64]]:
     # The same draws for every model: the comparison between models then has no luck of its own in it.
     generator = np.random.default_rng(0)
-    return [generator.integers(0, count, count) for _ in range(RESAMPLES)]
+    for _ in range(RESAMPLES):
+        yield generator.integers(0, count, count)
 
 
 def _interval(value: float, draws: list[float]) -> Interval:
