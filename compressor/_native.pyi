@@ -8,22 +8,53 @@ from numpy.typing import ArrayLike, NDArray
 
 __version__: str
 
-def distill_loss(
-    student: NDArray[np.float32],
-    teacher: NDArray[np.float32],
-    labels: NDArray[np.int64] | None,
-    loss: NDArray[np.float32],
-    gradient: NDArray[np.float32],
-    temperature: float,
-    hard_weight: float,
-    ignore_index: int,
-    threads: int,
-) -> None:
-    """Writes `loss` [rows] and `gradient` [rows, width] for `student` and `teacher` [rows, width], labels [rows].
+@final
+class Matrix:
+    """A row-major matrix in memory: the address of its first element, elements from one row to the next, and float32,
+    bfloat16 or float16. Nothing keeps that memory alive."""
 
-    All arrays are C-contiguous; `compressor.kernels.reference` gives the formula. Raises ValueError on extents or
-    labels that do not fit, TypeError on other dtypes or layouts.
+    def __init__(self, address: int, stride: int, dtype: str) -> None: ...
+
+@final
+class DistillProblem:
+    """One call of the loss, as `distill_loss.h` describes it: addresses, extents and scalars."""
+
+    rows: int
+    width: int
+    soft_width: int
+    teacher_width: int
+    student: Matrix
+    teacher: Matrix
+    gradient: Matrix
+    labels: int
+    row_weights: int
+    class_weights: int
+    loss: int
+    indices: int
+    values: int
+    known: int
+    sparse_mode: str
+    divergence: str
+    beta: float
+    temperature: float
+    student_scale: float
+    teacher_scale: float
+    soft_weight: float
+    hard_weight: float
+    label_smoothing: float
+    gradient_scale: float
+    ignore_index: int
+    def __init__(self) -> None: ...
+
+def distill_loss(problem: DistillProblem, instruction_set: str, threads: int) -> None:
+    """Writes the losses and the gradient that `problem` points to, without the interpreter lock.
+
+    Raises ValueError on extents, labels or indices out of range, on names that do not exist, and on an instruction set
+    that `instruction_sets` does not list. What the addresses point to is the caller's word.
     """
+
+def instruction_sets() -> list[str]:
+    """Those of baseline, avx2, avx512, neon that this build has and this processor runs, the preferred one last."""
 
 def quantiles(samples: ArrayLike, shares: Sequence[float]) -> list[float]:
     """The quantiles of `samples` at `shares` (in 0..1), linear between neighbours. Raises ValueError when empty."""

@@ -4,8 +4,10 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cstdint>
+#include <map>
 #include <memory>
-#include <optional>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -19,44 +21,141 @@ namespace ort = compressor::ort;
 
 namespace {
 
-using Floats = py::array_t<float, py::array::c_style>;
-using Labels = py::array_t<std::int64_t, py::array::c_style>;
+using compressor::DistillProblem;
+using compressor::Matrix;
 
-void check_distill_arguments(const Floats& student, const Floats& teacher, const std::optional<Labels>& labels,
-                             const Floats& loss, const Floats& gradient, std::int64_t ignore_index) {
-  if (student.ndim() != 2) {
-    throw py::value_error("student must be [rows, width], got rank " + std::to_string(student.ndim()));
-  }
-  const auto rows = student.shape(0), width = student.shape(1);
-  const auto same_extent = [&](const Floats& other) {
-    return other.ndim() == 2 && other.shape(0) == rows && other.shape(1) == width;
+// Names at the border, enumerators inside.
+template <class Value>
+using Names = std::map<std::string, Value>;
+
+const Names<compressor::ElementType> kElementTypes{{"float32", compressor::ElementType::kFloat32},
+                                                   {"bfloat16", compressor::ElementType::kBFloat16},
+                                                   {"float16", compressor::ElementType::kFloat16}};
+const Names<compressor::Divergence> kDivergences{{"forward_kl", compressor::Divergence::kForwardKl},
+                                                 {"reverse_kl", compressor::Divergence::kReverseKl},
+                                                 {"jsd", compressor::Divergence::kJensenShannon},
+                                                 {"total_variation", compressor::Divergence::kTotalVariation}};
+const Names<compressor::SparseMode> kSparseModes{{"zero", compressor::SparseMode::kZero},
+                                                 {"ghost", compressor::SparseMode::kGhost},
+                                                 {"sampled", compressor::SparseMode::kSampled}};
+const Names<compressor::InstructionSet> kInstructionSets{{"baseline", compressor::InstructionSet::kBaseline},
+                                                         {"avx2", compressor::InstructionSet::kAvx2},
+                                                         {"avx512", compressor::InstructionSet::kAvx512},
+                                                         {"neon", compressor::InstructionSet::kNeon}};
+
+template <class Value>
+Value named(const Names<Value>& names, const std::string& name) {
+  const auto found = names.find(name);
+  if (found == names.end()) throw py::value_error("no such name: " + name);
+  return found->second;
+}
+
+template <class Pointer>
+Pointer pointer(std::uintptr_t address) {
+  return reinterpret_cast<Pointer>(address);
+}
+
+// Extents and ranges that the core relies on. What the addresses point to is the caller's word.
+void check_problem(const DistillProblem& problem) {
+  const auto demand = [](bool holds, const char* what) {
+    if (!holds) throw py::value_error(what);
   };
-  if (!same_extent(teacher)) throw py::value_error("teacher must have the shape of student");
-  if (!same_extent(gradient)) throw py::value_error("gradient must have the shape of student");
-  if (loss.ndim() != 1 || loss.shape(0) != rows) throw py::value_error("loss must be [rows]");
-  if (!labels) return;
-  if (labels->ndim() != 1 || labels->shape(0) != rows) throw py::value_error("labels must be [rows]");
-  for (py::ssize_t row = 0; row < rows; ++row) {
-    const std::int64_t label = labels->at(row);
-    if (label != ignore_index && (label < 0 || label >= width)) {
-      throw py::value_error("labels must be in 0.." + std::to_string(width - 1) + " or " +
-                            std::to_string(ignore_index) + ", got " + std::to_string(label));
-    }
+  demand(problem.rows >= 0 && problem.width >= 1, "rows must be >= 0 and width >= 1");
+  demand(problem.soft_width >= 1 && problem.soft_width <= problem.width, "soft_width must be in 1..width");
+  demand(problem.teacher_width >= 1 && problem.teacher_width <= problem.soft_width,
+         "teacher_width must be in 1..soft_width");
+  demand(problem.temperature > 0 && problem.student_scale > 0 && problem.teacher_scale > 0,
+         "temperature and scales must be above 0");
+  demand(problem.soft_weight >= 0 && problem.hard_weight >= 0, "weights must not be negative");
+  demand(problem.divergence != compressor::Divergence::kJensenShannon || (problem.beta > 0 && problem.beta < 1),
+         "beta must be between 0 and 1");
+  if (problem.rows == 0) return;
+  demand(problem.student.data && problem.loss, "student and loss must be given");
+  demand(problem.soft_weight == 0 || problem.teacher.data || (problem.indices && problem.values),
+         "a soft part needs a teacher");
+  demand(problem.hard_weight == 0 || problem.labels, "a hard part needs labels");
+  demand(problem.gradient.data == nullptr || problem.gradient.type == problem.student.type,
+         "gradient must have the student's type");
+  for (std::int64_t row = 0; problem.labels && row < problem.rows; ++row) {
+    const std::int64_t label = problem.labels[row];
+    demand(label == problem.ignore_index || (label >= 0 && label < problem.width),
+           "labels must be in 0..width - 1 or ignore_index");
+  }
+  for (std::int64_t i = 0; problem.indices && i < problem.rows * problem.known; ++i) {
+    demand(problem.indices[i] < problem.width, "indices must be below width");
   }
 }
 
-void distill_loss(const Floats& student, const Floats& teacher, const std::optional<Labels>& labels, Floats& loss,
-                  Floats& gradient, float temperature, float hard_weight, std::int64_t ignore_index, int threads) {
-  check_distill_arguments(student, teacher, labels, loss, gradient, ignore_index);
-  const std::int64_t rows = student.shape(0), width = student.shape(1);
-  const std::int64_t* label_data = labels ? labels->data() : nullptr;
-  const float *student_data = student.data(), *teacher_data = teacher.data();
-  float *loss_data = loss.mutable_data(), *gradient_data = gradient.mutable_data();
-  const int used = std::clamp<int>(threads, 1, static_cast<int>(std::clamp<std::int64_t>(rows, 1, 1024)));
+void distill_loss(const DistillProblem& problem, const std::string& instruction_set, int threads) {
+  const compressor::InstructionSet set = named(kInstructionSets, instruction_set);
+  if (!compressor::supported(set)) throw py::value_error("this processor or build lacks " + instruction_set);
   py::gil_scoped_release released;
-  const std::unique_ptr<float[]> scratch(new float[static_cast<std::size_t>(used * width)]);
-  compressor::distill_loss(student_data, teacher_data, label_data, rows, width,
-                           {temperature, hard_weight, ignore_index}, loss_data, gradient_data, scratch.get(), used);
+  check_problem(problem);
+  const int used = std::clamp<int>(threads, 1, static_cast<int>(std::clamp<std::int64_t>(problem.rows, 1, 1024)));
+  constexpr std::size_t kAlignment = 64;
+  const std::size_t bytes = compressor::distill_scratch_floats(problem) * used * sizeof(float);
+  const std::unique_ptr<float[], void (*)(float*)> scratch(
+      static_cast<float*>(::operator new(bytes, std::align_val_t{kAlignment})),
+      [](float* memory) { ::operator delete(memory, std::align_val_t{kAlignment}); });
+  compressor::distill_loss(problem, set, scratch.get(), used);
+}
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> found;
+  for (const char* name : {"baseline", "avx2", "avx512", "neon"}) {
+    if (compressor::supported(kInstructionSets.at(name))) found.push_back(name);
+  }
+  return found;
+}
+
+void bind_distill_loss(py::module_& module) {
+  py::class_<Matrix>(module, "Matrix")
+      .def(py::init([](std::uintptr_t address, std::int64_t stride, const std::string& dtype) {
+             return Matrix{pointer<void*>(address), stride, named(kElementTypes, dtype)};
+           }),
+           py::arg("address"), py::arg("stride"), py::arg("dtype"));
+  // A member holding an address or a name is set as such, and not read back.
+  const auto address = [](auto member) {
+    return [member](DistillProblem& problem, std::uintptr_t value) {
+      problem.*member = pointer<std::decay_t<decltype(problem.*member)>>(value);
+    };
+  };
+  const auto hidden = [](const DistillProblem&) -> py::object { throw py::attribute_error("can be set only"); };
+  py::class_<DistillProblem>(module, "DistillProblem")
+      .def(py::init<>())
+      .def_readwrite("rows", &DistillProblem::rows)
+      .def_readwrite("width", &DistillProblem::width)
+      .def_readwrite("soft_width", &DistillProblem::soft_width)
+      .def_readwrite("teacher_width", &DistillProblem::teacher_width)
+      .def_readwrite("student", &DistillProblem::student)
+      .def_readwrite("teacher", &DistillProblem::teacher)
+      .def_readwrite("gradient", &DistillProblem::gradient)
+      .def_property("labels", hidden, address(&DistillProblem::labels))
+      .def_property("row_weights", hidden, address(&DistillProblem::row_weights))
+      .def_property("class_weights", hidden, address(&DistillProblem::class_weights))
+      .def_property("loss", hidden, address(&DistillProblem::loss))
+      .def_property("indices", hidden, address(&DistillProblem::indices))
+      .def_property("values", hidden, address(&DistillProblem::values))
+      .def_readwrite("known", &DistillProblem::known)
+      .def_property("sparse_mode", hidden,
+                    [](DistillProblem& problem, const std::string& name) {
+                      problem.sparse_mode = named(kSparseModes, name);
+                    })
+      .def_property("divergence", hidden,
+                    [](DistillProblem& problem, const std::string& name) {
+                      problem.divergence = named(kDivergences, name);
+                    })
+      .def_readwrite("beta", &DistillProblem::beta)
+      .def_readwrite("temperature", &DistillProblem::temperature)
+      .def_readwrite("student_scale", &DistillProblem::student_scale)
+      .def_readwrite("teacher_scale", &DistillProblem::teacher_scale)
+      .def_readwrite("soft_weight", &DistillProblem::soft_weight)
+      .def_readwrite("hard_weight", &DistillProblem::hard_weight)
+      .def_readwrite("label_smoothing", &DistillProblem::label_smoothing)
+      .def_readwrite("gradient_scale", &DistillProblem::gradient_scale)
+      .def_readwrite("ignore_index", &DistillProblem::ignore_index);
+  module.def("distill_loss", &distill_loss, py::arg("problem"), py::arg("instruction_set"), py::arg("threads"));
+  module.def("instruction_sets", &instruction_sets);
 }
 
 std::vector<double> quantiles(py::array_t<double, py::array::c_style | py::array::forcecast> samples,
@@ -167,9 +266,7 @@ void bind_runtime(py::module_& module) {
 
 PYBIND11_MODULE(_native, module) {
   module.attr("__version__") = COMPRESSOR_VERSION;
-  module.def("distill_loss", &distill_loss, py::arg("student").noconvert(), py::arg("teacher").noconvert(),
-             py::arg("labels").noconvert().none(true), py::arg("loss").noconvert(), py::arg("gradient").noconvert(),
-             py::arg("temperature"), py::arg("hard_weight"), py::arg("ignore_index"), py::arg("threads"));
+  bind_distill_loss(module);
   module.def("quantiles", &quantiles, py::arg("samples"), py::arg("shares"));
   module.def("median_rank", &compressor::median_rank, py::arg("count"), py::arg("confidence"));
   module.def("memory_use", [] {

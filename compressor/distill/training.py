@@ -222,12 +222,12 @@ def train(
     run = _Training(module, task, preprocessor, data, settings)
     run.run(folder / "checkpoint.pt", progress)
     module.load_state_dict(run.best)
-    module.cpu().eval()
     kernel = (
-        selected_implementation(torch.zeros(1, 2))
+        selected_implementation(next(module.parameters()).new_zeros(1, 2))  # where and in what its logits are
         if isinstance(settings, ClassDistillation)
         else "torch (embedding loss)"
     )
+    module.cpu().eval()
     return TrainingHistory(
         steps=run.at.step,
         seconds=round(run.at.seconds, 3),

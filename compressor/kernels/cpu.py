@@ -1,59 +1,96 @@
-"""The distillation loss in C++: value and gradient in one pass over contiguous float32 rows on the CPU."""
+"""The distillation loss in C++: value and gradient in one call, by the instruction sets of this processor."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from compressor import native
-from compressor.kernels.reference import IGNORE_INDEX
+from compressor.kernels.settings import LossInputs, LossSettings, SparseTeacher
+
+if TYPE_CHECKING:
+    from compressor._native import Matrix
+
+InstructionSet = Literal["baseline", "avx2", "avx512", "neon"]
+Implementation = Literal["cpu-baseline", "cpu-avx2", "cpu-avx512", "cpu-neon"]
+
+_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
-class _DistillationRows(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student: Tensor,  # [N, V] float32, contiguous
-        teacher: Tensor,  # [N, V] float32, contiguous
-        labels: Tensor | None,  # [N] int64, contiguous
-        temperature: float,
-        hard_weight: float,
-    ) -> Tensor:
-        loss = torch.empty(student.shape[0], dtype=torch.float32)
-        gradient = torch.empty_like(student)
-        native.load().distill_loss(
-            student.detach().numpy(),
-            teacher.detach().numpy(),
-            None if labels is None else labels.numpy(),
-            loss.numpy(),
-            gradient.numpy(),
-            temperature=temperature,
-            hard_weight=hard_weight,
-            ignore_index=IGNORE_INDEX,
-            threads=torch.get_num_threads(),
-        )
-        ctx.save_for_backward(gradient)
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_output.unsqueeze(1), None, None, None, None
+def missing(instruction_set: str) -> str | None:
+    """Why the instruction set cannot run on this machine, with the remedy; None where it can."""
+    if not native.available():
+        return "the native module is not built; run: pip install ."
+    found = native.load().instruction_sets()
+    if instruction_set in found:
+        return None
+    return f"this processor or build has only {', '.join(found)}; take one of these"
 
 
-def distillation_rows(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor | None, temperature: float, hard_weight: float
+def best() -> Implementation | None:
+    """The implementation for this processor; None where the native module is not built."""
+    if not native.available():
+        return None
+    return cast(Implementation, "cpu-" + native.load().instruction_sets()[-1])
+
+
+def _matrix(logits: Tensor) -> Matrix:
+    matrix: Matrix = native.load().Matrix(logits.data_ptr(), logits.stride(0), _DTYPES[logits.dtype])
+    return matrix
+
+
+def _dense_rows(logits: Tensor) -> Tensor:
+    """Rows may lie apart; the elements of a row may not."""
+    return logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
+
+
+def row_losses(
+    inputs: LossInputs,
+    settings: LossSettings,
+    gradient: Tensor | None,
+    gradient_scale: Tensor | None,
+    instruction_set: InstructionSet,
 ) -> Tensor:
-    """The loss of each row [N], as `reference.distillation_rows` defines it, with the student's gradient.
+    """The losses of the rows [N] float32; see `dispatch.fused`.
 
-    Logits are [N, V] float32, contiguous, on the CPU; labels [N] int64. Mass below the smallest normal float32 counts
-    as none. Not twice differentiable. Raises MissingDependencyError when the native module is not built.
+    Logits are [N, V] float32, bfloat16 or float16 on the CPU, a sparse teacher's values float32. Exponentials below
+    2^-126 of a row's largest count as no mass.
     """
-    rows: Tensor = _DistillationRows.apply(  # type: ignore[no-untyped-call]  # untyped in torch
-        student_logits, teacher_logits, None if labels is None else labels.contiguous(), temperature, hard_weight
-    )
-    return rows
+    # Whatever is made here stays referenced until the call has returned: the problem holds addresses only.
+    student = _dense_rows(inputs.student)
+    loss = torch.empty(len(student), dtype=torch.float32)
+    labels = None if inputs.labels is None else inputs.labels.contiguous()
+    written = gradient if gradient is None or gradient.stride(1) == 1 else torch.empty_like(student)
+    problem = native.load().DistillProblem()
+    problem.rows, problem.width = student.shape
+    problem.student, problem.loss = _matrix(student), loss.data_ptr()
+    problem.soft_width = problem.teacher_width = student.shape[1]
+    if isinstance(inputs.teacher, SparseTeacher):
+        indices, values = inputs.teacher.indices, inputs.teacher.values.float()
+        problem.indices, problem.values = indices.data_ptr(), values.data_ptr()
+        problem.known, problem.sparse_mode = indices.shape[1], inputs.teacher.mode
+    else:
+        teacher = _dense_rows(inputs.teacher)
+        problem.teacher = _matrix(teacher)
+        problem.teacher_width = min(student.shape[1], teacher.shape[1])
+        if settings.vocabulary == "truncate":
+            problem.soft_width = problem.teacher_width
+    if labels is not None:
+        problem.labels = labels.data_ptr()
+    if inputs.row_weights is not None:
+        problem.row_weights = inputs.row_weights.data_ptr()
+    if inputs.class_weights is not None:
+        problem.class_weights = inputs.class_weights.data_ptr()
+    if written is not None:
+        problem.gradient = _matrix(written)
+    if gradient_scale is not None:
+        problem.gradient_scale = gradient_scale.item()
+    problem.divergence, problem.beta, problem.soft_weight = settings.divergence, settings.beta, settings.soft_weight
+    for name in ("temperature", "student_scale", "teacher_scale", "hard_weight", "label_smoothing", "ignore_index"):
+        setattr(problem, name, getattr(settings, name))
+    native.load().distill_loss(problem, instruction_set, torch.get_num_threads())
+    if gradient is not None and written is not gradient:
+        gradient.copy_(written)  # type: ignore[arg-type]
+    return loss

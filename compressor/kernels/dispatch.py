@@ -1,115 +1,94 @@
-"""Which implementation of the distillation loss runs, and the public function."""
+"""Which implementation of the distillation loss runs."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
-from typing import Literal, get_args
+from functools import partial
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
-from compressor import native
-from compressor.errors import UsageError
-from compressor.kernels import cpu, reference
+from compressor.errors import MissingDependencyError, UsageError
+from compressor.kernels import cpu, gpu
+from compressor.kernels.settings import LossInputs, LossSettings
 
-Reduction = Literal["none", "sum", "mean"]
-Implementation = Literal["reference", "cpu"]
+Implementation = Literal["reference", "cpu-baseline", "cpu-avx2", "cpu-avx512", "cpu-neon", "triton"]
 
 OVERRIDE_VARIABLE = "COMPRESSOR_KERNEL"
+FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-_ROWS: dict[Implementation, Callable[[Tensor, Tensor, Tensor | None, float, float], Tensor]] = {
-    "reference": reference.distillation_rows,
-    "cpu": cpu.distillation_rows,
-}
+
+# What a machine has does not change while a compiled program runs.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def missing(implementation: Implementation) -> str | None:
+    """Why an implementation cannot run on this machine, with the remedy; None where it can."""
+    if implementation == "reference":
+        return None
+    if implementation == "triton":
+        return gpu.missing()
+    return cpu.missing(implementation.removeprefix("cpu-"))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _on_cpu() -> Implementation:
+    return cpu.best() or "reference"
 
 
 def selected_implementation(*logits: Tensor) -> Implementation:
-    """The implementation that `distillation_loss` takes for these logits (student's, teacher's, or both).
+    """The implementation that the loss takes for these logits (student's, teacher's, or both).
 
-    `cpu` for contiguous float32 tensors on the CPU where the native module is there, else `reference`. The environment
-    variable COMPRESSOR_KERNEL forces one. Raises MissingDependencyError when it is not built, UsageError when it
-    does not exist or does not take these tensors.
+    float32, bfloat16 and float16 take the best instruction set of the CPU, or Triton on a CUDA device; where it is not
+    built or not installed, and for every other dtype, the reference. The environment variable COMPRESSOR_KERNEL forces
+    one. Raises MissingDependencyError when that one cannot run here, UsageError when it does not exist or does not
+    take these tensors.
     """
-    suits_cpu = all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in logits)
     forced = os.environ.get(OVERRIDE_VARIABLE)
-    if not forced:
-        return "cpu" if suits_cpu and native.available() else "reference"
-    if forced == "reference":
+    if forced:
+        return _forced(forced, logits)
+    if any(t.dtype not in FUSED_DTYPES for t in logits):
         return "reference"
-    if forced != "cpu":
-        choices = " or ".join(get_args(Implementation))
-        raise UsageError(f"{OVERRIDE_VARIABLE} must be {choices}, got {forced!r}; unset it to choose by the tensors")
-    native.load()
-    if not suits_cpu:
-        got = ", ".join(f"{t.dtype} on {t.device}" + ("" if t.is_contiguous() else ", strided") for t in logits)
-        raise UsageError(f"{OVERRIDE_VARIABLE}=cpu takes contiguous torch.float32 logits on cpu, got {got}; unset it")
-    return "cpu"
+    if all(t.is_cuda for t in logits):
+        return "triton" if missing("triton") is None else "reference"
+    if all(t.device.type == "cpu" for t in logits):
+        fastest: Implementation = _on_cpu()
+        return fastest
+    return "reference"
 
 
-def distillation_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    labels: Tensor | None = None,
-    *,
-    temperature: float,
-    hard_weight: float = 0.0,
-    reduction: Reduction = "mean",
-) -> Tensor:
-    """Temperature-scaled KL to the teacher plus cross-entropy to the labels; see `reference.distillation_rows`.
+def _forced(name: str, logits: tuple[Tensor, ...]) -> Implementation:
+    if name not in get_args(Implementation):
+        choices = ", ".join(get_args(Implementation))
+        raise UsageError(
+            f"{OVERRIDE_VARIABLE} must be one of {choices}; got {name!r}; unset it to choose by the tensors"
+        )
+    implementation = cast(Implementation, name)
+    if implementation == "reference":
+        return implementation
+    reason = missing(implementation)
+    if reason:
+        raise MissingDependencyError(f"{OVERRIDE_VARIABLE}={name}: {reason}, or unset it")
+    devices = gpu.devices() if implementation == "triton" else ("cpu",)
+    if any(t.dtype not in FUSED_DTYPES or t.device.type not in devices for t in logits):
+        got = ", ".join(f"{t.dtype} on {t.device}" for t in logits)
+        raise UsageError(
+            f"{OVERRIDE_VARIABLE}={name} takes float32, bfloat16 or float16 logits on {' or '.join(devices)}, "
+            f"got {got}; unset it"
+        )
+    return implementation
 
-    Args:
-        student_logits: [N, V], floating. The gradient flows to these only.
-        teacher_logits: [N, V], floating, on the same device.
-        labels: [N] int64 in 0..V-1, or -100 for a row without a hard part. Needed when `hard_weight` is above 0.
-        temperature: above 0, finite.
-        hard_weight: the share of the cross-entropy, in 0..1.
-        reduction: "none" gives [N]; "sum" and "mean" a scalar. "mean" divides by N, ignored rows included; of no rows
-            it is NaN, as in PyTorch.
 
-    Raises ValueError on arguments that do not fit, and what `selected_implementation` raises.
+RowLosses = Callable[[LossInputs, LossSettings, Tensor | None, Tensor | None], Tensor]
+
+
+def fused(implementation: Implementation) -> RowLosses:
+    """The function of a fused implementation: (inputs, settings, gradient, gradient_scale) -> losses of the rows.
+
+    It returns [N] float32 and, where `gradient` [N, V] is given, writes there d(row loss)/d(student logits), times
+    `gradient_scale`, a scalar tensor, where that is given. `gradient` may be the student's own memory.
     """
-    _check(student_logits, teacher_logits, labels, temperature, hard_weight, reduction)
-    rows = _ROWS[selected_implementation(student_logits, teacher_logits)](
-        student_logits, teacher_logits, labels, temperature, hard_weight
-    )
-    if reduction == "none":
-        return rows
-    return rows.sum() if reduction == "sum" else rows.mean()
-
-
-def _check(
-    student: Tensor, teacher: Tensor, labels: Tensor | None, temperature: float, hard_weight: float, reduction: str
-) -> None:
-    if student.ndim != 2 or student.shape[1] == 0:
-        raise ValueError(f"student_logits must be [N, V] with V >= 1, got {list(student.shape)}; reshape them")
-    if teacher.shape != student.shape:
-        raise ValueError(
-            f"teacher_logits must have the student's shape {list(student.shape)}, got {list(teacher.shape)}; "
-            "give both the same classes"
-        )
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature must be finite and above 0, got {temperature}; 2 to 4 are usual")
-    if not 0 <= hard_weight <= 1:
-        raise ValueError(f"hard_weight must be in 0..1, got {hard_weight}")
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"reduction must be none, sum or mean, got {reduction!r}")
-    if labels is None:
-        if hard_weight > 0:
-            raise ValueError(f"hard_weight {hard_weight} needs labels, got none; give them or set hard_weight to 0")
-        return
-    if labels.shape != student.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(f"labels must be int64 [{student.shape[0]}], got {labels.dtype} {list(labels.shape)}")
-    _check_label_range(labels, student.shape[1])
-
-
-def _check_label_range(labels: Tensor, classes: int) -> None:
-    if labels.device.type != "cpu":
-        return  # looking would stall the device; PyTorch asserts there
-    wrong = labels[(labels != reference.IGNORE_INDEX) & ((labels < 0) | (labels >= classes))]
-    if wrong.numel():
-        raise ValueError(
-            f"labels must be in 0..{classes - 1} or {reference.IGNORE_INDEX} (ignored), got {int(wrong[0])}; "
-            "check the label column"
-        )
+    if implementation == "triton":
+        return gpu.row_losses
+    instruction_set = cast(cpu.InstructionSet, implementation.removeprefix("cpu-"))
+    return partial(cpu.row_losses, instruction_set=instruction_set)

@@ -45,7 +45,8 @@ def test_the_stub_names_the_arguments_of_functions(node):
 def test_the_stub_names_the_members_of_classes(node):
     owner = getattr(native.load(), node.name)
     methods = {member.name: member for member in node.body if isinstance(member, ast.FunctionDef)}
-    assert {name for name in methods if not name.startswith("_")} == public_members(owner)
+    fields = {member.target.id for member in node.body if isinstance(member, ast.AnnAssign)}
+    assert {name for name in methods if not name.startswith("_")} | fields == public_members(owner)
     for name, member in methods.items():
         if not member.decorator_list:
             assert stub_arguments(member) == argument_names(getattr(owner, name))
@@ -89,52 +90,87 @@ def test_another_library_may_be_named(tmp_path):
         native.onnxruntime_library(tmp_path / "libonnxruntime.so")
 
 
-def loss_arguments(**changes):
-    arguments = {
-        "student": np.zeros((2, 3), np.float32),
-        "teacher": np.zeros((2, 3), np.float32),
-        "labels": np.zeros(2, np.int64),
-        "loss": np.zeros(2, np.float32),
-        "gradient": np.zeros((2, 3), np.float32),
-        "temperature": 1.0,
-        "hard_weight": 0.5,
-        "ignore_index": -100,
-        "threads": 1,
-    }
-    return arguments | changes
+class LossProblem:
+    """A problem of the loss, 2 rows of 3 zeros, and the arrays that it points to."""
+
+    def __init__(self, **changes):
+        self.student, self.teacher, self.gradient = (np.zeros((2, 3), np.float32) for _ in range(3))
+        self.labels, self.loss = np.zeros(2, np.int64), np.zeros(2, np.float32)
+        self.indices, self.values = np.full((2, 1), 3), np.zeros((2, 1), np.float32)
+        self.problem = native.load().DistillProblem()
+        matrix = native.load().Matrix
+        plain = {"rows": 2, "width": 3, "soft_width": 3, "teacher_width": 3, "hard_weight": 0.5, "soft_weight": 0.5}
+        for name in ("student", "teacher", "gradient"):
+            plain[name] = matrix(getattr(self, name).ctypes.data, 3, "float32")
+        for name in ("labels", "loss"):
+            plain[name] = getattr(self, name).ctypes.data
+        for name, value in (plain | changes).items():
+            setattr(self.problem, name, value)
+
+    def run(self, instruction_set="baseline", threads=1):
+        native.load().distill_loss(self.problem, instruction_set, threads)
 
 
 @pytest.mark.parametrize("threads", [-3, 0, 1, 64])
 def test_any_thread_count_is_safe(threads):
-    arguments = loss_arguments(threads=threads)
-    native.load().distill_loss(**arguments)
-    np.testing.assert_allclose(arguments["loss"], 0.5 * np.log(3.0), rtol=1e-6)
+    case = LossProblem()
+    case.run(threads=threads)
+    np.testing.assert_allclose(case.loss, 0.5 * np.log(3.0), rtol=1e-6)
+
+
+NOTHING = (0, 0, "float32")
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "message"),
     [
-        {"student": np.zeros(3, np.float32)},
-        {"teacher": np.zeros((2, 4), np.float32)},
-        {"gradient": np.zeros((1, 3), np.float32)},
-        {"loss": np.zeros(3, np.float32)},
-        {"labels": np.zeros(3, np.int64)},
-        {"labels": np.array([0, 3])},
-        {"labels": np.array([0, -1])},
+        ({"rows": -1}, "rows must be"),
+        ({"width": 0}, "width >= 1"),
+        ({"soft_width": 4}, "soft_width"),
+        ({"teacher_width": 0}, "teacher_width"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"soft_weight": -1.0}, "weights"),
+        ({"student": NOTHING}, "student"),
+        ({"loss": 0}, "loss"),
+        ({"teacher": NOTHING}, "needs a teacher"),
+        ({"labels": 0}, "needs labels"),
+        ({"divergence": "kl"}, "no such name: kl"),
+        ({"sparse_mode": "top"}, "no such name: top"),
     ],
-    ids=lambda changes: next(iter(changes)),
 )
-def test_extents_and_labels_that_do_not_fit(changes):
-    with pytest.raises(ValueError, match=next(iter(changes))):
-        native.load().distill_loss(**loss_arguments(**changes))
+def test_problems_that_cannot_be(changes, message):
+    values = {k: native.load().Matrix(*v) if isinstance(v, tuple) else v for k, v in changes.items()}
+    with pytest.raises(ValueError, match=message):
+        LossProblem(**values).run()
 
 
-@pytest.mark.parametrize(
-    "bad", [np.zeros((2, 3)), np.zeros((3, 2), np.float32).T, np.zeros((2, 6), np.float32)[:, ::2]]
-)
-def test_other_dtypes_and_layouts(bad):
-    with pytest.raises(TypeError):
-        native.load().distill_loss(**loss_arguments(student=bad))
+@pytest.mark.parametrize("label", [3, -1])
+def test_labels_out_of_range(label):
+    case = LossProblem()
+    case.labels[1] = label
+    with pytest.raises(ValueError, match=r"labels must be in 0..width - 1"):
+        case.run()
+    assert not case.gradient.any()
+
+
+def test_indices_out_of_range():
+    case = LossProblem()
+    case.problem.indices, case.problem.values, case.problem.known = case.indices.ctypes.data, case.values.ctypes.data, 1
+    with pytest.raises(ValueError, match="indices must be below width"):
+        case.run()
+
+
+def test_an_instruction_set_that_is_not_here():
+    lacking = next(name for name in ("neon", "avx512") if name not in native.load().instruction_sets())
+    with pytest.raises(ValueError, match=f"lacks {lacking}"):
+        LossProblem().run(instruction_set=lacking)
+    with pytest.raises(ValueError, match="no such name: sse9"):
+        LossProblem().run(instruction_set="sse9")
+
+
+def test_element_types_that_do_not_exist():
+    with pytest.raises(ValueError, match="no such name: int8"):
+        native.load().Matrix(0, 0, "int8")
 
 
 def test_memory_use_grows_with_what_is_held():

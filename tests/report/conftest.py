@@ -109,7 +109,7 @@ def history() -> TrainingHistory:
     )
     scores = (0.8124, 0.8841, 0.9187, 0.9365, 0.9481, 0.9560, 0.9618, 0.9655, 0.9689, 0.9712, 0.9708, 0.9703)
     points = tuple(ScorePoint(STEPS_PER_EPOCH * epoch, epoch, score) for epoch, score in enumerate(scores, start=1))
-    return TrainingHistory(3000, 412.6, 2500, "fused-cpu-avx2", losses, points)
+    return TrainingHistory(3000, 412.6, 2500, "cpu-avx2", losses, points)
 
 
 def sizes() -> tuple[SizeShare, ...]:
@@ -142,7 +142,7 @@ def result() -> Result:
             system="Linux 6.1",
             python="3.11.7",
             packages={"numpy": "2.4.6", "onnxruntime": "1.23.2", "torch": "2.10.0"},
-            loss_kernel="fused-cpu-avx2",
+            loss_kernel="cpu-avx2",
         ),
         lineage=Provenance(
             source="models/minilm-l6-sentiment",

@@ -1,0 +1,226 @@
+"""`linear_distillation_loss`: the loss from hidden states, without ever holding the logits of all rows.
+
+Rows are taken a chunk at a time: two matrix products make the chunk's logits, the loss kernel turns the student's into
+their gradient in place, two more products carry it on to hidden states and weight. Only what has the size of the inputs
+stays. The weight's gradient is added up in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from compressor.kernels import checks, operator, reference
+from compressor.kernels.dispatch import Implementation, fused, selected_implementation
+from compressor.kernels.settings import LossInputs, LossSettings, Reduction, SparseTeacher
+
+# A chunk's logits may take this many times the memory of the hidden states: fewer, larger products keep a GPU busy.
+CHUNK_TO_HIDDEN = 8
+
+
+@dataclass(frozen=True)
+class LinearTeacher:
+    """A teacher's last layer: logits = hidden @ weight.T + bias.
+
+    Args:
+        hidden: [N, H'], floating.
+        weight: [V', H'], of the same dtype.
+        bias: [V'], of the same dtype, or None.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+def linear_distillation_loss(
+    student_hidden: Tensor,
+    student_weight: Tensor,
+    teacher: LinearTeacher | SparseTeacher,
+    labels: Tensor | None = None,
+    *,
+    settings: LossSettings,
+    student_bias: Tensor | None = None,
+    row_weights: Tensor | None = None,
+    class_weights: Tensor | None = None,
+    reduction: Reduction = "mean",
+    chunk_rows: int | None = None,
+) -> Tensor:
+    """`distillation_loss` of student_hidden @ student_weight.T + student_bias, whose [N, V] logits are never held.
+
+    Args:
+        student_hidden: [N, H] float32, bfloat16 or float16; float64 takes the reference, unchunked.
+        student_weight: [V, H], of the same dtype.
+        teacher: its last layer, or what is known of its logits.
+        labels: [N] int64, as in `distillation_loss`.
+        settings: the scalars of the loss; `distillation_loss` documents them.
+        student_bias: [V], of the same dtype.
+        row_weights, class_weights: [N], [V], as in `distillation_loss`.
+        reduction: mean or sum. A row's own loss would need its own gradient of the weight: use `row_weights`.
+        chunk_rows: rows at a time; chosen so that a chunk's logits take about eight times the hidden states' memory.
+
+    Returns a float32 scalar, differentiable once in hidden states, weight and bias. Raises ValueError on arguments that
+    do not fit, and what `selected_implementation` raises.
+    """
+    _check(student_hidden, student_weight, student_bias, teacher, reduction, chunk_rows)
+    implementation = selected_implementation(student_hidden)
+    inputs = _Linear(student_hidden, student_weight, student_bias, teacher, labels, row_weights, class_weights)
+    if implementation == "reference":
+        return _unchunked(inputs, settings, reduction)
+    rows = chunk_rows or _chunk_rows(student_hidden, student_weight)
+    tensors = (student_hidden, student_weight, student_bias)
+    loss: Tensor = _LinearLoss.apply(*tensors, inputs, settings.at_the_ends(), reduction, implementation, rows)  # type: ignore[no-untyped-call]
+    return loss
+
+
+@dataclass(frozen=True)
+class _Linear:
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    teacher: LinearTeacher | SparseTeacher
+    labels: Tensor | None
+    row_weights: Tensor | None
+    class_weights: Tensor | None
+
+    def chunk(self, begin: int, end: int) -> LossInputs:
+        """The rows begin..end with their logits, which are this chunk's own memory."""
+
+        def part(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[begin:end]
+
+        if isinstance(self.teacher, SparseTeacher):
+            known = self.teacher
+            teacher: Tensor | SparseTeacher = replace(
+                known, indices=known.indices[begin:end], values=known.values[begin:end]
+            )
+        else:
+            teacher = _logits(self.teacher.hidden[begin:end], self.teacher.weight, self.teacher.bias)
+        student = _logits(self.hidden[begin:end], self.weight, self.bias)
+        return LossInputs(student, teacher, part(self.labels), part(self.row_weights), self.class_weights)
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.nn.functional.linear(hidden, weight, bias)
+
+
+def _unchunked(inputs: _Linear, settings: LossSettings, reduction: Reduction) -> Tensor:
+    whole = checks.inputs(inputs.chunk(0, len(inputs.hidden)), settings)
+    rows = reference.distillation_rows(whole, settings)
+    return operator.reduced(rows, operator.mean_factor(whole, settings, reduction), reduction)
+
+
+def _chunk_rows(hidden: Tensor, weight: Tensor) -> int:
+    """A power of two, so that the products of all chunks but the last are of a convenient shape."""
+    wanted = max(1, CHUNK_TO_HIDDEN * hidden.numel() // (2 * len(weight)))
+    return max(64, 1 << (wanted.bit_length() - 1))
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, total in float32."""
+    if left.is_cuda and left.dtype != torch.float32:
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(left.to(total.dtype), right.to(total.dtype))
+
+
+@dataclass
+class _Gradients:
+    """What is added up over the chunks; None where nobody asks for it."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def add(self, logits_gradient: Tensor, inputs: _Linear, begin: int, end: int) -> None:
+        if self.hidden is not None:
+            torch.mm(logits_gradient, inputs.weight, out=self.hidden[begin:end])
+        if self.weight is not None:
+            _add_product(self.weight, logits_gradient.T, inputs.hidden[begin:end])
+        if self.bias is not None:
+            self.bias += logits_gradient.sum(dim=0, dtype=torch.float32)
+
+
+class _LinearLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        inputs: _Linear,
+        settings: LossSettings,
+        reduction: Reduction,
+        implementation: Implementation,
+        chunk_rows: int,
+    ) -> Tensor:
+        needs = ctx.needs_input_grad
+        gradients = _Gradients(
+            torch.empty_like(hidden) if needs[0] else None,
+            torch.zeros_like(weight, dtype=torch.float32) if needs[1] else None,
+            torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs[2] else None,
+        )
+        mean = operator.mean_factor(LossInputs(hidden, hidden, inputs.labels), settings, reduction)
+        row_losses = fused(implementation)
+        losses = []
+        for begin in range(0, len(hidden), chunk_rows):
+            end = min(begin + chunk_rows, len(hidden))
+            chunk = checks.inputs(inputs.chunk(begin, end), settings)
+            gradient = chunk.student if any(needs[:3]) else None
+            losses.append(row_losses(chunk, settings, gradient, mean))
+            if gradient is not None:
+                gradients.add(gradient, inputs, begin, end)
+        kept = (gradients.hidden, gradients.weight, gradients.bias)
+        # Autograd hands gradients out in the dtype of what they belong to.
+        ctx.save_for_backward(*(None if g is None else g.to(hidden.dtype) for g in kept))
+        rows = torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
+        return operator.reduced(rows, mean, reduction)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        kept = (None if g is None else _scaled(g, upstream) for g in ctx.saved_tensors)
+        return (*kept, None, None, None, None, None)
+
+
+def _scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
+    return operator.scaled(gradient.view(-1, gradient.shape[-1]), upstream).view(gradient.shape)
+
+
+def _check(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    teacher: LinearTeacher | SparseTeacher,
+    reduction: Reduction,
+    chunk_rows: int | None,
+) -> None:
+    checks.reduction(reduction)
+    if reduction == "none":
+        raise ValueError("reduction must be sum or mean, got 'none': give row_weights for a loss that differs by row")
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}")
+    _check_layer("student", hidden, weight, bias)
+    if isinstance(teacher, LinearTeacher):
+        _check_layer("teacher", teacher.hidden, teacher.weight, teacher.bias)
+        if len(teacher.hidden) != len(hidden):
+            raise ValueError(f"the teacher must have the student's {len(hidden)} rows, got {len(teacher.hidden)}")
+
+
+def _check_layer(whose: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"the {whose}'s hidden states and weight must be [N, H] and [V, H], got {list(hidden.shape)} and "
+            f"{list(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"the {whose}'s bias must be [{len(weight)}], got {list(bias.shape)}")
+    others = [weight] if bias is None else [weight, bias]
+    if any(t.dtype != hidden.dtype or t.device != hidden.device for t in others):
+        raise ValueError(
+            f"the {whose}'s weight and bias must be {hidden.dtype} on {hidden.device}, as its hidden states"
+        )
