@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from compressor.kernels import checks, operator, reference
@@ -91,6 +90,4 @@ def distillation_loss(
     if implementation == "reference":
         rows = reference.distillation_rows(inputs, settings)
         return operator.reduced(rows, operator.mean_factor(inputs, settings, reduction), reduction)
-    needs_gradient = student_logits.requires_grad and torch.is_grad_enabled()
-    call = operator.in_place if in_place and needs_gradient else operator.functional
-    return call(inputs, settings.at_the_ends(), reduction, implementation, needs_gradient)
+    return operator.call(inputs, settings.at_the_ends(), reduction, implementation, in_place)

@@ -131,22 +131,22 @@ def _backward(ctx: Any, upstream: Tensor, _: None) -> tuple[Tensor | None, ...]:
 _operator.register_autograd(_backward, setup_context=_keep_gradient)
 
 
-def functional(
+def _traced(
     inputs: LossInputs,
     settings: LossSettings,
     reduction: Reduction,
     implementation: Implementation,
     needs_gradient: bool,
 ) -> Tensor:
-    """The reduced loss, differentiable in the student's logits; the inputs stay as they are."""
+    sparse = inputs.teacher if isinstance(inputs.teacher, SparseTeacher) else None
     outputs: tuple[Tensor, Tensor] = _operator(
         inputs.student,
-        inputs.teacher.values if isinstance(inputs.teacher, SparseTeacher) else inputs.teacher,
-        inputs.teacher.indices if isinstance(inputs.teacher, SparseTeacher) else None,
+        inputs.teacher if isinstance(inputs.teacher, Tensor) else inputs.teacher.values,
+        None if sparse is None else sparse.indices,
         inputs.labels,
         inputs.row_weights,
         inputs.class_weights,
-        inputs.teacher.mode if isinstance(inputs.teacher, SparseTeacher) else "",
+        "" if sparse is None else sparse.mode,
         _text_of(settings),
         reduction,
         needs_gradient,
@@ -155,7 +155,7 @@ def functional(
     return outputs[0]
 
 
-class _InPlace(torch.autograd.Function):
+class _Direct(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -164,33 +164,39 @@ class _InPlace(torch.autograd.Function):
         settings: LossSettings,
         reduction: Reduction,
         implementation: Implementation,
+        in_place: bool,
     ) -> Tensor:
-        loss = _into(student, replace(inputs, student=student), settings, reduction, implementation)
-        # Whoever saved the logits for going back is stopped there. `mark_dirty` would say so too, but not for views.
-        torch.autograd.graph.increment_version(student)
-        ctx.save_for_backward(student)
+        gradient = student if in_place else student.new_empty(student.shape)
+        loss = _into(gradient, replace(inputs, student=student), settings, reduction, implementation)
+        if in_place:
+            # Whoever saved the logits for going back is stopped there. `mark_dirty` says so too, but not for views.
+            torch.autograd.graph.increment_version(student)
+        ctx.save_for_backward(gradient)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return scaled(gradient, upstream), None, None, None, None
+        return scaled(gradient, upstream), None, None, None, None, None
 
 
-def in_place(
-    inputs: LossInputs,
-    settings: LossSettings,
-    reduction: Reduction,
-    implementation: Implementation,
-    needs_gradient: bool,
+def call(
+    inputs: LossInputs, settings: LossSettings, reduction: Reduction, implementation: Implementation, in_place: bool
 ) -> Tensor:
-    """As `functional`, with the gradient in the memory of the student's logits, which autograd counts as changed.
+    """The reduced loss, differentiable in the student's logits.
 
-    Raises ValueError on a leaf: its values would be gone, and its gradient would be itself.
+    With `in_place` the gradient takes their memory, which autograd counts as changed. Raises ValueError for that on a
+    leaf: its values would be gone, and its gradient would be itself. While torch traces, the registered operator stands
+    for the call; otherwise it is left out, since a few rows take less time than torch's way to it.
     """
-    assert needs_gradient
-    if inputs.student.is_leaf:
+    student = inputs.student
+    needs_gradient = student.requires_grad and torch.is_grad_enabled()
+    if torch.compiler.is_compiling() or type(student) not in (Tensor, torch.nn.Parameter):
+        return _traced(inputs, settings, reduction, implementation, needs_gradient)
+    if not needs_gradient:
+        return _into(None, inputs, settings, reduction, implementation)
+    if in_place and student.is_leaf:
         raise ValueError("in_place takes logits that a model has computed, got a leaf; leave in_place away")
-    loss: Tensor = _InPlace.apply(inputs.student, inputs, settings, reduction, implementation)  # type: ignore[no-untyped-call]
+    loss: Tensor = _Direct.apply(student, inputs, settings, reduction, implementation, in_place)  # type: ignore[no-untyped-call]
     return loss

@@ -137,7 +137,8 @@ def _divergence(teacher: Tensor | SparseTeacher, settings: LossSettings) -> str:
 def _second_tensor(inputs: LossInputs, divergence: str) -> Tensor | None:
     """The teacher's logits, or for a ghost room for a bit a column, or nothing."""
     if divergence == "ghost":
-        words = (inputs.student.shape[1] // (32 * UNIT) + 1) * UNIT  # a shifted row ends up to 7 columns later
+        bits = inputs.student.shape[1] + UNIT - 1  # a shifted row ends up to 7 columns later
+        words = -(-bits // (32 * UNIT)) * UNIT
         return inputs.student.new_zeros((len(inputs.student), words), dtype=torch.int32)
     return inputs.teacher if isinstance(inputs.teacher, Tensor) and divergence != "none" else None
 

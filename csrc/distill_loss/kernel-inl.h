@@ -162,15 +162,21 @@ inline std::int64_t shift_of(const DistillProblem& problem, std::int64_t row) no
 struct Blocks {
   std::int64_t width, shift;
 
+  std::int64_t count() const noexcept { return (width + shift + kBlock - 1) / kBlock; }
+  // body(index, begin, count) of one block.
+  template <class Body>
+  COMPRESSOR_INLINE void one(std::int64_t index, Body body) const noexcept {
+    const std::int64_t begin = index == 0 ? 0 : index * kBlock - shift, end = (index + 1) * kBlock - shift;
+    body(index, begin, (end < width ? end : width) - begin);
+  }
   template <class Body>
   COMPRESSOR_INLINE void each(Body body) const noexcept {
-    std::int64_t begin = 0, end = kBlock - shift;
-    for (std::int64_t index = 0; begin < width; ++index) {
-      if (end > width) end = width;
-      body(index, begin, end - begin);
-      begin = end;
-      end += kBlock;
-    }
+    for (std::int64_t index = 0; index < count(); ++index) one(index, body);
+  }
+  // What was written last is read first: of a row that is longer than the cache, its end is still there.
+  template <class Body>
+  COMPRESSOR_INLINE void each_backward(Body body) const noexcept {
+    for (std::int64_t index = count() - 1; index >= 0; --index) one(index, body);
   }
   std::int64_t head(std::int64_t begin) const noexcept { return begin == 0 && shift > 0 ? kLanes - shift : 0; }
 };
@@ -568,7 +574,7 @@ void distill_row(const DistillProblem& problem, std::int64_t row, double class_w
   const F one = set(1.0f);
   row_of(problem.gradient, row).as([&](auto* read_only) COMPRESSOR_INLINE {
     auto* gradient = mutable_of(read_only);
-    blocks.each([&](std::int64_t index, std::int64_t begin, std::int64_t count) COMPRESSOR_INLINE {
+    blocks.each_backward([&](std::int64_t index, std::int64_t begin, std::int64_t count) COMPRESSOR_INLINE {
       const auto formula = gradient_of_block<kSoft, kHard>(index, problem, scratch, all, soft, hard, weight);
       const float* s = scratch.student;
       if constexpr (kHard == Hard::kOwn) s = student.block(begin, count, count, scratch.student);
