@@ -2,8 +2,8 @@
 
 First the native loss is held against float64. Then all alternatives take turns on the same tensors: eager PyTorch,
 torch.compile, every instruction set of this processor, and a triad (one operation per element on the same bytes: read
-two matrices, write a third). Times are of the processor, not of the clock on the wall; ratios are of times from the same
-round.
+two matrices, write a third). Times are of the processor, not of the clock on the wall; ratios are of times from the
+same round.
 
 PyTorch's default allocator returns large buffers to the system at once and gets them back page by page: at large widths
 most of its time is page faults. So every case is measured twice, in processes of their own: `default`, and `tuned`,
@@ -35,7 +35,7 @@ from compressor.kernels.dispatch import OVERRIDE_VARIABLE
 TEMPERATURE = 2.0
 SHAPES = ((4096, 1000), (512, 30522), (256, 128256))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-ROUNDS, QUICK_ROUNDS = 11, 4
+ROUNDS, QUICK_ROUNDS = 9, 4
 BARS = {"eager": 8.0, "compile": 5.0}  # times as fast as these, at least, and this much of the triad's bandwidth:
 TRIAD_BAR = 0.70
 CHECKED_ROWS = 16

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from compressor.errors import MissingDependencyError
 
 if TYPE_CHECKING:
-    from compressor._native import Inputs, Library, Session, TensorInfo
+    from compressor._native import Inputs, Library, Matrix, Session, TensorInfo
 
-__all__ = ["Inputs", "Library", "Session", "TensorInfo", "available", "load", "onnxruntime_library"]
+__all__ = ["Inputs", "Library", "Matrix", "Session", "TensorInfo", "available", "load", "onnxruntime_library"]
 
 
 @cache

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from compressor import native
 from compressor.kernels.settings import LossInputs, LossSettings, SparseTeacher
-
-if TYPE_CHECKING:
-    from compressor._native import Matrix
 
 InstructionSet = Literal["baseline", "avx2", "avx512", "neon"]
 Implementation = Literal["cpu-baseline", "cpu-avx2", "cpu-avx512", "cpu-neon"]
@@ -36,8 +33,8 @@ def best() -> Implementation | None:
     return cast(Implementation, "cpu-" + native.load().instruction_sets()[-1])
 
 
-def _matrix(logits: Tensor) -> Matrix:
-    matrix: Matrix = native.load().Matrix(logits.data_ptr(), logits.stride(0), _DTYPES[logits.dtype])
+def _matrix(logits: Tensor) -> native.Matrix:
+    matrix: native.Matrix = native.load().Matrix(logits.data_ptr(), logits.stride(0), _DTYPES[logits.dtype])
     return matrix
 
 

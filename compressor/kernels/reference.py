@@ -105,7 +105,9 @@ def _sparse(log_q: Tensor, indices: Tensor, values: Tensor, mode: str, settings:
     if mode == "zero":
         return loss
     known = torch.zeros_like(log_q, dtype=torch.int32).scatter_add_(1, indices.clamp(min=0), (~absent).int())
-    log_q_rest = log_q.masked_fill(known > 0, -math.inf).logsumexp(dim=-1)
     p_rest = 1 - p.sum(dim=-1)
     p_rest = p_rest.masked_fill(p_rest < RESIDUAL_FLOOR, 0)
+    # Where nothing is missing the student may have nothing left, whose logarithm has no gradient.
+    unknown = log_q.masked_fill(known > 0, -math.inf)
+    log_q_rest = torch.where((p_rest == 0)[:, None], 0.0, unknown).logsumexp(dim=-1)
     return loss + _weighted(p_rest, p_rest.clamp(min=RESIDUAL_FLOOR).log() - log_q_rest)

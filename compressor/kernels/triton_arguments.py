@@ -43,7 +43,10 @@ class Numbers(NamedTuple):
     student_factor: Scalar  # student_scale / T * log2(e)
     teacher_factor: Scalar  # teacher_scale / T * log2(e)
     hard_factor: Scalar  # student_scale * log2(e)
-    beta: Scalar
+    beta: Scalar  # these four: jsd
+    other_beta: Scalar  # 1 - beta
+    per_beta: Scalar  # 1 / beta
+    per_other_beta: Scalar  # 1 / (1 - beta)
     soft_weight: Scalar
     hard_weight: Scalar
     smoothing: Scalar
@@ -63,7 +66,7 @@ class Variant(NamedTuple):
 
 
 class Known(NamedTuple):
-    """A SparseTeacher, and room for the student's logits at its classes. (`values` and `count` are taken in a tuple.)"""
+    """A SparseTeacher, and room for the student's logits at its classes. A tuple has its own `values` and `count`."""
 
     classes: Pointer  # [N, K] int64, negative: no entry
     given: Pointer  # [N, K], the teacher's values
@@ -99,16 +102,22 @@ def arguments(
     logits = (student, gradient) if divergence == "ghost" else (student, teacher, gradient)
     alike = len({rows.stride(0) for rows in logits if rows is not None}) == 1
     unit = 1 if any(count % UNIT for count in (width, common, *strides)) else UNIT
+    beta = settings.beta if divergence == "jsd" else 0.5
     teacher_scale = settings.student_scale if divergence == "ghost" else settings.teacher_scale
     numbers = Numbers(
-        width // unit,
-        common // unit,
-        *(stride // unit for stride in strides),
+        width=width // unit,
+        common=common // unit,
+        student_stride=strides[0] // unit,
+        teacher_stride=strides[1] // unit,
+        gradient_stride=strides[2] // unit,
         ignore_index=settings.ignore_index,
         student_factor=settings.student_scale / settings.temperature * LOG2E,
         teacher_factor=teacher_scale / settings.temperature * LOG2E,
         hard_factor=settings.student_scale * LOG2E,
-        beta=settings.beta,
+        beta=beta,
+        other_beta=1 - beta,
+        per_beta=1 / beta,
+        per_other_beta=1 / (1 - beta),
         soft_weight=settings.soft_weight,
         hard_weight=settings.hard_weight,
         smoothing=settings.label_smoothing,

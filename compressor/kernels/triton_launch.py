@@ -24,7 +24,7 @@ TUNED_FROM = 2**26  # logits of a call; a smaller one is over before a better ti
 TUNING_ROWS = 8  # for each multiprocessor
 MOST_ENTRIES = 1024  # of a sparse teacher's row, at a time
 
-# How many warps may share a tile of so many columns, the default first; none spills a register.
+# How many warps may share a tile of so many columns, the default first; none spills more than a number of the row.
 RESIDENT: dict[int, tuple[int, ...]] = {
     64: (1,),
     128: (1,),
@@ -35,7 +35,7 @@ RESIDENT: dict[int, tuple[int, ...]] = {
     4096: (8, 16),
     8192: (16, 32),
 }
-LOOPED: tuple[tuple[int, int], ...] = ((4096, 8), (2048, 4), (2048, 8), (4096, 16), (8192, 16))
+LOOPED: tuple[tuple[int, int], ...] = ((4096, 8), (2048, 4), (2048, 8), (8192, 16))
 SCALED = (4096, 8)  # columns, warps
 SCALED_WIDTH = 2**17  # of the rows that a tensor of odd width is cut into to be scaled
 
@@ -51,11 +51,12 @@ class Plan(NamedTuple):
 
 def candidates(rows: int, width: int, multiprocessors: int) -> list[Plan]:
     """The plans for a dense teacher, the default first."""
+    looped = [Plan("looped", block, warps) for block, warps in LOOPED if block < width]
     if width <= RESIDENT_WIDTH:
         block = max(min(RESIDENT), triton.next_power_of_2(width))
-        return [Plan("resident", block, warps) for warps in RESIDENT[block]]
+        return [*(Plan("resident", block, warps) for warps in RESIDENT[block]), *looped]
     if rows >= 2 * multiprocessors:
-        return [Plan("looped", block, warps) for block, warps in LOOPED]
+        return looped
     block, warps = LOOPED[0]
     parts = min(triton.cdiv(width, block), triton.cdiv(4 * multiprocessors, rows), MOST_PARTS)
     return [Plan("split", block, warps, parts)]
@@ -76,9 +77,9 @@ def row_losses(
     inputs = _readable(inputs)
     written = gradient if gradient is None or _unit_columns(gradient) else torch.empty_like(gradient).contiguous()
     settings = settings.at_the_ends()
-    with torch.cuda.device_of(loss):
+    with torch.cuda.device_of(loss):  # type: ignore[no-untyped-call]
         _run(plan or _plan(inputs, settings, written), inputs, settings, written, gradient_scale, loss)
-    if gradient is not None and written is not gradient:
+    if gradient is not None and written is not None and written is not gradient:
         gradient.copy_(written)
     return loss
 
@@ -89,7 +90,7 @@ def scaled(gradient: Tensor, upstream: Tensor, in_place: bool) -> Tensor:
         product = (gradient.float() * (upstream.unsqueeze(1) if upstream.ndim else upstream)).to(gradient.dtype)
         return gradient.copy_(product) if in_place else product
     target = gradient if in_place else torch.empty_like(gradient, memory_format=torch.contiguous_format)
-    with torch.cuda.device_of(gradient):
+    with torch.cuda.device_of(gradient):  # type: ignore[no-untyped-call]
         if upstream.ndim == 0 and gradient.shape[1] % UNIT and gradient.is_contiguous():
             whole = gradient.numel() // SCALED_WIDTH * SCALED_WIDTH
             source_line, target_line = gradient.view(-1), target.view(-1)

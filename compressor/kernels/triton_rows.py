@@ -85,7 +85,7 @@ def label_terms(row: tl.tensor, lines: tl.tuple, tensors: Tensors, variant: tl.c
     column, logit, weight, near = 0, 0.0, 0.0, 0.0
     if variant.hard != "none":
         student_row, _, _, sizes = lines
-        first, end, _ = sizes
+        first, end = sizes[0], sizes[1]
         label = tl.load(tensors.labels + row)
         exists = (label >= 0) & (label < end - first)
         column = label.to(tl.int32) + first
@@ -228,9 +228,7 @@ def gradient_pass(
     numbers: Numbers,
     variant: tl.constexpr,
 ) -> None:
-    """Writes the gradient of blocks from, to (not included); against the order of the pass before it, whose last blocks
-    are still in the L2.
-    """
+    """Writes the gradient of blocks from, to (not included); last to first, while what was read last is in the L2."""
     begin, end, edges = _full_blocks(blocks, lines[3], variant)
     for number in range(end - begin):
         block = end - 1 - number
@@ -245,11 +243,10 @@ def gradient_pass(
 @triton.jit
 def zero_pass(blocks: tl.tuple, lines: tl.tuple, variant: tl.constexpr) -> None:
     """Writes 0 as the gradient of blocks from, to (not included)."""
-    _, _, gradient_row, sizes = lines
     for block in range(blocks[0], blocks[1]):
         columns = _columns(block, variant)
-        inside = (columns >= sizes[0]) & (columns < sizes[1])
-        store_gradient(gradient_row + columns, tl.zeros(columns.shape, tl.float32), inside, True)
+        inside = (columns >= lines[3][0]) & (columns < lines[3][1])
+        store_gradient(lines[2] + columns, tl.zeros(columns.shape, tl.float32), inside, True)
 
 
 @triton.jit

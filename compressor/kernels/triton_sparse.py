@@ -106,7 +106,8 @@ def _divergence(
     value = 0.0
     mass = 0.0
     for start in range(0, known.entries, chunk):
-        place, index, there, exists = _entries(start, row, known, lines[3][1], chunk)
+        entries = _entries(start, row, known, lines[3][1], chunk)
+        place, there = entries[0], entries[2]
         p, log_p = _teacher(place, there, softmax, known, numbers, mode)
         logit = tl.load(known.logits + place, mask=there, other=0.0)
         log_q = (logit - s_max) * (numbers.student_factor * LN2) - tl.log(s_sum)
@@ -142,7 +143,7 @@ def _write_known(
     _, _, gradient_row, sizes = lines
     for start in range(0, known.entries, chunk):
         place, index, there, exists = _entries(start, row, known, sizes[1] - sizes[0], chunk)
-        p, log_p = _teacher(place, there, softmax, known, numbers, mode)
+        p = _teacher(place, there, softmax, known, numbers, mode)[0]
         if mode == "sampled":
             p = tl.zeros([chunk], tl.float32)
             for entry in range(known.entries):

@@ -1,9 +1,9 @@
 """The distillation loss of few but long rows in Triton: several programs a row, in two kernels or three.
 
-Each program takes `part_blocks` blocks of its row. What it finds goes into its record in `workspace`, [N, parts, RECORD]
-float32: the statistics of its part in 0..7, the label's logit, which may be overwritten later, in 8, the sums of D and of
-q g in 9 and 10. The next kernel puts a row's records together, in each of its programs; `padded` is `parts` rounded up to
-a power of two.
+Each program takes `part_blocks` blocks of its row. What it finds goes into its record in `workspace`, float32 of shape
+[N, parts, RECORD]: its part's statistics in 0..7, the label's logit, which may be overwritten later, in 8, the sums of
+D and of q g in 9 and 10. The next kernel puts a row's records together, in each of its programs; `padded` is `parts`
+rounded up to a power of two.
 """
 
 from __future__ import annotations

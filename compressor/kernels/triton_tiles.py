@@ -173,7 +173,7 @@ def together(state: tl.tuple, numbers: Numbers, variant: tl.constexpr) -> tl.tup
 
 @triton.jit
 def _log_mixture(bits: tl.tensor, share: tl.tensor) -> tl.tensor:
-    """log(1 - share + share * 2^bits), bits <= 0: where that is close to 1, what adding to 1 rounds away is put back."""
+    """log(1 - share + share * 2^bits), bits <= 0; where that is the log of almost 1, what rounding took is put back."""
     power = tl.exp2(bits)
     u = share * (power - 1.0)
     close = u > -0.5
@@ -193,10 +193,10 @@ def _slopes(p: tl.tensor, q: tl.tensor, bits: tl.tensor, numbers: Numbers, varia
     else:
         bits = tl.minimum(tl.maximum(bits, -LARGEST_RATIO), LARGEST_RATIO)
         below = bits < 0
-        from_larger = _log_mixture(-tl.abs(bits), tl.where(below, numbers.beta, 1.0 - numbers.beta))
-        g = (from_larger + tl.where(below, 0.0, bits * LN2)) * (-1.0 / numbers.beta)
+        from_larger = _log_mixture(-tl.abs(bits), tl.where(below, numbers.beta, numbers.other_beta))
+        g = (from_larger + tl.where(below, 0.0, bits * LN2)) * -numbers.per_beta
         above_p = from_larger - tl.where(below, bits * LN2, 0.0)
-        terms = q * g - p * (above_p * (1.0 / (1.0 - numbers.beta)))
+        terms = q * g - p * (above_p * numbers.per_other_beta)
     return g, terms
 
 

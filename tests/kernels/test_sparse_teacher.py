@@ -104,6 +104,16 @@ def test_all_classes_known_is_forward_kl(mode):
 
 
 @every
+def test_nothing_missing_and_a_student_that_has_nothing_left():
+    student = torch.tensor([[0.0, 1.0, -math.inf]])
+    values = torch.log_softmax(torch.tensor([[0.0, 2.0]]), dim=1)
+    loss, gradient = computed(student, SparseTeacher(torch.tensor([[0, 1]]), values, "ghost"), LossSettings(1.0))
+    q, p = (1 / (1 + math.e), math.e / (1 + math.e)), (1 / (1 + math.e**2), math.e**2 / (1 + math.e**2))
+    assert loss[0] == pytest.approx(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)), rel=1e-5)
+    np.testing.assert_allclose(gradient[0], [q[0] - p[0], q[1] - p[1], 0], atol=1e-6)
+
+
+@every
 def test_a_student_that_has_nearly_nothing_elsewhere():
     """The mass outside the known classes is not found by subtraction from 1."""
     student = torch.full((1, 3000), -18.0)
