@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal, cast
 
 import torch
@@ -26,6 +27,7 @@ def missing(instruction_set: str) -> str | None:
     return f"this processor or build has only {', '.join(found)}; take one of these"
 
 
+@cache
 def best() -> Implementation | None:
     """The implementation for this processor; None where the native module is not built."""
     if not native.available():

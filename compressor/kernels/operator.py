@@ -7,7 +7,7 @@ what comes from above, and not even that where that is 1.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import cache
 from typing import Any, cast
 
@@ -167,7 +167,7 @@ class _Direct(torch.autograd.Function):
         in_place: bool,
     ) -> Tensor:
         gradient = student if in_place else student.new_empty(student.shape)
-        loss = _into(gradient, replace(inputs, student=student), settings, reduction, implementation)
+        loss = _into(gradient, inputs, settings, reduction, implementation)
         if in_place:
             # Whoever saved the logits for going back is stopped there. `mark_dirty` says so too, but not for views.
             torch.autograd.graph.increment_version(student)

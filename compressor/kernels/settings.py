@@ -14,6 +14,8 @@ Reduction = Literal["none", "sum", "mean"]
 Vocabulary = Literal["error", "truncate", "mask"]
 SparseMode = Literal["zero", "ghost", "sampled"]
 
+_DIVERGENCES, _VOCABULARIES = get_args(Divergence), get_args(Vocabulary)
+
 IGNORE_INDEX = -100
 RESIDUAL_FLOOR = 1e-6  # less mass than this outside the known classes is a rounding error of their sum: none
 
@@ -42,9 +44,9 @@ class LossSettings:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in 0..1, got {value}")
-        for name, choices in (("divergence", Divergence), ("vocabulary", Vocabulary)):
-            if getattr(self, name) not in get_args(choices):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}; got {getattr(self, name)!r}")
+        for name, choices in (("divergence", _DIVERGENCES), ("vocabulary", _VOCABULARIES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
 
     @property
     def soft_weight(self) -> float:
@@ -53,10 +55,9 @@ class LossSettings:
 
     def at_the_ends(self) -> LossSettings:
         """The same loss, with jsd at beta 0 and 1 named as what it is there: forward and reverse KL."""
-        ends: dict[float, Divergence] = {0: "forward_kl", 1: "reverse_kl"}
-        if self.divergence == "jsd" and self.beta in ends:
-            return replace(self, divergence=ends[self.beta])
-        return self
+        if self.divergence != "jsd" or self.beta not in (0, 1):
+            return self
+        return replace(self, divergence="forward_kl" if self.beta == 0 else "reverse_kl")
 
 
 @dataclass(frozen=True)

@@ -260,19 +260,27 @@ inline F log1p(F x) noexcept {
 }
 
 inline float sum_of(F x) noexcept {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#else
   float total[kLanes];
   std::memcpy(total, &x, sizeof x);
   for (int half = kLanes / 2; half > 0; half /= 2) {
     for (int lane = 0; lane < half; ++lane) total[lane] += total[lane + half];
   }
   return total[0];
+#endif
 }
 
 inline float largest_of(F x) noexcept {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)x);
+#else
   float top[kLanes];
   std::memcpy(top, &x, sizeof x);
   for (int lane = 1; lane < kLanes; ++lane) top[0] = top[lane] > top[0] ? top[lane] : top[0];
   return top[0];
+#endif
 }
 
 }  // namespace
