@@ -159,7 +159,7 @@ def _tiles(result: Result, width: int, divergence: str, rounds: int) -> None:
 
 
 def _linear(result: Result, width: int, rounds: int) -> None:
-    from compressor.kernels.linear import LinearTeacher, linear_distillation_loss
+    from compressor.kernels.linear import LinearLayer, linear_distillation_loss
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
@@ -173,7 +173,7 @@ def _linear(result: Result, width: int, rounds: int) -> None:
             loss = linear_distillation_loss(
                 hidden[i],
                 weight,
-                LinearTeacher(teacher_hidden, teacher_weight),
+                LinearLayer(teacher_hidden, teacher_weight),
                 settings=LossSettings(TEMPERATURE, divergence),  # type: ignore[arg-type]
             )
             return torch.autograd.grad(loss, (hidden[i], weight))

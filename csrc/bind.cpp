@@ -74,8 +74,9 @@ void check_problem(const DistillProblem& problem) {
   demand(problem.soft_weight == 0 || problem.teacher.data || (problem.indices && problem.values),
          "a soft part needs a teacher");
   demand(problem.hard_weight == 0 || problem.labels, "a hard part needs labels");
-  demand(problem.gradient.data == nullptr || problem.gradient.type == problem.student.type,
-         "gradient must have the student's type");
+  demand(problem.gradient.data == nullptr || problem.gradient.type == problem.student.type ||
+             problem.gradient.type == compressor::ElementType::kFloat32,
+         "gradient must have the student's type, or be float32");
   for (std::int64_t row = 0; problem.labels && row < problem.rows; ++row) {
     const std::int64_t label = problem.labels[row];
     demand(label == problem.ignore_index || (label >= 0 && label < problem.width),

@@ -51,6 +51,22 @@ def inputs(given: LossInputs, settings: LossSettings) -> LossInputs:
     )
 
 
+def overwritable(student: Tensor) -> None:
+    """Raises ValueError where a gradient may not take the memory of the logits."""
+    remedy = "leave in_place away"
+    if student.is_leaf:  # its values would be gone, and its gradient would be itself
+        raise ValueError(f"in_place takes logits that a model has computed, got a leaf; {remedy}")
+    if student.dtype == torch.float16:
+        raise ValueError(f"in_place takes float32 or bfloat16, got float16, too narrow for a gradient; {remedy}")
+    strides = sorted((stride, size) for size, stride in zip(student.shape, student.stride(), strict=True) if size > 1)
+    if any(stride == 0 for stride, _ in strides) or (
+        len(strides) == 2 and strides[0][0] * strides[0][1] > strides[1][0]
+    ):
+        raise ValueError(
+            f"in_place takes logits that each have their own memory, got strides {student.stride()}; {remedy}"
+        )
+
+
 def _weights(name: str, weights: Tensor | None, count: int) -> Tensor | None:
     if weights is None:
         return None

@@ -86,7 +86,8 @@ def fused(implementation: Implementation) -> RowLosses:
     """The function of a fused implementation: (inputs, settings, gradient, gradient_scale) -> losses of the rows.
 
     It returns [N] float32 and, where `gradient` [N, V] is given, writes there d(row loss)/d(student logits), times
-    `gradient_scale`, a scalar tensor, where that is given. `gradient` may be the student's own memory.
+    `gradient_scale`, a scalar tensor, where that is given. `gradient` has the student's dtype or float32, and may be
+    the student's own memory.
     """
     if implementation == "triton":
         return gpu.row_losses

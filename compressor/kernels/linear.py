@@ -23,8 +23,8 @@ CHUNK_TO_HIDDEN = 8
 
 
 @dataclass(frozen=True)
-class LinearTeacher:
-    """A teacher's last layer: logits = hidden @ weight.T + bias.
+class LinearLayer:
+    """A model's last layer: logits = hidden @ weight.T + bias.
 
     Args:
         hidden: [N, H'], floating.
@@ -36,11 +36,27 @@ class LinearTeacher:
     weight: Tensor
     bias: Tensor | None = None
 
+    def logits(self, begin: int, end: int) -> Tensor:
+        """[end - begin, V'], of the rows begin..end."""
+        return torch.nn.functional.linear(self.hidden[begin:end], self.weight, self.bias)
 
+    def computable(self) -> LinearLayer:
+        """The layer in autocast's dtype where that is on, and in float32 for float16."""
+        kind = self.hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.hidden.dtype
+        dtype = torch.float32 if dtype == torch.float16 else dtype
+        if dtype == self.hidden.dtype and not torch.is_autocast_enabled(kind):
+            return self
+        return LinearLayer(
+            self.hidden.to(dtype), self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+        )
+
+
+@torch.compiler.disable
 def linear_distillation_loss(
     student_hidden: Tensor,
     student_weight: Tensor,
-    teacher: LinearTeacher | SparseTeacher,
+    teacher: LinearLayer | SparseTeacher,
     labels: Tensor | None = None,
     *,
     settings: LossSettings,
@@ -53,7 +69,9 @@ def linear_distillation_loss(
     """`distillation_loss` of student_hidden @ student_weight.T + student_bias, whose [N, V] logits are never held.
 
     Args:
-        student_hidden: [N, H] float32, bfloat16 or float16; float64 takes the reference, unchunked.
+        student_hidden: [N, H] float32 or bfloat16. float16 is computed in float32, since its gradients would vanish
+            before a loss scale is applied; float64 takes the reference, unchunked. Under autocast, all matrices are
+            taken in autocast's dtype.
         student_weight: [V, H], of the same dtype.
         teacher: its last layer, or what is known of its logits.
         labels: [N] int64, as in `distillation_loss`.
@@ -63,26 +81,31 @@ def linear_distillation_loss(
         reduction: mean or sum. A row's own loss would need its own gradient of the weight: use `row_weights`.
         chunk_rows: rows at a time; chosen so that a chunk's logits take about eight times the hidden states' memory.
 
-    Returns a float32 scalar, differentiable once in hidden states, weight and bias. Raises ValueError on arguments that
-    do not fit, and what `selected_implementation` raises.
+    Returns a float32 scalar, differentiable once in hidden states, weight and bias. `torch.compile` leaves the call as
+    it is. Raises ValueError on arguments that do not fit, and what `selected_implementation` raises.
     """
-    _check(student_hidden, student_weight, student_bias, teacher, reduction, chunk_rows)
-    implementation = selected_implementation(student_hidden)
-    inputs = _Linear(student_hidden, student_weight, student_bias, teacher, labels, row_weights, class_weights)
-    if implementation == "reference":
-        return _unchunked(inputs, settings, reduction)
-    rows = chunk_rows or _chunk_rows(student_hidden, student_weight)
-    tensors = (student_hidden, student_weight, student_bias)
-    loss: Tensor = _LinearLoss.apply(*tensors, inputs, settings.at_the_ends(), reduction, implementation, rows)  # type: ignore[no-untyped-call]
+    student = LinearLayer(student_hidden, student_weight, student_bias).computable()
+    if isinstance(teacher, LinearLayer):
+        teacher = teacher.computable()
+    _check(student, teacher, reduction, chunk_rows)
+    inputs = _checked(_Linear(student, teacher, labels, row_weights, class_weights), settings)
+    implementation = selected_implementation(student.hidden)
+    call = (inputs, settings.at_the_ends(), reduction, implementation, chunk_rows or _chunk_rows(student))
+    tensors = (student.hidden, student.weight, student.bias)
+    needed = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    with torch.autocast(student_hidden.device.type, enabled=False):
+        if implementation == "reference":
+            return _unchunked(inputs, settings, reduction)
+        if not needed:
+            return _run(*call, _Gradients(None, None, None))
+        loss: Tensor = _LinearLoss.apply(*tensors, *call)  # type: ignore[no-untyped-call]
     return loss
 
 
 @dataclass(frozen=True)
 class _Linear:
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    teacher: LinearTeacher | SparseTeacher
+    student: LinearLayer
+    teacher: LinearLayer | SparseTeacher
     labels: Tensor | None
     row_weights: Tensor | None
     class_weights: Tensor | None
@@ -99,24 +122,39 @@ class _Linear:
                 known, indices=known.indices[begin:end], values=known.values[begin:end]
             )
         else:
-            teacher = _logits(self.teacher.hidden[begin:end], self.teacher.weight, self.teacher.bias)
-        student = _logits(self.hidden[begin:end], self.weight, self.bias)
+            teacher = self.teacher.logits(begin, end).detach()
+        student = self.student.logits(begin, end)
         return LossInputs(student, teacher, part(self.labels), part(self.row_weights), self.class_weights)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.nn.functional.linear(hidden, weight, bias)
+def _checked(inputs: _Linear, settings: LossSettings) -> _Linear:
+    """The inputs as `checks.inputs` leaves them: it is shown logits of the right shape that take no memory."""
+
+    def shown(layer: LinearLayer) -> Tensor:
+        return layer.hidden.detach().new_empty(1, 1).expand(len(layer.hidden), len(layer.weight))
+
+    teacher = shown(inputs.teacher) if isinstance(inputs.teacher, LinearLayer) else inputs.teacher
+    found = checks.inputs(
+        LossInputs(shown(inputs.student), teacher, inputs.labels, inputs.row_weights, inputs.class_weights), settings
+    )
+    sparse = found.teacher if isinstance(found.teacher, SparseTeacher) else None
+    return replace(
+        inputs,
+        teacher=sparse or inputs.teacher,
+        row_weights=found.row_weights,
+        class_weights=found.class_weights,
+    )
 
 
 def _unchunked(inputs: _Linear, settings: LossSettings, reduction: Reduction) -> Tensor:
-    whole = checks.inputs(inputs.chunk(0, len(inputs.hidden)), settings)
+    whole = inputs.chunk(0, len(inputs.student.hidden))
     rows = reference.distillation_rows(whole, settings)
     return operator.reduced(rows, operator.mean_factor(whole, settings, reduction), reduction)
 
 
-def _chunk_rows(hidden: Tensor, weight: Tensor) -> int:
+def _chunk_rows(student: LinearLayer) -> int:
     """A power of two, so that the products of all chunks but the last are of a convenient shape."""
-    wanted = max(1, CHUNK_TO_HIDDEN * hidden.numel() // (2 * len(weight)))
+    wanted = max(1, CHUNK_TO_HIDDEN * student.hidden.numel() // (2 * len(student.weight)))
     return max(64, 1 << (wanted.bit_length() - 1))
 
 
@@ -138,11 +176,34 @@ class _Gradients:
 
     def add(self, logits_gradient: Tensor, inputs: _Linear, begin: int, end: int) -> None:
         if self.hidden is not None:
-            torch.mm(logits_gradient, inputs.weight, out=self.hidden[begin:end])
+            torch.mm(logits_gradient, inputs.student.weight, out=self.hidden[begin:end])
         if self.weight is not None:
-            _add_product(self.weight, logits_gradient.T, inputs.hidden[begin:end])
+            _add_product(self.weight, logits_gradient.T, inputs.student.hidden[begin:end])
         if self.bias is not None:
             self.bias += logits_gradient.sum(dim=0, dtype=torch.float32)
+
+
+def _run(
+    inputs: _Linear,
+    settings: LossSettings,
+    reduction: Reduction,
+    implementation: Implementation,
+    chunk_rows: int,
+    gradients: _Gradients,
+) -> Tensor:
+    """The reduced loss; adds to the gradients that are there."""
+    hidden = inputs.student.hidden
+    mean = operator.mean_factor(LossInputs(hidden, hidden, inputs.labels), settings, reduction)
+    wanted = any(g is not None for g in (gradients.hidden, gradients.weight, gradients.bias))
+    losses = [hidden.new_zeros(0, dtype=torch.float32)]
+    for begin in range(0, len(hidden), chunk_rows):
+        end = min(begin + chunk_rows, len(hidden))
+        chunk = inputs.chunk(begin, end)
+        gradient = chunk.student if wanted else None
+        losses.append(fused(implementation)(chunk, settings, gradient, mean))
+        if gradient is not None:
+            gradients.add(gradient, inputs, begin, end)
+    return operator.reduced(torch.cat(losses), mean, reduction)
 
 
 class _LinearLoss(torch.autograd.Function):
@@ -160,25 +221,15 @@ class _LinearLoss(torch.autograd.Function):
     ) -> Tensor:
         needs = ctx.needs_input_grad
         gradients = _Gradients(
-            torch.empty_like(hidden) if needs[0] else None,
+            torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device) if needs[0] else None,
             torch.zeros_like(weight, dtype=torch.float32) if needs[1] else None,
             torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs[2] else None,
         )
-        mean = operator.mean_factor(LossInputs(hidden, hidden, inputs.labels), settings, reduction)
-        row_losses = fused(implementation)
-        losses = []
-        for begin in range(0, len(hidden), chunk_rows):
-            end = min(begin + chunk_rows, len(hidden))
-            chunk = checks.inputs(inputs.chunk(begin, end), settings)
-            gradient = chunk.student if any(needs[:3]) else None
-            losses.append(row_losses(chunk, settings, gradient, mean))
-            if gradient is not None:
-                gradients.add(gradient, inputs, begin, end)
+        loss = _run(inputs, settings, reduction, implementation, chunk_rows, gradients)
         kept = (gradients.hidden, gradients.weight, gradients.bias)
         # Autograd hands gradients out in the dtype of what they belong to.
         ctx.save_for_backward(*(None if g is None else g.to(hidden.dtype) for g in kept))
-        rows = torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
-        return operator.reduced(rows, mean, reduction)
+        return loss
 
     @staticmethod
     @once_differentiable
@@ -188,34 +239,30 @@ class _LinearLoss(torch.autograd.Function):
 
 
 def _scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
-    return operator.scaled(gradient.view(-1, gradient.shape[-1]), upstream).view(gradient.shape)
+    return operator.scaled(gradient.reshape(-1, gradient.shape[-1]), upstream).view(gradient.shape)
 
 
 def _check(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    teacher: LinearTeacher | SparseTeacher,
-    reduction: Reduction,
-    chunk_rows: int | None,
+    student: LinearLayer, teacher: LinearLayer | SparseTeacher, reduction: Reduction, chunk_rows: int | None
 ) -> None:
     checks.reduction(reduction)
     if reduction == "none":
         raise ValueError("reduction must be sum or mean, got 'none': give row_weights for a loss that differs by row")
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}")
-    _check_layer("student", hidden, weight, bias)
-    if isinstance(teacher, LinearTeacher):
+    _check_layer("student", student.hidden, student.weight, student.bias)
+    if isinstance(teacher, LinearLayer):
         _check_layer("teacher", teacher.hidden, teacher.weight, teacher.bias)
-        if len(teacher.hidden) != len(hidden):
-            raise ValueError(f"the teacher must have the student's {len(hidden)} rows, got {len(teacher.hidden)}")
+        rows = len(student.hidden)
+        if len(teacher.hidden) != rows:
+            raise ValueError(f"the teacher must have the student's {rows} rows, got {len(teacher.hidden)}")
 
 
 def _check_layer(whose: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or hidden.shape[1] == 0:
         raise ValueError(
-            f"the {whose}'s hidden states and weight must be [N, H] and [V, H], got {list(hidden.shape)} and "
-            f"{list(weight.shape)}"
+            f"the {whose}'s hidden states and weight must be [N, H] and [V, H], H >= 1, got {list(hidden.shape)} "
+            f"and {list(weight.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"the {whose}'s bias must be [{len(weight)}], got {list(bias.shape)}")

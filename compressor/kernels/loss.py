@@ -62,8 +62,8 @@ def distillation_loss(
             all of the student's columns.
         reduction: none gives [N]; sum a scalar; mean divides the sum by the number of rows that count, and is 0 where
             there are none.
-        in_place: whether the gradient may overwrite `student_logits`, which autograd is told. Their values are gone
-            after the call. Not under torch.compile.
+        in_place: whether the gradient may overwrite `student_logits`, which autograd is told; their values are gone
+            after the call. They must be computed, not a leaf, and not float16. Without effect under torch.compile.
 
     Returns:
         float32, or float64 for float64 logits.

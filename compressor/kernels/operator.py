@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from compressor.kernels import gpu
+from compressor.kernels import checks, gpu
 from compressor.kernels.dispatch import Implementation, fused
 from compressor.kernels.settings import LossInputs, LossSettings, Reduction, SparseMode, SparseTeacher
 
@@ -91,10 +91,15 @@ def _operator(
 ) -> tuple[Tensor, Tensor]:
     known = teacher if indices is None else SparseTeacher(indices, teacher, cast(SparseMode, sparse_mode))
     inputs = LossInputs(student, known, labels, row_weights, class_weights)
-    gradient = student.new_empty(student.shape) if needs_gradient else None
+    gradient = _room(student) if needs_gradient else None
     chosen = (_settings_of(settings), cast(Reduction, reduction), cast(Implementation, implementation))
     loss = _into(gradient, inputs, *chosen)
     return loss, student.new_empty(0) if gradient is None else gradient
+
+
+def _room(student: Tensor) -> Tensor:
+    """Memory for the gradient. In float16 a mean's gradient would vanish before a loss scale is applied to it."""
+    return student.new_empty(student.shape, dtype=torch.float32 if student.dtype == torch.float16 else student.dtype)
 
 
 def _into(
@@ -112,12 +117,13 @@ def _into(
 def _(student: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     reduction, needs_gradient = arguments[-3], arguments[-2]
     rows = student.shape[:1] if reduction == "none" else ()
-    return student.new_empty(rows, dtype=torch.float32), student.new_empty(student.shape if needs_gradient else 0)
+    return student.new_empty(rows, dtype=torch.float32), _room(student) if needs_gradient else student.new_empty(0)
 
 
 def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.arguments = len(inputs)
     ctx.mark_non_differentiable(output[1])
+    ctx.dtype = inputs[0].dtype
     ctx.set_materialize_grads(False)  # or torch would hand down [N, V] zeros for the gradient's gradient
     ctx.save_for_backward(output[1])
 
@@ -125,7 +131,7 @@ def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 @once_differentiable
 def _backward(ctx: Any, upstream: Tensor, _: None) -> tuple[Tensor | None, ...]:
     (gradient,) = ctx.saved_tensors
-    return (scaled(gradient, upstream), *(None,) * (ctx.arguments - 1))
+    return (scaled(gradient, upstream).to(ctx.dtype), *(None,) * (ctx.arguments - 1))
 
 
 _operator.register_autograd(_backward, setup_context=_keep_gradient)
@@ -166,11 +172,12 @@ class _Direct(torch.autograd.Function):
         implementation: Implementation,
         in_place: bool,
     ) -> Tensor:
-        gradient = student if in_place else student.new_empty(student.shape)
+        gradient = student if in_place else _room(student)
         loss = _into(gradient, inputs, settings, reduction, implementation)
         if in_place:
             # Whoever saved the logits for going back is stopped there. `mark_dirty` says so too, but not for views.
             torch.autograd.graph.increment_version(student)
+        ctx.dtype = student.dtype
         ctx.save_for_backward(gradient)
         return loss
 
@@ -178,7 +185,7 @@ class _Direct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return scaled(gradient, upstream), None, None, None, None, None
+        return scaled(gradient, upstream).to(ctx.dtype), None, None, None, None, None
 
 
 def call(
@@ -186,9 +193,9 @@ def call(
 ) -> Tensor:
     """The reduced loss, differentiable in the student's logits.
 
-    With `in_place` the gradient takes their memory, which autograd counts as changed. Raises ValueError for that on a
-    leaf: its values would be gone, and its gradient would be itself. While torch traces, the registered operator stands
-    for the call; otherwise it is left out, since a few rows take less time than torch's way to it.
+    With `in_place` the gradient takes their memory, which autograd counts as changed. While torch traces, the
+    registered operator stands for the call; otherwise it is left out, since a few rows take less time than torch's way
+    to it.
     """
     student = inputs.student
     needs_gradient = student.requires_grad and torch.is_grad_enabled()
@@ -196,7 +203,7 @@ def call(
         return _traced(inputs, settings, reduction, implementation, needs_gradient)
     if not needs_gradient:
         return _into(None, inputs, settings, reduction, implementation)
-    if in_place and student.is_leaf:
-        raise ValueError("in_place takes logits that a model has computed, got a leaf; leave in_place away")
+    if in_place:
+        checks.overwritable(student)
     loss: Tensor = _Direct.apply(student, inputs, settings, reduction, implementation, in_place)  # type: ignore[no-untyped-call]
     return loss

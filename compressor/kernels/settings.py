@@ -38,7 +38,7 @@ class LossSettings:
     def __post_init__(self) -> None:
         for name in ("temperature", "student_scale", "teacher_scale"):
             value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
+            if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be finite and above 0, got {value}")
         for name in ("beta", "hard_weight", "label_smoothing"):
             value = getattr(self, name)

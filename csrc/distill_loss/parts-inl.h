@@ -76,7 +76,7 @@ struct Known {
   }
 };
 
-// ln of the sum of e^(value * rate); NaN of no class at all.
+// ln of the sum of e^(value * rate).
 inline double log_sum_of(const Known& known, double rate) noexcept {
   double top = -(double)kInfinity, total = 0.0;
   known.each([&](std::int64_t, float value) {
@@ -110,7 +110,7 @@ inline SoftPart sparse_part(const DistillProblem& problem, std::int64_t row, Row
     return kLn2 * (double)((student.at(column) - all.student.top) * all.student.rate) - log_sum;
   };
   std::memset(scratch.v, 0, problem.width * sizeof(float));
-  double value = 0.0 * log_total, mass = 0.0, student_mass = 0.0;
+  double value = 0.0, mass = 0.0, student_mass = 0.0;
   known.each([&](std::int64_t column, float given) {
     const double log_p = given * rate - log_total, p = __builtin_exp(log_p), lq = log_q(column);
     mass += p;

@@ -213,12 +213,33 @@ inline F nearest_integer(F x) noexcept {
 #endif
 }
 
-// 2^x within 2 units in the last place; 0 below 2^-127; 2^127 or more from there on; NaN for NaN. A polynomial in the fraction, minimax
-// in relative error on [-1/2, 1/2] with 1 at 0: error 8.7e-8.
+// 2^x within 2 units in the last place; 0 below 2^-127; 2^127 or more from there on; NaN for NaN.
+#if defined(__AVX512F__)
+// x = n + r with n a multiple of 1/32: the power of n's fraction from a table of two registers, that of r by a polynomial,
+// minimax in relative error with 1 at 0: error 5.3e-8.
+alignas(64) constexpr float kPowers[32] = {
+    1.0f, 1.0218972f, 1.04427373f, 1.06714046f, 1.09050775f, 1.1143868f, 1.13878858f, 1.1637249f,
+    1.18920708f, 1.21524739f, 1.24185777f, 1.26905096f, 1.29683959f, 1.32523668f, 1.35425556f, 1.38390994f,
+    1.41421354f, 1.44518077f, 1.47682619f, 1.50916445f, 1.54221082f, 1.5759809f, 1.61049032f, 1.64575553f,
+    1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f, 1.8340081f, 1.87416768f, 1.91520655f, 1.95714414f,
+};
+
 inline F exp2(F x) noexcept {
-#if !defined(__AVX512F__)
+  constexpr float kRound = 0x1.8p18f;  // what is added to it has five bits left for a fraction
+  const F shifted = x + kRound;
+  const F n = shifted - kRound;
+  const F r = x - n;
+  const F power =
+      (F)_mm512_permutex2var_ps((__m512)load(kPowers), (__m512i)shifted, (__m512)load(kPowers + kLanes));
+  const F p = (power * r) * (r * 0x1.ebfbdep-3f + 0x1.62e584p-1f) + power;
+  // Scaling counts the whole part of n. Of minus infinity r and p are NaN; scaled by 2^-inf that is 0, as the
+  // instruction defines.
+  return (F)_mm512_scalef_ps((__m512)p, (__m512)n);
+}
+#else
+// A polynomial in the fraction, minimax in relative error on [-1/2, 1/2] with 1 at 0: error 8.7e-8.
+inline F exp2(F x) noexcept {
   x = smaller(set(127.0f), larger(set(-127.0f), x));
-#endif
   const F n = nearest_integer(x);
   const F r = x - n;
   F p = set(0x1.5b7622p-10f);
@@ -227,13 +248,9 @@ inline F exp2(F x) noexcept {
   p = p * r + 0x1.ebf9aep-3f;
   p = p * r + 0x1.62e428p-1f;
   p = p * r + 1.0f;
-#if defined(__AVX512F__)
-  // Of minus infinity r and p are NaN; scaled by 2^-inf that is 0, as the instruction defines.
-  return (F)_mm512_scalef_ps((__m512)p, (__m512)n);
-#else
   return p * from_bits((__builtin_convertvector(n, I) + 127) << 23);
-#endif
 }
+#endif
 
 // ln(x) for normal x > 0; NaN for NaN. x = 2^e m with m in [sqrt(1/2), sqrt(2)); ln(m) by the series of
 // 2 artanh(f / (2 + f)), f = m - 1, cut after the 11th power: error 6e-9.

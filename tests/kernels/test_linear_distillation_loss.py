@@ -6,7 +6,7 @@ import pytest
 import torch
 from independent import randn
 
-from compressor.kernels import LinearTeacher, LossSettings, SparseTeacher, distillation_loss, linear_distillation_loss
+from compressor.kernels import LinearLayer, LossSettings, SparseTeacher, distillation_loss, linear_distillation_loss
 
 ROWS, HIDDEN, TEACHER_HIDDEN, WIDTH = 37, 24, 40, 301
 
@@ -54,7 +54,7 @@ def test_against_the_unfused_loss_in_float64(reduction, chunk_rows):
     logits = torch.nn.functional.linear(*(x.double() for x in teacher))
     want, want_gradients = wanted(student, logits, labels, settings, reduction, upstream=-1.7, **more)
     loss, gradients = found(
-        student, LinearTeacher(*teacher), labels, settings, reduction, upstream=-1.7, chunk_rows=chunk_rows, **more
+        student, LinearLayer(*teacher), labels, settings, reduction, upstream=-1.7, chunk_rows=chunk_rows, **more
     )
     torch.testing.assert_close(loss, want.float(), rtol=1e-5, atol=0)
     for gradient, expected in zip(gradients, want_gradients, strict=True):
@@ -69,7 +69,7 @@ def test_other_divergences(divergence):
     settings = LossSettings(1.5, divergence, beta=0.3)
     logits = torch.nn.functional.linear(*(x.double() for x in teacher))
     want, want_gradients = wanted(student, logits, None, settings, "mean")
-    loss, gradients = found(student, LinearTeacher(*teacher), None, settings, "mean", chunk_rows=16)
+    loss, gradients = found(student, LinearLayer(*teacher), None, settings, "mean", chunk_rows=16)
     torch.testing.assert_close(loss, want.float(), rtol=1e-5, atol=1e-6)
     for gradient, expected in zip(gradients, want_gradients, strict=True):
         torch.testing.assert_close(gradient, expected.float(), rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
@@ -94,7 +94,7 @@ def test_bfloat16_adds_the_weight_gradient_in_float32():
     logits = torch.nn.functional.linear(*(x.double() for x in teacher))
     _, want = wanted(student, logits, None, LossSettings(2.0), "sum")
     for chunk_rows in (1, 37):
-        _, gradients = found(student, LinearTeacher(*teacher), None, LossSettings(2.0), "sum", chunk_rows=chunk_rows)
+        _, gradients = found(student, LinearLayer(*teacher), None, LossSettings(2.0), "sum", chunk_rows=chunk_rows)
         assert all(g.dtype == torch.bfloat16 for g in gradients)
         for gradient, expected in zip(gradients, want, strict=True):
             error = (gradient.double() - expected).norm() / expected.norm()
@@ -105,21 +105,54 @@ def test_only_what_is_asked_for_gets_a_gradient():
     student, teacher = layers()
     hidden, weight, _ = student
     hidden.requires_grad_()
-    loss = linear_distillation_loss(hidden, weight, LinearTeacher(*teacher), settings=LossSettings(2.0))
+    loss = linear_distillation_loss(hidden, weight, LinearLayer(*teacher), settings=LossSettings(2.0))
     loss.backward()
     assert hidden.grad.abs().sum() > 0
     assert weight.grad is None
     with torch.no_grad():
-        again = linear_distillation_loss(hidden, weight, LinearTeacher(*teacher), settings=LossSettings(2.0))
+        again = linear_distillation_loss(hidden, weight, LinearLayer(*teacher), settings=LossSettings(2.0))
     assert again.item() == pytest.approx(loss.item(), rel=1e-6)
     assert not again.requires_grad
+
+
+def test_float16_keeps_its_gradients_for_the_loss_scale():
+    student, teacher = layers()
+    student, teacher = ([(x * 0.2).half() for x in side] for side in (student, teacher))
+    logits = torch.nn.functional.linear(*(x.double() for x in teacher))
+    _, want = wanted(student, logits, None, LossSettings(1.0), "mean", upstream=65536.0)
+    _, gradients = found(student, LinearLayer(*teacher), None, LossSettings(1.0), "mean", upstream=65536.0)
+    for gradient, expected in zip(gradients, want, strict=True):
+        assert gradient.dtype == torch.float16
+        assert (gradient.double() - expected).norm() / expected.norm() < 1e-3
+
+
+def test_under_autocast_it_computes_in_autocasts_dtype():
+    student, teacher = layers()
+    logits = torch.nn.functional.linear(*(x.double() for x in teacher))
+    want, want_gradients = wanted(student, logits, None, LossSettings(2.0), "mean")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = [student[0].bfloat16(), *student[1:]]  # hidden states of a layer under autocast, a weight in float32
+        loss, gradients = found(mixed, LinearLayer(*teacher), None, LossSettings(2.0), "mean")
+    assert loss.item() == pytest.approx(want.item(), rel=0.02)
+    assert [g.dtype for g in gradients] == [torch.bfloat16, torch.float32, torch.float32]
+    for gradient, expected in zip(gradients, want_gradients, strict=True):
+        assert (gradient.double() - expected).norm() / expected.norm() < 0.03
+
+
+def test_compiled_code_calls_it_as_it_is():
+    student, teacher = layers()
+    compiled = torch.compile(
+        lambda h: linear_distillation_loss(h, student[1], LinearLayer(*teacher), settings=LossSettings(2.0)) * 2
+    )
+    plain = linear_distillation_loss(student[0], student[1], LinearLayer(*teacher), settings=LossSettings(2.0))
+    torch.testing.assert_close(compiled(student[0]), plain * 2)
 
 
 def test_logits_of_all_rows_are_never_held():
     """Peak memory of torch's allocations stays below one [N, V] matrix."""
     rows, hidden, width = 4096, 32, 4000
     student = (torch.randn(rows, hidden, requires_grad=True), torch.randn(width, hidden, requires_grad=True))
-    teacher = LinearTeacher(torch.randn(rows, hidden), torch.randn(width, hidden))
+    teacher = LinearLayer(torch.randn(rows, hidden), torch.randn(width, hidden))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         linear_distillation_loss(*student, teacher, settings=LossSettings(2.0), chunk_rows=64).backward()
     held = peak = 0
@@ -132,7 +165,7 @@ def test_logits_of_all_rows_are_never_held():
 
 def test_no_rows():
     student, teacher = layers()
-    empty = LinearTeacher(teacher[0][:0], *teacher[1:])
+    empty = LinearLayer(teacher[0][:0], *teacher[1:])
     hidden = student[0][:0].requires_grad_()
     loss = linear_distillation_loss(hidden, student[1], empty, settings=LossSettings(2.0))
     loss.backward()
@@ -144,16 +177,22 @@ def test_no_rows():
     ("changes", "message"),
     [
         ({"reduction": "none"}, "give row_weights"),
+        ({"labels": torch.zeros(2 * ROWS, dtype=torch.int64)}, rf"labels must be int64 \[{ROWS}\]"),
+        ({"row_weights": torch.ones(ROWS + 2)}, rf"row_weights must be floating \[{ROWS}\]"),
+        (
+            {"teacher": SparseTeacher(torch.zeros(50, 1, dtype=torch.int64), torch.zeros(50, 1), "zero")},
+            f"student's {ROWS} rows, got 50",
+        ),
         ({"chunk_rows": 0}, "at least 1, got 0"),
         ({"student_weight": torch.zeros(WIDTH, 3)}, r"\[N, H\] and \[V, H\]"),
         ({"student_weight": torch.zeros(WIDTH, HIDDEN).half()}, "must be torch.float32"),
         ({"student_bias": torch.zeros(3)}, rf"bias must be \[{WIDTH}\]"),
-        ({"teacher": LinearTeacher(torch.zeros(5, 4), torch.zeros(WIDTH, 4))}, f"{ROWS} rows, got 5"),
-        ({"teacher": LinearTeacher(torch.zeros(ROWS, 4), torch.zeros(7, 4))}, f"{WIDTH} columns, got 7"),
+        ({"teacher": LinearLayer(torch.zeros(5, 4), torch.zeros(WIDTH, 4))}, f"{ROWS} rows, got 5"),
+        ({"teacher": LinearLayer(torch.zeros(ROWS, 4), torch.zeros(7, 4))}, f"{WIDTH} columns, got 7"),
     ],
 )
 def test_arguments_that_do_not_fit(changes, message):
     student, teacher = layers()
-    given = {"student_hidden": student[0], "student_weight": student[1], "teacher": LinearTeacher(*teacher)}
+    given = {"student_hidden": student[0], "student_weight": student[1], "teacher": LinearLayer(*teacher)}
     with pytest.raises(ValueError, match=message):
         linear_distillation_loss(**{**given, "settings": LossSettings(2.0), **changes})

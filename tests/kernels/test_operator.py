@@ -64,6 +64,37 @@ def test_in_place_autograd_refuses_where_the_logits_are_needed():
         loss.backward()
 
 
+def test_in_place_is_refused_where_rows_share_memory_or_the_dtype_is_too_narrow():
+    teacher = randn(4, 7, seed=1)
+    shared = (randn(1, 7, seed=0).requires_grad_() * 1).expand(4, 7)
+    with pytest.raises(ValueError, match=r"own memory, got strides \(0, 1\)"):
+        distillation_loss(shared, teacher, temperature=2.0, in_place=True)
+    windows = (randn(10, seed=0).requires_grad_() * 1).as_strided((4, 7), (1, 1))
+    with pytest.raises(ValueError, match="own memory"):
+        distillation_loss(windows, teacher, temperature=2.0, in_place=True)
+    with pytest.raises(ValueError, match="got float16"):
+        distillation_loss(randn(4, 7, seed=0).requires_grad_().half(), teacher, temperature=2.0, in_place=True)
+
+
+def test_a_mean_in_float16_keeps_its_gradient_for_the_loss_scale():
+    """What GradScaler does: 1 / N alone would push every entry below float16's smallest number."""
+    student = randn(512, 8000, seed=0, dtype=torch.float16)
+    teacher = (student.float() + randn(512, 8000, seed=1, scale=0.1)).half()
+    found, exact = student.clone().requires_grad_(), student.double().requires_grad_()
+    (distillation_loss(found, teacher, temperature=2.0) * 65536).backward()
+    (distillation_loss(exact, teacher.double(), temperature=2.0) * 65536).backward()
+    assert found.grad.dtype == torch.float16
+    assert (found.grad.double() - exact.grad).norm() / exact.grad.norm() < 1e-3
+
+
+def test_compiled_with_dynamic_shapes_and_a_temperature_that_changes():
+    compiled = torch.compile(lambda s, t, temperature: distillation_loss(s, t, temperature=temperature), dynamic=True)
+    for rows, temperature in ((3, 2.0), (5, 1.5), (8, 4.0)):
+        student, teacher, _ = case(rows)
+        want = distillation_loss(student, teacher, temperature=temperature)
+        torch.testing.assert_close(compiled(student, teacher, temperature), want)
+
+
 def test_in_place_without_a_gradient_changes_nothing():
     student, teacher, _ = case()
     before = student.detach().clone()

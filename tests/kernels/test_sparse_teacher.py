@@ -103,6 +103,15 @@ def test_all_classes_known_is_forward_kl(mode):
     np.testing.assert_allclose(gradient, want_gradient, atol=5e-6)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@every
+def test_of_a_row_of_padding_nothing_is_known(mode):
+    teacher = SparseTeacher(torch.full((2, 3), -1), torch.zeros(2, 3), mode)
+    loss, gradient = computed(randn(2, 8, seed=3), teacher, LossSettings(2.0))
+    np.testing.assert_allclose(loss, 0, atol=1e-6)
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+
+
 @every
 def test_nothing_missing_and_a_student_that_has_nothing_left():
     student = torch.tensor([[0.0, 1.0, -math.inf]])

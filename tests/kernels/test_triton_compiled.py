@@ -107,6 +107,7 @@ def calls(full: bool) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "reverse_kl", {"plan": plan, **hard, "divergence": "reverse_kl"}
         yield "total_variation", {"plan": plan, **hard, "divergence": "total_variation"}
         yield "jsd, float32", {"plan": plan, **hard, "divergence": "jsd", "dtype": torch.float32}
+        yield "float16", {"plan": plan, **hard, "dtype": torch.float16, "gradient_dtype": torch.float32}
         yield "mixed dtypes", {"plan": plan, **hard, "teacher_dtype": torch.float32}
         yield "loss alone", {"plan": plan, **hard, "gradient": False}
         yield "cross-entropy alone", {"plan": plan, "hard_weight": 1.0}
@@ -127,6 +128,7 @@ def call(
     width: int = 128256,
     teacher_width: int | None = None,
     gradient: bool = True,
+    gradient_dtype: torch.dtype | None = None,
     weights: bool = False,
     sparse: str | None = None,
     **settings: Any,
@@ -145,7 +147,9 @@ def call(
     labels = torch.zeros(ROWS, dtype=torch.int64) if asked.hard_weight else None
     classes = torch.ones(width) if weights else None
     inputs = LossInputs(student, teacher, labels, torch.ones(ROWS) if weights else None, classes)
-    launch.row_losses(inputs, asked, torch.empty_like(student) if gradient else None, torch.ones(()), plan)
+    launch.row_losses(
+        inputs, asked, torch.empty_like(student, dtype=gradient_dtype) if gradient else None, torch.ones(()), plan
+    )
 
 
 def scale_calls() -> None:

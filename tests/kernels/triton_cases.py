@@ -133,6 +133,16 @@ def test_widths(width, plan):
     check(Case(pair(4, width), LossSettings(2.0, hard_weight=0.3, label_smoothing=0.1), plan))
 
 
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_a_gradient_in_float32_of_float16_logits(plan):
+    inputs = pair(3, 300, torch.float16)
+    gradient = torch.full(inputs.student.shape, 7.0)
+    scale = torch.tensor(1 / 30_000)
+    launch.row_losses(inputs, LossSettings(2.0, hard_weight=0.3), gradient, scale, plan)
+    _, exact = expected(Case(inputs, LossSettings(2.0, hard_weight=0.3), gradient_scale=1 / 30_000), torch.float64)
+    assert (gradient.double() - exact).norm() / exact.norm() < 1e-5
+
+
 def test_a_width_of_thousands():
     check(Case(pair(2, 9001), LossSettings(2.0, hard_weight=0.3)))  # split
     check(Case(pair(2, 9001), LossSettings(2.0, hard_weight=0.3), Plan("looped", 2048, 4)))

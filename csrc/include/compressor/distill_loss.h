@@ -27,7 +27,8 @@ struct DistillProblem {
   std::int64_t teacher_width = 0;  // the teacher's columns; in 1..soft_width, no mass in the rest
   Matrix student;
   Matrix teacher;   // null with a sparse teacher, or with soft_weight 0
-  Matrix gradient;  // written; null: the losses only. May be the student itself; no other overlap
+  Matrix gradient;  // of the student's type or float32; written; null: the losses only. May be the student itself; no
+                    // other overlap
 
   const std::int64_t* labels = nullptr;  // [rows], each in [0, width) or ignore_index; null: none
   const float* row_weights = nullptr;    // [rows], or null for ones
