@@ -200,19 +200,6 @@ inline F smaller(F other, F x) noexcept {
 #endif
 }
 
-inline F nearest_integer(F x) noexcept {
-#if defined(__AVX512F__)
-  return (F)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#elif defined(__AVX2__)
-  return (F)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#elif COMPRESSOR_NEON
-  return (F)vrndnq_f32((float32x4_t)x);
-#else
-  constexpr float kRound = 0x1.8p23f;  // what is added to it has no bits left for a fraction
-  return (x + kRound) - kRound;
-#endif
-}
-
 // 2^x within 2 units in the last place; 0 below 2^-127; 2^127 or more from there on; NaN for NaN.
 #if defined(__AVX512F__)
 // x = n + r with n a multiple of 1/32: the power of n's fraction from a table of two registers, that of r by a polynomial,
@@ -237,6 +224,17 @@ inline F exp2(F x) noexcept {
   return (F)_mm512_scalef_ps((__m512)p, (__m512)n);
 }
 #else
+inline F nearest_integer(F x) noexcept {
+#if defined(__AVX2__)
+  return (F)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif COMPRESSOR_NEON
+  return (F)vrndnq_f32((float32x4_t)x);
+#else
+  constexpr float kRound = 0x1.8p23f;  // what is added to it has no bits left for a fraction
+  return (x + kRound) - kRound;
+#endif
+}
+
 // A polynomial in the fraction, minimax in relative error on [-1/2, 1/2] with 1 at 0: error 8.7e-8.
 inline F exp2(F x) noexcept {
   x = smaller(set(127.0f), larger(set(-127.0f), x));
