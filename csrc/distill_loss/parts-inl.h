@@ -138,12 +138,12 @@ inline SoftPart soft_part(const DistillProblem& problem, std::int64_t row, Row s
                           const Scratch& scratch, const Statistics& all) noexcept {
   const double student_sum = all.student.sum, teacher_sum = all.teacher.sum;
   if constexpr (kSoft == Soft::kForward) {
-    const double value = kLn2 * all.cross / teacher_sum - all.teacher.log_sum() + all.student.log_sum();
+    const double value = kLn2 * all.cross / teacher_sum + __builtin_log(student_sum / teacher_sum);
     return {value, 1.0 / student_sum, 1.0 / teacher_sum, 0.0};
   }
   if constexpr (kSoft == Soft::kReverse) {
     const double mean = kLn2 * all.cross / student_sum;
-    const double value = mean - all.student.log_sum() + all.teacher.log_sum();
+    const double value = mean + __builtin_log(teacher_sum / student_sum);
     return {value, kLn2 / student_sum, 0.0, -mean / student_sum};
   }
   if constexpr (kSoft == Soft::kTerms) return terms_of(problem, student, teacher, blocks, scratch, all);
