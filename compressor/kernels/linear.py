@@ -52,7 +52,7 @@ class LinearLayer:
         )
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def linear_distillation_loss(
     student_hidden: Tensor,
     student_weight: Tensor,
