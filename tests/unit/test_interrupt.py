@@ -10,6 +10,14 @@ import pytest
 from compressor.distill.interrupt import deferred_interrupt
 
 
+@pytest.fixture(autouse=True)
+def _python_answers_interrupts():
+    """Whoever started the tests in the background may have had interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_the_first_interrupt_waits_and_the_second_does_not() -> None:
     with deferred_interrupt() as interruption:
         assert not interruption.requested
