@@ -223,6 +223,24 @@ inline F exp2(F x) noexcept {
   // instruction defines.
   return (F)_mm512_scalef_ps((__m512)p, (__m512)n);
 }
+#elif defined(__AVX2__)
+// x = n + r with n a multiple of 1/8. The power of n: n's bits, moved to where a float has its exponent, plus the bits of
+// its fraction's power from a table of one register, less what the fraction's own three bits add there. That of r by a
+// polynomial, minimax in relative error with 1 at 0: error 2.5e-8.
+alignas(32) constexpr std::int32_t kPowers[8] = {
+    0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7,
+};
+
+inline F exp2(F x) noexcept {
+  constexpr float kRound = 0x1.8p20f;  // what is added to it has three bits left for a fraction
+  x = smaller(set(127.0f), larger(set(-127.0f), x));
+  const F shifted = x + kRound;
+  const F r = x - (shifted - kRound);
+  const I fraction = (I)_mm256_permutevar8x32_epi32(unaligned<__m256i>(kPowers), (__m256i)shifted);
+  const F power = from_bits(fraction + (bits_of(shifted) << 20));
+  const F q = (r * 0x1.c6a002p-5f + 0x1.ec0c32p-3f) * r + 0x1.62e432p-1f;
+  return (power * r) * q + power;
+}
 #else
 inline F nearest_integer(F x) noexcept {
 #if defined(__AVX2__)
