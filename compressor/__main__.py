@@ -25,8 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, interruption)
     try:
         run(options)
-    except KeyboardInterrupt:
-        return _say_interrupted()
+    except KeyboardInterrupt as interrupt:
+        return _say_interrupted(str(interrupt))
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has left; there is nobody to tell
         return INTERNAL_ERROR_EXIT_CODE
@@ -63,8 +63,8 @@ def _say(message: str) -> None:
     print(_ERROR_LINE.format(" ".join(message.split())), file=sys.stderr)
 
 
-def _say_interrupted() -> int:
-    _say("interrupted; finished work is kept, and the same command continues from it")
+def _say_interrupted(kept: str = "") -> int:
+    _say(f"interrupted; {kept or 'finished work is kept, and the same command continues from it'}")
     return INTERRUPTED_EXIT_CODE
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-RESULT_SCHEMA_VERSION = 1
+RESULT_SCHEMA_VERSION = 2
 
 # The stages of a run, in the order in which they run.
 STAGES = (
@@ -192,27 +192,53 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class TimesShown:
+    """The quantile function of a model's times: `ms[i]` is the quantile at `shares[i]`. `corrected`: less the waiting."""
+
+    corrected: bool
+    shares: tuple[float, ...]
+    ms: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Latency:
     """One model's timing at batch 1 in the native harness, interleaved with the others of the same run.
 
-    `speedup` is the median over blocks of (baseline time / this time), with its interval; 1 for the baseline.
-    `session_ms` and `peak_memory_mib` come from a fresh process that holds this model alone.
+    Percentiles are of the clock's times; null where there are too few samples for one. `corrected_p50_ms` is less what
+    the threads waited for a processor; null where the system does not tell. `speedup` is the median over rounds of
+    (baseline time / this time), with its interval, and `verdict` what it amounts to; 1 for the baseline. `session_ms`
+    and `peak_memory_mib` come from a fresh process that holds this model alone.
     """
 
     name: str
     samples: int
     p50_ms: float
-    p90_ms: float
-    p99_ms: float
+    p90_ms: float | None
+    p99_ms: float | None
     mean_ms: float
+    corrected_p50_ms: float | None
     cpu_ms: float
     throughput_per_s: float
     session_ms: float
     peak_memory_mib: float
     speedup: Interval
+    verdict: str
+    distribution: TimesShown | None
     threads: int
     batch: int
     runtime: str
+
+
+@dataclass(frozen=True)
+class Timing:
+    """`valid` is false where the machine disturbed the timing, for the `reasons`; `warnings` do not spoil it.
+    `unavailable` names what could not be read of the machine.
+    """
+
+    valid: bool
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+    unavailable: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -220,6 +246,7 @@ class Latencies:
     """Every model's timing from one run; the first is the teacher, the baseline."""
 
     models: tuple[Latency, ...]
+    timing: Timing
 
 
 @dataclass(frozen=True)
@@ -296,6 +323,7 @@ class Result:
     models: tuple[ModelResult, ...]
     shipped: str | None
     reason: str
+    timing: Timing
     environment: Environment
     lineage: Provenance
     data: dict[str, str]

@@ -97,17 +97,45 @@ def _verify(verbs: _Verbs) -> None:
 
 
 def _bench(verbs: _Verbs) -> None:
-    parser = _verb(verbs, "bench", "time models natively, interleaved in one run")
+    parser = _verb(verbs, "bench", "time models natively, interleaved in one run, here or on a device")
     parser.add_argument("models", nargs="+", metavar="MODEL", help="an .onnx file or a bundle")
     parser.add_argument("--baseline", metavar="MODEL", help="what the others are compared with (default: the first)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N")
     parser.add_argument(
-        "--samples", type=int, default=500, metavar="N", help="timed inferences per model, at least 459"
+        "--scenario",
+        default="stream",
+        choices=("stream", "paced", "throughput", "sustained", "cold"),
+        help="stream: back to back; paced: one in each period; throughput: several callers; sustained: minutes; "
+        "cold: fresh processes",
     )
-    parser.add_argument(
+    axes = parser.add_argument_group("axes", "several values with commas between them are measured in turn")
+    axes.add_argument("--threads", default="1", metavar="N[,N]", help="threads of a session")
+    axes.add_argument("--optimization", default="all", metavar="LEVEL[,..]", help="none, basic, extended or all")
+    axes.add_argument("--spin", default="off", metavar="off|on|off,on", help="whether idle threads wait busily")
+    axes.add_argument("--provider", default="cpu", metavar="NAME[,..]", help="execution provider")
+    axes.add_argument(
+        "--shape", action="append", default=[], metavar="NAME=SIZE[,..]", help="size of a dynamic dimension"
+    )
+    amount = parser.add_argument_group("how much")
+    amount.add_argument(
+        "--samples", type=int, default=500, metavar="N", help="timed inferences per model; 459 support a p99"
+    )
+    amount.add_argument(
         "--budget", default="40s", metavar="TIME", help="time for the whole comparison, such as 60s or 2m"
     )
-    parser.add_argument("--shape", action="append", default=[], metavar="NAME=SIZE", help="size of a dynamic dimension")
+    amount.add_argument("--period-ms", type=float, metavar="MS", help="of paced")
+    amount.add_argument("--sessions", type=int, default=1, metavar="N", help="of throughput: sessions open at once")
+    amount.add_argument("--callers", type=int, default=1, metavar="N", help="of throughput: threads that call each session")
+    amount.add_argument("--duration", default="60s", metavar="TIME", help="of sustained: of each model")
+    amount.add_argument("--processes", type=int, default=5, metavar="N", help="of cold: starts in each state of the disk")
+    amount.add_argument("--min-effect", default="2%", metavar="SHARE", help="a smaller difference is no verdict")
+    where = parser.add_argument_group("where")
+    where.add_argument("--device", metavar="ssh://[USER@]HOST[:PORT]", help="measure there, and bring the result back")
+    where.add_argument("--ort", metavar="FILE", help="a libonnxruntime.so other than the installed package's")
+    where.add_argument("--runner", metavar="FILE", help="a compressor-runner other than the installed one")
+    where.add_argument("--memory-limit", type=int, metavar="MIB", help="of address space for the models' process")
+    where.add_argument("--silence", default="120s", metavar="TIME", help="without progress for so long a model hangs")
+    parser.add_argument("--profile", action="store_true", help="also the time of each operator (slows the run)")
+    parser.add_argument("--strict", action="store_true", help="fail where the machine disturbed the measurement")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="print JSON, or write it to FILE")
 
 

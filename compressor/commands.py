@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.artifacts import Latency
-from compressor.errors import UsageError
+from compressor.errors import BenchmarkError, UsageError
 from compressor.progress import Progress
 
 if TYPE_CHECKING:
     from compressor.benchmark import BenchmarkSettings, Candidate
-    from compressor.preprocess import Feed
 
 
 def init(options: argparse.Namespace) -> None:
@@ -78,32 +78,36 @@ def verify(options: argparse.Namespace) -> None:
 
 def bench(options: argparse.Namespace) -> None:
     """`compressor bench MODEL...`"""
-    from compressor.benchmark import BenchmarkSettings, measure
+    from compressor.benchmark import BenchResult, bench_json, device_of
+    from compressor.benchmark import bench as measure_all
+    from compressor.benchmark.table import print_bench
 
     if options.json not in (None, "-") and options.json.endswith(".onnx"):
         raise UsageError(f"--json {options.json}: that is a model; put --json after the models")
-    if options.samples < 459:
-        raise UsageError(f"--samples {options.samples}: a p99 needs at least 459 samples")
     if options.json not in (None, "-") and not Path(options.json).parent.is_dir():
         raise UsageError(f"--json {options.json}: its folder does not exist; make it first")
-    settings = BenchmarkSettings(
-        threads=options.threads,
-        min_samples=options.samples,
-        budget_s=_seconds(options.budget),
-        batch=_shapes(options.shape).get("batch", 1),
-    )
-    candidates = _candidates(options, settings)
-    latencies = measure(candidates, settings, Progress(quiet=options.quiet))
-    if options.json == "-":
-        _print_json([asdict(latency) for latency in latencies])
-        return
-    if options.json:
-        from compressor.store import write_atomic
+    device = device_of(options.device) if options.device else None
+    wanted = _bench_settings(options)
+    candidates = _candidates(options)
 
-        write_atomic(
-            Path(options.json), (json.dumps([asdict(latency) for latency in latencies], indent=1) + "\n").encode()
-        )
-    _print_latencies(latencies)
+    def keep(result: BenchResult) -> None:
+        if options.json not in (None, "-"):
+            from compressor.store import write_atomic
+
+            write_atomic(Path(options.json), bench_json(result))
+
+    result = measure_all(candidates, wanted, Progress(quiet=options.quiet), keep, device)
+    if options.json == "-":
+        sys.stdout.write(bench_json(result).decode())
+    else:
+        print_bench(result)
+    if not result.complete:
+        raise KeyboardInterrupt("what was measured until then is kept")
+    if result.problems:
+        raise BenchmarkError("; ".join(result.problems))
+    disturbed = [reason for run in result.runs if run.validity for reason in run.validity.reasons]
+    if options.strict and disturbed:
+        raise BenchmarkError(f"the measurement is invalid: {'; '.join(disturbed)}; free the machine and try again")
 
 
 def report(options: argparse.Namespace) -> None:
@@ -159,39 +163,73 @@ def _values_from_flags(options: argparse.Namespace) -> dict[str, Any]:
     return values if options.out is None else {**values, "out": options.out}
 
 
-def _candidates(options: argparse.Namespace, settings: BenchmarkSettings) -> list[Candidate]:
+def _bench_settings(options: argparse.Namespace) -> list[BenchmarkSettings]:
+    """One for each combination of the axes; the first axis named changes slowest."""
+    from compressor.benchmark import BenchmarkSettings
+
+    spins = {"off": False, "on": True}
+    for word in _words(options.spin, "--spin"):
+        if word not in spins:
+            raise UsageError(f"--spin {options.spin}: expected off, on, or both with a comma between them")
+    axes = itertools.product(
+        _words(options.optimization, "--optimization"),
+        _words(options.provider, "--provider"),
+        _words(options.spin, "--spin"),
+        _shape_sets(options.shape),
+        _whole_numbers(options.threads, "--threads"),
+    )
+    return [
+        BenchmarkSettings(
+            scenario=options.scenario,
+            threads=threads,
+            optimization=optimization,  # type: ignore[arg-type]  # checked by the settings
+            spin=spins[spin],
+            provider=provider,
+            min_samples=options.samples,
+            budget_s=_seconds(options.budget, "--budget"),
+            batch=shapes.get("batch", 1),
+            shapes=shapes,
+            period_ms=options.period_ms,
+            sessions=options.sessions,
+            callers=options.callers,
+            duration_s=_seconds(options.duration, "--duration"),
+            processes=options.processes,
+            least_effect=_share(options.min_effect, "--min-effect"),
+            library=Path(options.ort) if options.ort else None,
+            runner=Path(options.runner) if options.runner else None,
+            memory_limit_mib=options.memory_limit,
+            silence_s=_seconds(options.silence, "--silence"),
+            profile=options.profile,
+        )
+        for optimization, provider, spin, shapes, threads in axes
+    ]
+
+
+def _candidates(options: argparse.Namespace) -> list[Candidate]:
     """The baseline comes first. Bundles are timed on their golden inputs, and ONNX files beside a bundle on the same
     (the first bundle's), so that the comparison is of models; ONNX files alone on made-up ones.
     """
-    from compressor.benchmark import Candidate, made_up_candidates
+    from compressor.benchmark import Candidate, Tolerance
     from compressor.bundle.manifest import MANIFEST
-    from compressor.bundle.verify import golden_feeds
+    from compressor.bundle.verify import golden_cases
 
     paths = [Path(model) for model in options.models]
     if options.baseline is not None:
         baseline = Path(options.baseline)
         paths = [baseline, *(path for path in paths if path != baseline)]
-    bundles = {path: golden_feeds(path) for path in paths if (path / MANIFEST).is_file()}
-    raw = [path for path in paths if path not in bundles]
+    bundles = {path: golden_cases(path) for path in paths if (path / MANIFEST).is_file()}
     if bundles and options.shape:
         raise UsageError("--shape: bundles are timed on their golden inputs; name their model.onnx to choose a shape")
-    made_up = dict(zip(raw, made_up_candidates(raw, _shapes(options.shape), settings), strict=True)) if raw else {}
-    if bundles:
-        _, feeds = next(iter(bundles.values()))
-        made_up = {path: replace(one, inputs=_feeds_for(one, feeds, path)) for path, one in made_up.items()}
-    names = distinct_names([path.resolve() for path in paths])
-    return [
-        Candidate(name, *bundles[path]) if path in bundles else replace(made_up[path], name=name)
-        for path, name in zip(paths, names, strict=True)
-    ]
-
-
-def _feeds_for(candidate: Candidate, feeds: tuple[Feed, ...], path: Path) -> tuple[Feed, ...]:
-    if set(candidate.inputs[0]) != set(feeds[0]):
-        raise UsageError(
-            f"{path}: takes {', '.join(candidate.inputs[0])}, the bundle {', '.join(feeds[0])}: time them apart"
-        )
-    return feeds
+    shared = next(iter(bundles.values())).inputs if bundles else ()
+    candidates = []
+    for path, name in zip(paths, distinct_names([path.resolve() for path in paths]), strict=True):
+        golden = bundles.get(path)
+        if golden is None:
+            candidates.append(Candidate(name, path, shared))
+        else:
+            tolerance = Tolerance(golden.check.min_cosine, golden.check.max_abs_error)
+            candidates.append(Candidate(name, golden.model, golden.inputs, golden.outputs, tolerance))
+    return candidates
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
@@ -203,62 +241,52 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     raise UsageError("the same model is named twice")
 
 
-def _shapes(given: Sequence[str]) -> dict[str, int]:
-    shapes = {}
+def _shape_sets(given: Sequence[str]) -> list[dict[str, int]]:
+    """Every combination of the sizes that are given for each dimension."""
+    sizes: dict[str, list[int]] = {}
     for item in given:
-        name, _, size = item.partition("=")
-        if not name or not size.isdigit():
+        name, _, text = item.rpartition("=")
+        if not name:
             raise UsageError(f"--shape {item}: expected NAME=SIZE, such as sequence=32")
-        shapes[name] = int(size)
-    return shapes
+        sizes[name] = _whole_numbers(text, f"--shape {name}")
+    return [dict(zip(sizes, chosen, strict=True)) for chosen in itertools.product(*sizes.values())]
 
 
-def _seconds(text: str) -> float:
+def _words(text: str, flag: str) -> list[str]:
+    words = [word.strip() for word in text.split(",")]
+    if "" in words:
+        raise UsageError(f"{flag} {text}: expected a value, or several with commas between them")
+    return words
+
+
+def _whole_numbers(text: str, flag: str) -> list[int]:
+    words = _words(text, flag)
+    if not all(word.isascii() and word.isdigit() and int(word) > 0 for word in words):
+        raise UsageError(f"{flag} {text}: expected whole numbers of 1 or more, with commas between them")
+    return [int(word) for word in words]
+
+
+def _share(text: str, flag: str) -> float:
+    """2% or 0.02."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise UsageError(f"{flag} {text}: expected a share such as 2% or 0.02")
+    return value
+
+
+def _seconds(text: str, flag: str) -> float:
     unit = {"s": 1, "m": 60}.get(text[-1:])
     try:
         value = float(text[:-1]) * unit if unit else float(text)
     except ValueError:
         value = 0.0
-    if value <= 0:
-        raise UsageError(f"--budget {text}: expected a time such as 60s or 2m")
+    if not 0 < value < math.inf:
+        raise UsageError(f"{flag} {text}: expected a time such as 60s or 2m")
     return value
 
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, default=str))
-
-
-def _print_latencies(latencies: Sequence[Latency]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    for column in (
-        "model",
-        "p50 ms",
-        "p90 ms",
-        "p99 ms",
-        "inf/s",
-        "CPU ms",
-        "session ms",
-        "memory MiB",
-        "speed-up [95%]",
-    ):
-        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
-    for row in latencies:
-        numbers = (
-            row.p50_ms,
-            row.p90_ms,
-            row.p99_ms,
-            row.throughput_per_s,
-            row.cpu_ms,
-            row.session_ms,
-            row.peak_memory_mib,
-        )
-        speed = f"{row.speedup.value:.2f} [{row.speedup.low:.2f}, {row.speedup.high:.2f}]"
-        table.add_row(row.name, *(f"{number:.4g}" for number in numbers), speed if row is not latencies[0] else "1")
-    width = None if sys.stdout.isatty() else 120
-    Console(width=width, highlight=False).print(table)
-    first = latencies[0]
-    print(f"{first.samples} samples and more, {first.threads} thread(s), batch {first.batch}, {first.runtime}")

@@ -11,9 +11,19 @@ from typing import TYPE_CHECKING
 from compressor.errors import MissingDependencyError
 
 if TYPE_CHECKING:
-    from compressor._native import Inputs, Library, Matrix, Session, TensorInfo
+    from compressor._native import Feed, Library, Matrix, Session, TensorInfo
 
-__all__ = ["Inputs", "Library", "Matrix", "Session", "TensorInfo", "available", "load", "onnxruntime_library"]
+__all__ = [
+    "Feed",
+    "Library",
+    "Matrix",
+    "Session",
+    "TensorInfo",
+    "available",
+    "load",
+    "onnxruntime_library",
+    "runner",
+]
 
 
 @cache
@@ -39,6 +49,21 @@ def load() -> ModuleType:
             "build it with a C++17 compiler: pip install ."
         )
     return found
+
+
+def runner(override: Path | None = None) -> Path:
+    """The measuring program, which is installed beside the C++ module. `override` is taken instead when given.
+
+    Raises MissingDependencyError where it is not.
+    """
+    if override is not None:
+        if not override.is_file():
+            raise MissingDependencyError(f"no measuring program at {override}; give the path of a compressor-runner")
+        return override
+    path = Path(str(load().__file__)).with_name("compressor-runner")
+    if not path.is_file():
+        raise MissingDependencyError(f"the measuring program {path} is not there; run: pip install .")
+    return path
 
 
 def onnxruntime_library(override: Path | None = None) -> Path:

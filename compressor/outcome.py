@@ -107,6 +107,7 @@ def _result(
         models=_model_results(outcome),
         shipped=shipped,
         reason=reason,
+        timing=outcome.timed.timing,
         environment=environment(history.loss_kernel),
         lineage=outcome.teacher.provenance,
         data=at.data.described,

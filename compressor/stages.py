@@ -26,7 +26,7 @@ from compressor.artifacts import (
     Teacher,
     TeacherSignals,
 )
-from compressor.benchmark import BenchmarkSettings, Candidate, measure
+from compressor.benchmark import BenchmarkSettings, Candidate, latencies_of, measure
 from compressor.bundle.build import GOLDEN_CASES, Contents, write_bundle
 from compressor.distill import TrainingData, outputs_of, read_signals, record_signals, train
 from compressor.export import export_onnx
@@ -149,7 +149,10 @@ def benchmark(at: Materials, models: Models) -> Latencies:
         candidates.append(Candidate(model.name, model.path, feeds))
     wanted = at.recipe.benchmark
     settings = BenchmarkSettings(threads=wanted.threads, min_samples=wanted.min_samples, budget_s=wanted.budget_s)
-    return Latencies(measure(candidates, settings, at.progress))
+    run = measure(candidates, settings, at.progress)
+    if not run.complete:
+        raise KeyboardInterrupt
+    return latencies_of(run)
 
 
 def bundle(at: Materials, models: Models, taught_by: Teacher, judged: Quality, folder: Path) -> Bundle:

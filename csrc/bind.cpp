@@ -1,4 +1,4 @@
-// The only file that knows Python. It checks extents and types, releases the GIL, and calls the core.
+// With bind_machine.cpp and bind_stats.cpp all that knows Python. It checks extents and types, releases the GIL, and calls the core.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -11,10 +11,10 @@
 #include <string>
 #include <vector>
 
+#include "bind.h"
 #include "compressor/distill_loss.h"
 #include "compressor/harness.h"
 #include "compressor/ort.h"
-#include "compressor/stats.h"
 
 namespace py = pybind11;
 namespace ort = compressor::ort;
@@ -159,22 +159,9 @@ void bind_distill_loss(py::module_& module) {
   module.def("instruction_sets", &instruction_sets);
 }
 
-std::vector<double> quantiles(py::array_t<double, py::array::c_style | py::array::forcecast> samples,
-                              const std::vector<double>& shares) {
-  if (samples.ndim() != 1 || samples.size() == 0) throw py::value_error("samples must be [count] with count >= 1");
-  std::vector<double> ascending(samples.data(), samples.data() + samples.size());
-  std::sort(ascending.begin(), ascending.end());
-  std::vector<double> found;
-  for (const double share : shares) {
-    if (!(share >= 0.0 && share <= 1.0)) {
-      throw py::value_error("a quantile must be in 0..1, got " + std::to_string(share));
-    }
-    found.push_back(compressor::quantile(ascending.data(), ascending.size(), share));
-  }
-  return found;
-}
+using compressor::Feed;
 
-ort::Inputs prepare(const ort::Session& session, const py::dict& arrays) {
+std::unique_ptr<Feed> prepare(const ort::Session& session, const py::dict& arrays) {
   ort::Inputs prepared(session.library());
   for (const ort::TensorInfo& input : session.inputs()) {
     if (!arrays.contains(input.name.c_str())) throw py::value_error("input '" + input.name + "' is missing");
@@ -191,19 +178,18 @@ ort::Inputs prepare(const ort::Session& session, const py::dict& arrays) {
     throw py::value_error("expected " + std::to_string(session.inputs().size()) + " arrays, one for each input, got " +
                           std::to_string(arrays.size()));
   }
-  return prepared;
+  auto feed = std::make_unique<Feed>(session, std::move(prepared));
+  py::gil_scoped_release released;
+  feed->prepare();
+  return feed;
 }
 
-void check_prepared(const ort::Session& session, const ort::Inputs& inputs) {
-  if (inputs.raw().size() != session.inputs().size()) throw py::value_error("inputs were prepared for another session");
-}
-
-py::list run(const ort::Session& session, const ort::Inputs& inputs) {
-  check_prepared(session, inputs);
+py::list run(Feed& feed) {
   std::vector<ort::Output> produced;
   {
     py::gil_scoped_release released;
-    produced = session.run(inputs);
+    feed.run();
+    produced = feed.outputs();
   }
   py::list arrays;
   for (const ort::Output& output : produced) {
@@ -216,20 +202,27 @@ py::list run(const ort::Session& session, const ort::Inputs& inputs) {
   return arrays;
 }
 
-py::tuple run_block(const ort::Session& session, const std::vector<const ort::Inputs*>& inputs, std::size_t start,
-                    std::size_t count) {
-  if (inputs.empty() || std::find(inputs.begin(), inputs.end(), nullptr) != inputs.end()) {
-    throw py::value_error("inputs must be a non-empty list of prepared inputs");
-  }
-  for (const ort::Inputs* prepared : inputs) check_prepared(session, *prepared);
-  py::array_t<std::int64_t> elapsed(static_cast<py::ssize_t>(count));
-  std::int64_t* data = elapsed.mutable_data();
-  compressor::BlockCost cost;
+py::tuple run_block(Feed& feed, std::size_t count, bool delays) {
+  if (count == 0) throw py::value_error("count must be 1 or more");
+  compressor::Block block;
   {
     py::gil_scoped_release released;
-    cost = compressor::run_block(session, inputs, start, count, data);
+    std::unique_ptr<compressor::DelayMeter> meter;
+    if (delays) meter = std::make_unique<compressor::DelayMeter>(1, 1e9);
+    block = compressor::run_block(&feed, 1, 0, count, meter.get());
   }
-  return py::make_tuple(elapsed, cost.thread_cpu_ns, cost.process_cpu_ns);
+  const auto array = [](const std::vector<double>& values) {
+    return py::array_t<double>(static_cast<py::ssize_t>(values.size()), values.data());
+  };
+  return py::make_tuple(array(block.wall_ns), array(block.corrected_ns), block.process_cpu_ns);
+}
+
+// Nanoseconds of `count` inferences with one reading of the clock before and one after all of them.
+double run_bare(Feed& feed, std::size_t count) {
+  py::gil_scoped_release released;
+  const std::int64_t begin = compressor::monotonic_ns();
+  for (std::size_t i = 0; i < count; ++i) feed.run();
+  return static_cast<double>(compressor::monotonic_ns() - begin);
 }
 
 void bind_runtime(py::module_& module) {
@@ -237,15 +230,14 @@ void bind_runtime(py::module_& module) {
 
   py::class_<ort::Library, std::shared_ptr<ort::Library>>(module, "Library")
       .def(py::init<const std::string&>(), py::arg("path"))
-      .def_property_readonly("version", &ort::Library::version);
+      .def_property_readonly("version", &ort::Library::version)
+      .def_property_readonly("providers", &ort::Library::providers);
 
   py::class_<ort::TensorInfo>(module, "TensorInfo")
       .def_readonly("name", &ort::TensorInfo::name)
       .def_property_readonly("dtype", [](const ort::TensorInfo& info) { return ort::element_name(info.type); })
       .def_readonly("shape", &ort::TensorInfo::shape)
       .def_readonly("symbols", &ort::TensorInfo::symbols);
-
-  py::class_<ort::Inputs>(module, "Inputs");
 
   py::class_<ort::Session>(module, "Session")
       .def(py::init([](std::shared_ptr<ort::Library> library, const std::string& model, int threads,
@@ -258,9 +250,13 @@ void bind_runtime(py::module_& module) {
            py::arg("spin") = false)
       .def_property_readonly("inputs", &ort::Session::inputs)
       .def_property_readonly("outputs", &ort::Session::outputs)
-      .def("prepare", &prepare, py::arg("arrays"))
-      .def("run", &run, py::arg("inputs"))
-      .def("run_block", &run_block, py::arg("inputs"), py::arg("start"), py::arg("count"));
+      .def("prepare", &prepare, py::arg("arrays"), py::keep_alive<0, 1>());
+
+  py::class_<Feed>(module, "Feed")
+      .def_property_readonly("keeps_outputs", &Feed::keeps_outputs)
+      .def("run", &run)
+      .def("run_block", &run_block, py::arg("count"), py::arg("delays") = false)
+      .def("run_bare", &run_bare, py::arg("count"));
 }
 
 }  // namespace
@@ -268,11 +264,11 @@ void bind_runtime(py::module_& module) {
 PYBIND11_MODULE(_native, module) {
   module.attr("__version__") = COMPRESSOR_VERSION;
   bind_distill_loss(module);
-  module.def("quantiles", &quantiles, py::arg("samples"), py::arg("shares"));
-  module.def("median_rank", &compressor::median_rank, py::arg("count"), py::arg("confidence"));
   module.def("memory_use", [] {
     const compressor::MemoryUse use = compressor::memory_use();
     return py::make_tuple(use.resident_bytes, use.peak_bytes);
   });
+  bind_stats(module);
+  bind_machine(module);
   bind_runtime(module);
 }

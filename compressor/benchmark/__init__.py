@@ -1,7 +1,23 @@
-"""Latency, processor time and memory of ONNX models on this machine, measured natively and compared in pairs."""
+"""Latency, processor time and memory of ONNX models on a target, measured natively and compared in pairs."""
 
+from compressor.benchmark.bench import bench
+from compressor.benchmark.device import Device, device_of
+from compressor.benchmark.latency import latencies_of
 from compressor.benchmark.measure import measure
-from compressor.benchmark.paths import bench_paths, made_up_candidates
-from compressor.benchmark.request import BenchmarkSettings, Candidate
+from compressor.benchmark.request import BenchmarkSettings, Candidate, Tolerance
+from compressor.benchmark.result import BenchResult, RunFound, bench_json, bench_schema
 
-__all__ = ["BenchmarkSettings", "Candidate", "bench_paths", "made_up_candidates", "measure"]
+__all__ = [
+    "BenchResult",
+    "BenchmarkSettings",
+    "Candidate",
+    "Device",
+    "RunFound",
+    "Tolerance",
+    "bench",
+    "bench_json",
+    "bench_schema",
+    "device_of",
+    "latencies_of",
+    "measure",
+]

@@ -1,100 +1,137 @@
-"""Measures several models against the first of them."""
+"""One run of the measuring program, here or on a device, and what it found."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from compressor import native
-from compressor.artifacts import Latency
-from compressor.benchmark.child import Event, run_worker
-from compressor.benchmark.request import (
-    BUDGET_OVERRUN,
-    SAMPLES_FILE,
-    BenchmarkSettings,
-    Candidate,
-    Model,
-    check_model_file,
-    make_request,
-    save_feeds,
-)
-from compressor.benchmark.summary import Samples, summarise
-from compressor.errors import BenchmarkError
+from compressor.benchmark.device import Device, run_there
+from compressor.benchmark.local import Event, OnEvent, run_here
+from compressor.benchmark.profile import operator_shares
+from compressor.benchmark.request import BenchmarkSettings, Candidate, check_candidates
+from compressor.benchmark.result import RunFound, run_found
+from compressor.benchmark.work import PROFILE, Work, runner_flags, write_work
 from compressor.progress import Progress
 
-# Silence of a measuring process for longer than this, beside its budget, means that it hangs.
-SILENCE_LIMIT_S = 120.0
+Partial = Callable[[RunFound], None]
+
+LIBRARY = "libonnxruntime.so"  # its name on a device
 
 
-def measure(candidates: Sequence[Candidate], settings: BenchmarkSettings, progress: Progress) -> tuple[Latency, ...]:
-    """Latency, processor time and memory of each candidate, in their order; the first is the baseline of `speedup`.
+def measure(
+    candidates: Sequence[Candidate],
+    settings: BenchmarkSettings,
+    progress: Progress,
+    on_partial: Partial | None = None,
+    device: Device | None = None,
+) -> RunFound:
+    """Times the candidates, the first being the baseline of all comparisons. `on_partial` gets what there is so far.
 
-    One fresh process holds all models and times them in turn, block by block; then one more per model loads it alone.
-    `session_ms` is one creation of the session. `peak_memory_mib` is what the peak of resident memory lies above
-    the process before it opened ONNX Runtime: the runtime, the model and its activations.
+    On a `device` the same files are used: the measuring program and ONNX Runtime's library must be built for it.
 
-    Raises BenchmarkError when a model is missing, does not load or run, kills its process, or is too slow for the
-    budget; MissingDependencyError without the native module or ONNX Runtime's library.
+    The models are opened in processes of their own: one each for `load`, one for the timing of all. Ctrl-C ends early
+    with what there is; the result then is not `complete`.
+
+    Raises BenchmarkError when a model is missing, does not load or run, kills its process or hangs;
+    MissingDependencyError without the native part or ONNX Runtime's library.
     """
-    _check(candidates)
-    native.load()
-    library = native.onnxruntime_library(settings.library)
+    asked = tuple(candidates)
+    check_candidates(asked)
+    program, library = native.runner(settings.runner), native.onnxruntime_library(settings.library)
     with tempfile.TemporaryDirectory(prefix="compressor-bench-") as scratch:
         folder = Path(scratch)
-        models = tuple(save_feeds(c, str(i), folder) for i, c in enumerate(candidates))
-        samples, version = _time(models, library, settings, folder, progress)
-        loads = [
-            run_worker(make_request("load", library, (model,), settings), folder, limit_s=SILENCE_LIMIT_S)
-            for model in models
-        ]
-    return tuple(
-        summarise(
-            model.name,
-            own,
-            samples[0],
-            session_ms=load["session_ms"],
-            peak_memory_mib=load["peak_memory_mib"],
-            threads=settings.threads,
-            batch=settings.batch,
-            runtime=f"onnxruntime {version} (native C API)",
-        )
-        for model, own, load in zip(models, samples, loads, strict=True)
+        work = write_work(asked, folder)
+        with events_shown(progress, on_partial) as on_event:
+            if device is None:
+                told = _here(program, library, work, settings, on_event)
+            else:
+                told = _there(device, program, library, work, settings, on_event)
+        return found(told["result"], folder)
+
+
+def _here(program: Path, library: Path, work: Work, settings: BenchmarkSettings, on_event: OnEvent) -> Event:
+    flags = runner_flags(
+        work,
+        settings,
+        library=str(library.resolve()),
+        model_path=lambda i: str(work.models[i][0]),
+        folder=str(work.folder),
     )
+    return run_here([str(program.resolve()), *flags], work.folder, on_event)
 
 
-def _check(candidates: Sequence[Candidate]) -> None:
-    if not candidates:
-        raise BenchmarkError("one model or more is needed, got none")
-    names = [candidate.name for candidate in candidates]
-    if len(set(names)) < len(names):
-        raise BenchmarkError(f"the models must have different names, got {', '.join(names)}")
-    for candidate in candidates:
-        check_model_file(candidate.model)
-        if not candidate.inputs:
-            raise BenchmarkError(f"{candidate.name}: one feed or more is needed, got none")
+def _there(
+    device: Device, program: Path, library: Path, work: Work, settings: BenchmarkSettings, on_event: OnEvent
+) -> Event:
+    files = [(program, "compressor-runner"), (library, LIBRARY)]
+    files += [(path, f"model-{i}/{path.name}") for i, model in enumerate(work.models) for path in model]
+    files += [(path, f"{path.parent.name}/{path.name}") for path in sorted(work.folder.glob("cases-*/*"))]
+    flags = runner_flags(
+        work,
+        settings,
+        library=f"./{LIBRARY}",
+        model_path=lambda i: f"model-{i}/{work.models[i][0].name}",
+        folder=".",
+    )
+    return run_there(device, files, flags, PROFILE, work.folder, on_event)
 
 
-def _time(
-    models: tuple[Model, ...], library: Path, settings: BenchmarkSettings, folder: Path, progress: Progress
-) -> tuple[list[Samples], str]:
-    request = make_request("time", library, models, settings)
+@contextmanager
+def events_shown(progress: Progress, on_partial: Partial | None) -> Iterator[OnEvent]:
+    """What takes the events of a run: a progress bar shows them, `on_partial` gets the partial results."""
     # Until the rounds begin their number is not known; the bar counts thousandths of them.
     with progress.bar("benchmark", total=1000, unit="per mille") as bar:
-        rounds, shown = 1, 0
+        reached = 0
 
         def show(event: Event) -> None:
-            nonlocal rounds, shown
-            rounds = event.get("rounds", rounds)
-            reached = 1000 if event["event"] == "done" else 1000 * event.get("done", 0) // rounds
-            if reached > shown:
-                bar.advance(reached - shown)
-                shown = reached
+            nonlocal reached
+            now = reached
+            if event["event"] == "progress":
+                now = 1000 * event["progress"]["done"] // max(event["progress"]["of"], 1)
+            elif event["event"] == "result":
+                now = 1000
+            elif event["event"] == "partial" and on_partial is not None:
+                on_partial(run_found(event["result"]))
+            if now > reached:
+                bar.advance(now - reached)
+                reached = now
 
-        limit_s = BUDGET_OVERRUN * settings.budget_s + SILENCE_LIMIT_S
-        done = run_worker(request, folder, limit_s=limit_s, on_event=show)
-    with np.load(folder / SAMPLES_FILE) as saved:
-        samples = [Samples(saved[f"elapsed_ns_{i}"], saved[f"cpu_ns_{i}"]) for i in range(len(models))]
-    return samples, done["version"]
+        yield show
+
+
+def found(told: dict[str, Any], folder: Path) -> RunFound:
+    """The run that was told, with the profiles that lie in `folder` added up."""
+    for model in told["models"]:
+        if "profile" in model:
+            model["profile"] = operator_shares(folder / Path(model["profile"]).name)
+    return run_found(told)
+
+
+def problems_of(run: RunFound, candidates: Sequence[Candidate]) -> list[str]:
+    """What is wrong with the models' answers, one line each: not finite, or further off than a tolerance allows."""
+    problems = []
+    for model, candidate in zip(run.models, candidates, strict=True):
+        answers = model.answers
+        if answers is None:
+            continue
+        if not answers.finite:
+            problems.append(f"{model.name}: its outputs are not finite")
+            continue
+        tolerance = candidate.tolerance
+        if tolerance is None or answers.against != "expected":
+            continue
+        if answers.min_cosine is None or answers.min_cosine < tolerance.min_cosine:
+            problems.append(
+                f"{model.name}: the timed outputs must have a cosine of {tolerance.min_cosine:g} or more with the "
+                f"expected ones, got {answers.min_cosine}"
+            )
+        elif tolerance.max_abs_error is not None and not (answers.max_abs_error or 0.0) <= tolerance.max_abs_error:
+            problems.append(
+                f"{model.name}: the timed outputs may differ by {tolerance.max_abs_error:g} at most from the expected "
+                f"ones, got {answers.max_abs_error}"
+            )
+    return problems

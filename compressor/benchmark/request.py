@@ -1,129 +1,118 @@
-"""What is to be measured, and the files that carry it to the measuring process."""
+"""What is to be measured, and how: settings of one run of the measuring program, and its models."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import numpy as np
 from numpy.typing import NDArray
 
 from compressor.errors import BenchmarkError
 
 # The fewest independent samples of which the largest exceeds the 99th percentile with 99% confidence.
 MIN_P99_SAMPLES = 459
-BUDGET_OVERRUN = 3.0  # times the budget, then the measurement gives up
-SAMPLES_FILE = "samples.npz"
 
-Task = Literal["time", "load", "describe"]
-_FILE = "request.json"
+Scenario = Literal["stream", "paced", "throughput", "sustained", "cold"]
+Optimization = Literal["none", "basic", "extended", "all"]
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far outputs may be from the expected ones: of each, as one vector, the cosine; and the largest difference."""
+
+    min_cosine: float
+    max_abs_error: float | None = None
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to measure. `inputs`: one or more realistic feeds (input name -> array), taken in turn."""
+    """A model to measure.
+
+    `inputs`: realistic feeds (input name -> array), taken in turn; none: they are made up. `expected`: the outputs that
+    each feed should give (output name -> array), or nothing; `tolerance` judges them.
+    """
 
     name: str
     model: Path
-    inputs: tuple[Mapping[str, NDArray[Any]], ...]
+    inputs: tuple[Arrays, ...] = ()
+    expected: tuple[Arrays, ...] = ()
+    tolerance: Tolerance | None = None
 
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
     """How to measure.
 
-    Every model gets at least `min_samples` inferences (459 or more, else there is no p99). `budget_s` bounds the timing
-    of all models together: when it is spent, sampling ends at 459 samples, and gives up at three times the budget.
-    `batch` says how many examples one feed holds. `library` is an ONNX Runtime library other than the installed one.
+    Every model gets `min_samples` inferences if `budget_s` allows; that bounds the timing of all models together, and
+    is overrun up to three times for six rounds. `batch` says how many examples one feed holds. `shapes` gives sizes of
+    dynamic dimensions of made-up inputs. `period_ms` belongs to paced, `sessions` and `callers` (threads that call each
+    session) to throughput, `duration_s` to sustained, `processes` to cold. A difference below `least_effect` is no
+    verdict. `library` is an ONNX Runtime library other than the installed one, `runner` another measuring program.
+    `memory_limit_mib` bounds the address space of the process that opens the models; `silence_s` is how long it may say
+    nothing. `profile` asks for the time of each operator.
     """
 
+    scenario: Scenario = "stream"
     threads: int = 1
+    optimization: Optimization = "all"
+    spin: bool = False
+    provider: str = "cpu"
     min_samples: int = 500
     budget_s: float = 40.0
     batch: int = 1
-    warmup_s: float = 0.3
+    shapes: Mapping[str, int] = field(default_factory=dict)
+    period_ms: float | None = None
+    sessions: int = 1
+    callers: int = 1
+    duration_s: float = 60.0
+    processes: int = 5
+    least_effect: float = 0.02
     seed: int = 0
     library: Path | None = None
+    runner: Path | None = None
+    memory_limit_mib: int | None = None
+    silence_s: float = 120.0
+    profile: bool = False
 
     def __post_init__(self) -> None:
-        if self.min_samples < MIN_P99_SAMPLES:
-            raise BenchmarkError(f"min_samples must be {MIN_P99_SAMPLES} or more for a p99, got {self.min_samples}")
-        if self.threads < 1 or self.batch < 1:
-            raise BenchmarkError(f"threads and batch must be 1 or more, got {self.threads} and {self.batch}")
-        if not self.budget_s > 0:
-            raise BenchmarkError(f"budget_s must be above 0, got {self.budget_s}")
+        for name, choices in (("scenario", get_args(Scenario)), ("optimization", get_args(Optimization))):
+            if getattr(self, name) not in choices:
+                raise BenchmarkError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
+        for name in ("threads", "min_samples", "batch", "sessions", "callers", "processes"):
+            if getattr(self, name) < 1:
+                raise BenchmarkError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("budget_s", "duration_s", "silence_s"):
+            if not getattr(self, name) > 0:
+                raise BenchmarkError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.least_effect <= 1:
+            raise BenchmarkError(f"least_effect must be in 0..1, got {self.least_effect}")
+        for name, size in self.shapes.items():
+            if size < 1:
+                raise BenchmarkError(f"the size of {name!r} must be 1 or more, got {size}")
+        if (self.scenario == "paced") != (self.period_ms is not None):
+            raise BenchmarkError(f"a period belongs to scenario paced, got {self.period_ms} ms and {self.scenario}")
+        if self.period_ms is not None and not self.period_ms > 0:
+            raise BenchmarkError(f"period_ms must be above 0, got {self.period_ms}")
 
 
-@dataclass(frozen=True)
-class Model:
-    """A model as the measuring process sees it: each feed maps an input's name to an `.npy` file beside the request."""
-
-    name: str
-    path: str
-    feeds: tuple[dict[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class Request:
-    task: Task
-    library: str
-    models: tuple[Model, ...]
-    threads: int
-    min_samples: int
-    budget_s: float
-    warmup_s: float
-    seed: int
-
-
-def make_request(task: Task, library: Path, models: tuple[Model, ...], settings: BenchmarkSettings) -> Request:
-    """A request from the settings of a measurement."""
-    return Request(
-        task=task,
-        library=str(library),
-        models=models,
-        threads=settings.threads,
-        min_samples=settings.min_samples,
-        budget_s=settings.budget_s,
-        warmup_s=settings.warmup_s,
-        seed=settings.seed,
-    )
-
-
-def save_feeds(candidate: Candidate, prefix: str, folder: Path) -> Model:
-    """Writes the candidate's arrays to `folder`, each file's name beginning with `prefix`."""
-    feeds = []
-    for row, arrays in enumerate(candidate.inputs):
-        feed = {}
-        for column, (name, array) in enumerate(arrays.items()):
-            feed[name] = f"{prefix}_{row}_{column}.npy"
-            np.save(folder / feed[name], np.asarray(array), allow_pickle=False)
-        feeds.append(feed)
-    return Model(candidate.name, str(candidate.model.resolve()), tuple(feeds))
-
-
-def load_feed(feed: Mapping[str, str], folder: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of one feed that `save_feeds` wrote."""
-    return {name: np.load(folder / file, allow_pickle=False) for name, file in feed.items()}
-
-
-def write_request(request: Request, folder: Path) -> None:
-    """Writes the request where `read_request` finds it."""
-    (folder / _FILE).write_text(json.dumps(asdict(request)), encoding="utf-8")
-
-
-def read_request(folder: Path) -> Request:
-    """The request that `write_request` left in the folder."""
-    raw = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-    models = tuple(Model(m["name"], m["path"], tuple(m["feeds"])) for m in raw.pop("models"))
-    return Request(models=models, **raw)
-
-
-def check_model_file(path: Path) -> None:
-    """Raises BenchmarkError when there is no such file, or nothing in it."""
-    if not path.is_file():
-        raise BenchmarkError(f"{path} must be an ONNX file, got {'a folder' if path.is_dir() else 'nothing'}")
-    if path.stat().st_size == 0:
-        raise BenchmarkError(f"{path} must be an ONNX file, got an empty file; write it again")
+def check_candidates(candidates: tuple[Candidate, ...]) -> None:
+    """Raises BenchmarkError where there is none, two have one name, or a file is missing or empty."""
+    if not candidates:
+        raise BenchmarkError("one model or more is needed, got none")
+    names = [candidate.name for candidate in candidates]
+    if len(set(names)) < len(names):
+        raise BenchmarkError(f"the models must have different names, got {', '.join(names)}")
+    for candidate in candidates:
+        path = candidate.model
+        if not path.is_file():
+            raise BenchmarkError(f"{path} must be an ONNX file, got {'a folder' if path.is_dir() else 'nothing'}")
+        if path.stat().st_size == 0:
+            raise BenchmarkError(f"{path} must be an ONNX file, got an empty file; write it again")
+        if candidate.expected and len(candidate.expected) != len(candidate.inputs):
+            raise BenchmarkError(
+                f"{candidate.name}: expected outputs must be one for each of the {len(candidate.inputs)} inputs, "
+                f"got {len(candidate.expected)}"
+            )

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.bundle.manifest import Manifest, OpenedBundle, check_files, open_bundle
+from compressor.artifacts import TensorSpec
+from compressor.bundle.manifest import GoldenCheck, Manifest, OpenedBundle, check_files, open_bundle
 from compressor.bundle.predictor import bundle_preprocessor
 from compressor.errors import BundleError
 from compressor.metrics import mean_cosine
@@ -56,14 +57,29 @@ def verify_bundle(folder: Path) -> BundleCheck:
     )
 
 
-def golden_feeds(folder: Path) -> tuple[Path, tuple[Feed, ...]]:
-    """The model of a bundle and its golden inputs, one feed per case; hashes are checked first. Raises BundleError."""
+@dataclass(frozen=True)
+class GoldenCases:
+    """A bundle's model, what it is fed and should answer in each golden case, and how close."""
+
+    model: Path
+    inputs: tuple[Feed, ...]
+    outputs: tuple[Feed, ...]
+    check: GoldenCheck
+
+
+def golden_cases(folder: Path) -> GoldenCases:
+    """The golden cases of a bundle; hashes are checked first. Raises BundleError."""
     bundle = open_bundle(folder)
     check_files(bundle)
-    arrays, inputs = _arrays(bundle), bundle.manifest.inputs
-    cases = range(bundle.manifest.golden.cases)
-    feeds = tuple({spec.name: _get(arrays, f"{case}.in.{spec.name}", folder) for spec in inputs} for case in cases)
-    return folder / bundle.manifest.model, feeds
+    arrays, manifest = _arrays(bundle), bundle.manifest
+
+    def cases(kind: str, specs: tuple[TensorSpec, ...]) -> tuple[Feed, ...]:
+        numbers = range(manifest.golden.cases)
+        return tuple({s.name: _get(arrays, f"{case}.{kind}.{s.name}", folder) for s in specs} for case in numbers)
+
+    return GoldenCases(
+        folder / manifest.model, cases("in", manifest.inputs), cases("out", manifest.outputs), manifest.golden
+    )
 
 
 def _arrays(bundle: OpenedBundle) -> dict[str, NDArray[Any]]:

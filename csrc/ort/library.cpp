@@ -43,6 +43,17 @@ Library::~Library() {
   release(kReleaseEnv, environment_);
 }
 
+std::vector<std::string> Library::providers() const {
+  char** names = nullptr;
+  int count = 0;
+  call(kAvailableProviders, &names, &count);
+  const std::vector<std::string> found(names, names + count);
+  call(kReleaseAvailableProviders, names, count);
+  return found;
+}
+
+void Library::discard(void* status) const noexcept { release(kReleaseStatus, status); }
+
 void Library::check(void* status) const {
   if (status == nullptr) return;
   const std::string message = reinterpret_cast<const char* (*)(const void*)>(table_[kGetErrorMessage])(status);

@@ -48,6 +48,19 @@ std::vector<TensorInfo> describe_all(const Library& library, void* session, bool
   return all;
 }
 
+void append_provider(const Library& library, void* options, const std::string& provider) {
+  if (provider == "cpu") return;
+  try {
+    const char* const* none = nullptr;
+    library.call(kAppendExecutionProvider, options, provider.c_str(), none, none, std::size_t{0});
+  } catch (const Error& error) {
+    std::string there;
+    for (const std::string& name : library.providers()) there += (there.empty() ? "" : ", ") + name;
+    throw Error("execution provider '" + provider + "' must be one that this ONNX Runtime has (" + there +
+                "); it says: " + error.what());
+  }
+}
+
 }  // namespace
 
 Session::Session(std::shared_ptr<Library> library, const std::string& model, const SessionSettings& settings)
@@ -60,6 +73,10 @@ Session::Session(std::shared_ptr<Library> library, const std::string& model, con
   runtime.call(kSetGraphOptimizationLevel, options.get(), settings.optimization_level);
   runtime.call(kAddSessionConfigEntry, options.get(), static_cast<const char*>(kSpinningEntry),
                settings.spin ? "1" : "0");
+  append_provider(runtime, options.get(), settings.provider);
+  if (!settings.profile_prefix.empty()) {
+    runtime.call(kEnableProfiling, options.get(), settings.profile_prefix.c_str());
+  }
   runtime.call(kCreateSession, runtime.environment(), model.c_str(), static_cast<const void*>(options.get()),
                session_.out());
 
@@ -88,24 +105,42 @@ void Session::release_outputs(void** outputs) const noexcept {
   }
 }
 
-std::vector<Output> Session::run(const Inputs& inputs) const {
+Output Session::view(void* value) const {
   const Library& runtime = *library_;
+  Output output{Handle(&runtime, kReleaseValue), ElementType{}, {}, nullptr};
+  Handle info(&runtime, kReleaseTensorInfo);
+  runtime.call(kTensorInfoOfValue, static_cast<const void*>(value), info.out());
+  read_type_and_shape(runtime, info.get(), output.type, output.shape);
+  void* data = nullptr;
+  runtime.call(kTensorData, value, &data);
+  output.data = data;
+  return output;
+}
+
+std::vector<Output> Session::run(const Inputs& inputs) const {
   std::vector<void*> raw(outputs_.size(), nullptr);
-  runtime.check(run_raw(inputs, raw.data()));
-  std::vector<Output> produced;
+  library_->check(run_raw(inputs, raw.data()));
+  std::vector<Handle> values;
   for (void* value : raw) {
-    produced.push_back({Handle(&runtime, kReleaseValue), ElementType{}, {}, nullptr});
-    *produced.back().value.out() = value;
+    values.emplace_back(library_.get(), kReleaseValue);
+    *values.back().out() = value;
   }
-  for (Output& output : produced) {
-    Handle info(&runtime, kReleaseTensorInfo);
-    runtime.call(kTensorInfoOfValue, static_cast<const void*>(output.value.get()), info.out());
-    read_type_and_shape(runtime, info.get(), output.type, output.shape);
-    void* data = nullptr;
-    runtime.call(kTensorData, output.value.get(), &data);
-    output.data = data;
+  std::vector<Output> produced;
+  for (Handle& value : values) {
+    produced.push_back(view(value.get()));
+    produced.back().value = std::move(value);
   }
   return produced;
+}
+
+std::string Session::end_profile() const {
+  void* allocator = nullptr;
+  library_->call(kDefaultAllocator, &allocator);
+  char* path = nullptr;
+  library_->call(kEndProfiling, session_.get(), allocator, &path);
+  const std::string copied = path;
+  library_->call(kAllocatorFree, allocator, static_cast<void*>(path));
+  return copied;
 }
 
 }  // namespace compressor::ort

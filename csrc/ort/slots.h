@@ -10,6 +10,7 @@ enum Slot : int {
   kCreateSession = 7,
   kRun = 9,
   kCreateSessionOptions = 10,
+  kEnableProfiling = 14,
   kSetGraphOptimizationLevel = 23,
   kSetIntraOpThreads = 24,
   kSetInterOpThreads = 25,
@@ -38,7 +39,11 @@ enum Slot : int {
   kReleaseTypeInfo = 98,
   kReleaseTensorInfo = 99,
   kReleaseSessionOptions = 100,
+  kEndProfiling = 110,
+  kAvailableProviders = 125,
+  kReleaseAvailableProviders = 126,
   kAddSessionConfigEntry = 130,
+  kAppendExecutionProvider = 216,
 };
 
 }  // namespace compressor::ort

@@ -55,6 +55,8 @@ class Library {
   Library& operator=(const Library&) = delete;
 
   const std::string& version() const noexcept { return version_; }
+  // The execution providers that it was built with, under their long names.
+  std::vector<std::string> providers() const;
 
   // Calls the function at `slot` of the table, which returns a status; throws Error with its message.
   template <typename... Arguments>
@@ -66,6 +68,8 @@ class Library {
     if (handle != nullptr) reinterpret_cast<void (*)(void*)>(table_[slot])(handle);
   }
   void check(void* status) const;
+  // Forgets a status.
+  void discard(void* status) const noexcept;
   const void* at(int slot) const noexcept { return table_[slot]; }
   void* environment() const noexcept { return environment_; }
   void* memory_info() const noexcept { return memory_info_; }
@@ -85,7 +89,16 @@ class Handle {
   Handle(Handle&& other) noexcept : library_(other.library_), slot_(other.slot_), raw_(other.raw_) {
     other.raw_ = nullptr;
   }
-  Handle& operator=(Handle&&) = delete;
+  Handle& operator=(Handle&& other) noexcept {
+    if (this != &other) {
+      reset();
+      library_ = other.library_;
+      slot_ = other.slot_;
+      raw_ = other.raw_;
+      other.raw_ = nullptr;
+    }
+    return *this;
+  }
   ~Handle() { reset(); }
 
   void* get() const noexcept { return raw_; }
@@ -117,7 +130,7 @@ class Inputs {
   std::vector<const void*> raw_;
 };
 
-// An output, owned by the runtime.
+// An output; the value is the runtime's, null where only looked at.
 struct Output {
   Handle value;
   ElementType type;
@@ -127,8 +140,10 @@ struct Output {
 
 struct SessionSettings {
   int threads = 1;
-  int optimization_level = 99;  // 0 none, 1 basic, 2 extended, 99 all
-  bool spin = false;            // whether idle threads burn processor time while they wait
+  int optimization_level = 99;    // 0 none, 1 basic, 2 extended, 99 all
+  bool spin = false;              // whether idle threads burn processor time while they wait
+  std::string provider = "cpu";   // or the short name of another that the library has, such as XNNPACK
+  std::string profile_prefix;     // where the runtime's profile of each node goes; "": no profile
 };
 
 class Session {
@@ -140,7 +155,12 @@ class Session {
   const std::shared_ptr<Library>& library() const noexcept { return library_; }
 
   std::vector<Output> run(const Inputs& inputs) const;
-  // Runs once. `outputs` has one null per output and receives what the runtime allocates. Returns its status.
+  // What a value holds that `run_raw` wrote; the value stays the caller's.
+  Output view(void* value) const;
+  // Ends the profile and returns its file's path. Throws Error when the session was not asked for one.
+  std::string end_profile() const;
+  // Runs once. Each of `outputs` is null and receives what the runtime allocates, or a value of an earlier run that is
+  // written over, which fails where its shape is another. Returns the runtime's status.
   void* run_raw(const Inputs& inputs, void** outputs) const noexcept;
   void release_outputs(void** outputs) const noexcept;
 

@@ -1,0 +1,61 @@
+"""What the pipeline keeps of a run: one `Latency` for each model, and whether the machine let it be."""
+
+from __future__ import annotations
+
+from compressor.artifacts import Interval, Latencies, Latency, TimesShown, Timing
+from compressor.benchmark.result import ModelFound, RunFound
+from compressor.errors import BenchmarkError
+
+_FEWEST_ROUNDS = 6
+
+
+def latencies_of(run: RunFound) -> Latencies:
+    """The timings of a run of scenario stream. Raises BenchmarkError where there were too few rounds to compare."""
+    speedups = {comparison.model: comparison for comparison in run.comparisons}
+    timed = []
+    for model in run.models:
+        comparison = speedups.get(model.name)
+        interval, verdict = Interval(1.0, 1.0, 1.0), "baseline"
+        if comparison is not None:
+            low, high = comparison.speedup.low, comparison.speedup.high
+            if low is None or high is None:
+                raise BenchmarkError(
+                    f"a comparison needs {_FEWEST_ROUNDS} rounds or more, got {comparison.rounds}; raise the budget of "
+                    f"{run.conditions.budget_s:g} s, or measure fewer models"
+                )
+            interval, verdict = Interval(comparison.speedup.value, low, high), comparison.verdict
+        timed.append(_latency(model, interval, verdict, run))
+    validity = run.validity
+    if validity is None:
+        raise BenchmarkError("the timing was ended before it could be judged; run it again")
+    timing = Timing(validity.valid, validity.reasons, validity.warnings, validity.unavailable)
+    return Latencies(tuple(timed), timing)
+
+
+def _latency(model: ModelFound, speedup: Interval, verdict: str, run: RunFound) -> Latency:
+    found, drawn, session_ms = model.latency, model.distribution, model.load.session_ms
+    if found is None or drawn is None or session_ms is None or found.raw.p50_ms is None or model.cpu_ms is None:
+        emulator = run.target.emulator
+        why = f"this machine emulates another ({emulator})" if emulator else "there were too few inferences"
+        raise BenchmarkError(f"{model.name}: no latency was measured: {why}; measure on the target, or raise the budget")
+    raw, best = found.raw, found.best
+    memory = model.load.memory_mib
+    return Latency(
+        name=model.name,
+        samples=found.samples,
+        p50_ms=raw.p50_ms.value,
+        p90_ms=raw.p90_ms.value if raw.p90_ms else None,
+        p99_ms=raw.p99_ms.value if raw.p99_ms else None,
+        mean_ms=raw.mean_ms,
+        corrected_p50_ms=best.p50_ms.value if best.p50_ms and found.corrected else None,
+        cpu_ms=model.cpu_ms,
+        throughput_per_s=model.throughput_per_s or 0.0,
+        session_ms=session_ms,
+        peak_memory_mib=memory.peak - memory.start,
+        speedup=speedup,
+        verdict=verdict,
+        distribution=TimesShown(drawn.corrected, drawn.shares, drawn.ms),
+        threads=run.conditions.threads,
+        batch=run.conditions.batch,
+        runtime=f"onnxruntime {run.runtime.version} (native C API)",
+    )

@@ -1,0 +1,143 @@
+#include "compressor/measure.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "compressor/json.h"
+#include "report.h"
+#include "scenarios.h"
+
+namespace compressor {
+namespace {
+
+constexpr double kProgressEveryS = 0.5;  // each line wakes whoever reads it, on a machine that is measuring
+constexpr double kPartialEveryS = 5.0;
+
+std::vector<Array> outputs_of(Feed& feed) {
+  std::vector<Array> arrays;
+  for (const ort::Output& output : feed.outputs()) arrays.push_back(copy_of(output));
+  return arrays;
+}
+
+// What the timed session gave for each case: [cases][outputs].
+std::vector<std::vector<Array>> answers_of(Loaded& model) {
+  std::vector<std::vector<Array>> answers;
+  for (Feed& feed : model.callers.front().feeds) answers.push_back(outputs_of(feed));
+  return answers;
+}
+
+bool same_names(const ort::Session& one, const ort::Session& other) {
+  const auto& a = one.outputs();
+  const auto& b = other.outputs();
+  return a.size() == b.size() &&
+         std::equal(a.begin(), a.end(), b.begin(), [](const auto& x, const auto& y) { return x.name == y.name; });
+}
+
+bool same_inputs(const Case& one, const Case& other) {
+  return one.inputs.size() == other.inputs.size() &&
+         std::equal(one.inputs.begin(), one.inputs.end(), other.inputs.begin(), [](const Array& a, const Array& b) {
+           return a.type == b.type && a.shape == b.shape && a.storage == b.storage;
+         });
+}
+
+Answers compared_with_expected(Loaded& model, const std::vector<std::vector<Array>>& got) {
+  Answers answers{"expected", "", {}};
+  for (std::size_t row = 0; row < got.size(); ++row) {
+    const std::vector<Array>& expected = model.cases[row].expected;
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+      if (!expected[i].storage.empty()) compare(got[row][i], expected[i], answers.agreement);
+    }
+    answers.agreement.cases += !expected.empty();
+  }
+  if (!answers.agreement.comparable) return {"", "an output's shape is not the expected one's", {}};
+  return answers;
+}
+
+Answers compared_with_baseline(Loaded& baseline, Loaded& model, const std::vector<std::vector<Array>>& wanted,
+                               const std::vector<std::vector<Array>>& got) {
+  if (!same_names(baseline.session(), model.session())) return {"", "its outputs have other names than the baseline's", {}};
+  const bool same = baseline.cases.size() == model.cases.size() &&
+                    std::equal(baseline.cases.begin(), baseline.cases.end(), model.cases.begin(), same_inputs);
+  if (!same) return {"", "its inputs are not the baseline's", {}};
+  Answers answers{baseline.name, "", {}};
+  for (std::size_t row = 0; row < got.size(); ++row) {
+    for (std::size_t i = 0; i < got[row].size(); ++i) compare(got[row][i], wanted[row][i], answers.agreement);
+    ++answers.agreement.cases;
+  }
+  if (!answers.agreement.comparable) return {"", "its outputs have other shapes than the baseline's", {}};
+  return answers;
+}
+
+void save_answers(const std::string& folder, std::size_t model, const std::vector<std::vector<Array>>& got) {
+  for (std::size_t row = 0; row < got.size(); ++row) {
+    for (std::size_t i = 0; i < got[row].size(); ++i) {
+      const std::string name = std::to_string(model) + "-" + std::to_string(row) + "-" + std::to_string(i) + ".npy";
+      write_npy(folder + "/" + name, got[row][i].type, got[row][i].shape, got[row][i].data());
+    }
+  }
+}
+
+// Of every model: against the expected outputs where there are any, else against the baseline's.
+std::vector<Answers> check_answers(const Request& request, std::vector<Loaded>& models) {
+  std::vector<Answers> all;
+  std::vector<std::vector<Array>> of_baseline;
+  for (std::size_t i = 0; i < models.size(); ++i) {
+    Loaded& model = models[i];
+    std::vector<std::vector<Array>> got = answers_of(model);
+    if (!request.outputs.empty()) save_answers(request.outputs, i, got);
+    const bool expected = std::any_of(model.cases.begin(), model.cases.end(),
+                                      [](const Case& one) { return !one.expected.empty(); });
+    if (expected) {
+      all.push_back(compared_with_expected(model, got));
+    } else if (i > 0) {
+      all.push_back(compared_with_baseline(models[0], model, of_baseline, got));
+    } else {
+      all.push_back({"", "it is the baseline, and nothing says what its outputs should be", {}});
+    }
+    if (i == 0) of_baseline = std::move(got);
+  }
+  return all;
+}
+
+std::string progress_of(const Rounds& rounds) {
+  return Json().object().member("done", rounds.done).member("of", rounds.wanted).end().text();
+}
+
+}  // namespace
+
+std::string measure(const Request& request, const std::vector<LoadCost>& loads, const std::atomic<bool>& stop,
+                    const Tell& tell) {
+  const auto library = std::make_shared<ort::Library>(request.library);
+  std::vector<Loaded> models = open_models(request, library, tell);
+  for (Loaded& model : models) {
+    warm_up(model, request, stop);
+    if (request.scenario != Scenario::kThroughput) {
+      model.meter = std::make_unique<DelayMeter>(request.session.threads, model.latency_ns);
+    }
+  }
+  tell({Line::kModel, ""});
+  Measured measured{request, library->version(), describe_target(""), loads, models, {}, {}, {}, {}, {}, false};
+  measured.before = read_machine("");
+  std::int64_t told = monotonic_ns(), told_all = told;
+  measured.rounds = run_rounds(request, models, stop, [&](const Rounds& rounds) {
+    const std::int64_t now = monotonic_ns();
+    if (static_cast<double>(now - told) < kProgressEveryS * 1e9) return;
+    told = now;
+    tell({Line::kProgress, progress_of(rounds)});
+    if (static_cast<double>(now - told_all) < kPartialEveryS * 1e9) return;
+    told_all = now;
+    measured.rounds = rounds;
+    tell({Line::kPartial, result_of(measured)});
+  });
+  measured.after = read_machine("");
+  measured.interrupted = stop;
+  if (measured.rounds.done == 0) throw MeasureError("interrupted before anything was measured");
+  measured.answers = check_answers(request, models);
+  if (!request.session.profile_prefix.empty()) {
+    for (Loaded& model : models) measured.profiles.push_back(model.session().end_profile());
+  }
+  for (const std::string& line : table_of(measured)) tell({Line::kTable, line});
+  return result_of(measured);
+}
+
+}  // namespace compressor

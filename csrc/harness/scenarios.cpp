@@ -1,0 +1,281 @@
+#include "scenarios.h"
+
+#include <time.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <thread>
+
+#include "compressor/stats.h"
+
+namespace compressor {
+namespace {
+
+constexpr std::size_t kLeastRounds = 50;          // fewer and a step of some percent goes unseen
+constexpr std::size_t kFewestRounds = 6;      // that give a 95% interval of a median
+constexpr double kBudgetOverrun = 3.0;        // times the budget, then what there is must do
+constexpr double kStreamBlockNs = 5e6;        // short against the moods of the machine, long against the change of models
+constexpr double kPacedBlockNs = 1e9;
+constexpr double kSustainedBlockNs = 0.5e9;
+constexpr double kThroughputBlockS = 0.25;
+constexpr std::size_t kSmallestBlock = 10, kLargestBlock = 1000;
+constexpr std::size_t kKeptOfBlock = 1000;    // times of a block; more tell nothing and fill the memory
+
+double since_s(std::int64_t begin) noexcept { return static_cast<double>(monotonic_ns() - begin) / 1e9; }
+
+double median_of(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return quantile(values.data(), values.size(), 0.5);
+}
+
+// What an error of the runtime says, with the model's name before it.
+template <class Work>
+auto naming(const std::string& model, Work work) {
+  try {
+    return work();
+  } catch (const ort::Error& error) {
+    throw MeasureError(model + ": " + error.what());
+  } catch (const NpyError& error) {
+    throw MeasureError(model + ": " + error.what());
+  } catch (const MeasureError& error) {
+    throw MeasureError(model + ": " + error.what());
+  }
+}
+
+Loaded open_model(const Request& request, const ModelRequest& model, const std::shared_ptr<ort::Library>& library,
+                  std::size_t number) {
+  Loaded loaded;
+  loaded.name = model.name;
+  loaded.path = model.path;
+  const bool many = request.scenario == Scenario::kThroughput;
+  ort::SessionSettings settings = request.session;
+  if (!settings.profile_prefix.empty()) settings.profile_prefix += "-" + std::to_string(number);
+  for (int i = 0; i < (many ? request.sessions : 1); ++i) {
+    loaded.sessions.push_back(std::make_unique<ort::Session>(library, model.path, settings));
+  }
+  return loaded;
+}
+
+void make_feeds(const Request& request, const ModelRequest& model, Loaded& loaded) {
+  const int callers = request.scenario == Scenario::kThroughput ? request.callers : 1;
+  loaded.cases = cases_of(request, model, loaded.session());
+  for (const auto& session : loaded.sessions) {
+    for (int i = 0; i < callers; ++i) {
+      loaded.callers.emplace_back();
+      for (const Case& one : loaded.cases) {
+        loaded.callers.back().feeds.emplace_back(*session, prepare(*session, one));
+        loaded.callers.back().feeds.back().prepare();
+      }
+    }
+  }
+}
+
+// The order of the models in each round: shuffled, and every second round the mirror of the one before, so that a slow
+// drift of the machine cancels.
+class Orders {
+ public:
+  Orders(std::size_t count, std::uint64_t seed) : order_(count), generator_(seed) {
+    for (std::size_t i = 0; i < count; ++i) order_[i] = i;
+  }
+  const std::vector<std::size_t>& of(std::size_t round) {
+    if (round % 2 == 1) {
+      std::reverse(order_.begin(), order_.end());
+    } else {
+      std::shuffle(order_.begin(), order_.end(), generator_);
+    }
+    return order_;
+  }
+
+ private:
+  std::vector<std::size_t> order_;
+  std::mt19937_64 generator_;
+};
+
+Block one_block(const Request& request, Loaded& model, const Rounds& rounds, const std::atomic<bool>& stop) {
+  if (request.scenario == Scenario::kThroughput) return throughput_block(model, kThroughputBlockS);
+  if (request.scenario == Scenario::kPaced) return paced_block(model, request, rounds.block, stop);
+  std::vector<Feed>& feeds = model.callers.front().feeds;
+  const std::size_t start = rounds.done * rounds.block;
+  if (request.scenario == Scenario::kStream) run_block(feeds.data(), feeds.size(), start, 1, nullptr);  // pays for the caches others took
+  return run_block(feeds.data(), feeds.size(), start, rounds.block, model.meter.get());
+}
+
+void add_block(const Request& request, Loaded& model, const Rounds& rounds, std::int64_t begin,
+               const std::atomic<bool>& stop) {
+  const double at_s = since_s(begin);
+  Block block = naming(model.name, [&] { return one_block(request, model, rounds, stop); });
+  block.at_s = at_s;
+  thin_out(block, kKeptOfBlock);
+  if (block.inferences > 0) model.blocks.push_back(std::move(block));
+}
+
+Rounds in_turn(const Request& request, std::vector<Loaded>& models, Rounds rounds, const std::atomic<bool>& stop,
+               const std::function<void(const Rounds&)>& after_round) {
+  Orders orders(models.size(), request.seed);
+  const std::int64_t begin = monotonic_ns();
+  for (; rounds.done < rounds.wanted && !stop; after_round(rounds)) {
+    const double spent_s = since_s(begin);
+    if (spent_s >= request.budget_s && rounds.done >= kFewestRounds) break;
+    if (spent_s >= kBudgetOverrun * request.budget_s && rounds.done > 0) break;
+    for (const std::size_t index : orders.of(rounds.done)) add_block(request, models[index], rounds, begin, stop);
+    ++rounds.done;
+  }
+  return rounds;
+}
+
+Rounds one_after_the_other(const Request& request, std::vector<Loaded>& models, Rounds rounds,
+                           const std::atomic<bool>& stop, const std::function<void(const Rounds&)>& after_round) {
+  const std::int64_t begin = monotonic_ns();
+  const double total_s = request.duration_s * static_cast<double>(models.size());
+  for (std::size_t index = 0; index < models.size(); ++index) {
+    const std::int64_t own_begin = monotonic_ns();
+    while (!stop && since_s(own_begin) < request.duration_s) {
+      add_block(request, models[index], rounds, begin, stop);
+      ++rounds.done;
+      const double share = std::min(since_s(begin) / total_s, 1.0);
+      rounds.wanted = std::max(rounds.done, static_cast<std::size_t>(static_cast<double>(rounds.done) / share));
+      after_round(rounds);
+    }
+  }
+  return rounds;
+}
+
+}  // namespace
+
+std::size_t Loaded::inferences() const noexcept {
+  std::size_t count = 0;
+  for (const Block& block : blocks) count += block.inferences;
+  return count;
+}
+
+std::vector<Loaded> open_models(const Request& request, const std::shared_ptr<ort::Library>& library,
+                                const Tell& tell) {
+  std::vector<Loaded> models;
+  std::vector<const ort::Session*> sessions;
+  for (const ModelRequest& model : request.models) {
+    tell({Line::kModel, model.name});
+    models.push_back(naming(model.name, [&] { return open_model(request, model, library, models.size()); }));
+    sessions.push_back(&models.back().session());
+  }
+  check_shapes(request, sessions);
+  for (std::size_t i = 0; i < models.size(); ++i) {
+    tell({Line::kModel, models[i].name});
+    naming(models[i].name, [&] { make_feeds(request, request.models[i], models[i]); });
+  }
+  return models;
+}
+
+void warm_up(Loaded& model, const Request& request, const std::atomic<bool>& stop) {
+  std::vector<Feed>& feeds = model.callers.front().feeds;
+  WarmUp averages;
+  std::vector<double> last;
+  const std::int64_t begin = monotonic_ns();
+  for (int passes = 0; !stop; ++passes) {
+    // One pass over the inputs is one time: inputs of different length must not look like a change.
+    const Block block = naming(model.name, [&] { return run_block(feeds.data(), feeds.size(), 0, feeds.size(), nullptr); });
+    model.warmed_up.inferences += feeds.size();
+    model.warmed_up.settled = averages.settled(block.span_ns) || model.warmed_up.settled;
+    last = block.wall_ns;
+    const double spent_s = since_s(begin);
+    if (passes > 0 && spent_s >= request.warm_up_s && (model.warmed_up.settled || spent_s >= request.warm_up_cap_s)) {
+      break;
+    }
+  }
+  model.warmed_up.seconds = since_s(begin);
+  model.latency_ns = last.empty() ? 1.0 : std::max(median_of(last), 1.0);
+}
+
+std::size_t block_size(const std::vector<Loaded>& models, double target_ns) {
+  double slowest_ns = 1.0;
+  for (const Loaded& model : models) slowest_ns = std::max(slowest_ns, model.latency_ns);
+  const double count = std::clamp(target_ns / slowest_ns, 1.0, 1e6);
+  return static_cast<std::size_t>(count);
+}
+
+Block paced_block(Loaded& model, const Request& request, std::size_t count, const std::atomic<bool>& stop) {
+  std::vector<Feed>& feeds = model.callers.front().feeds;
+  const auto period_ns = static_cast<std::int64_t>(request.period_ms * 1e6);
+  Block block;
+  const std::int64_t cpu_begin = process_cpu_ns(), span_begin = monotonic_ns();
+  std::int64_t due = span_begin + period_ns;
+  for (std::size_t i = 0; i < count && !stop; ++i) {
+    const timespec until{due / 1'000'000'000, due % 1'000'000'000};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, nullptr) != 0 && !stop) {
+    }
+    if (stop) break;
+    block.late_ns.push_back(static_cast<double>(monotonic_ns() - due));
+    const Block one = run_block(feeds.data(), feeds.size(), model.inferences() + i, 1, model.meter.get());
+    ++block.inferences;
+    block.wall_ns.push_back(one.wall_ns.front());
+    if (!one.corrected_ns.empty()) block.corrected_ns.push_back(one.corrected_ns.front());
+    const std::int64_t end = monotonic_ns();
+    due += period_ns;
+    if (end > due) {
+      ++block.missed;
+      const std::int64_t passed = (end - due) / period_ns;
+      block.dropped += static_cast<std::size_t>(passed);
+      due += passed * period_ns;
+    }
+  }
+  block.span_ns = static_cast<double>(monotonic_ns() - span_begin);
+  block.process_cpu_ns = static_cast<double>(process_cpu_ns() - cpu_begin);
+  return block;
+}
+
+Block throughput_block(Loaded& model, double seconds) {
+  const auto count = model.callers.size();
+  std::vector<std::vector<double>> walls(count);
+  std::vector<std::string> failures(count);
+  std::vector<std::thread> threads;
+  const std::int64_t cpu_begin = process_cpu_ns(), begin = monotonic_ns();
+  const auto end = begin + static_cast<std::int64_t>(seconds * 1e9);
+  for (std::size_t i = 0; i < count; ++i) {
+    threads.emplace_back([&, i] {
+      std::vector<Feed>& feeds = model.callers[i].feeds;
+      try {
+        for (std::size_t k = 0; monotonic_ns() < end; ++k) {
+          const std::int64_t start = monotonic_ns();
+          feeds[k % feeds.size()].run();
+          walls[i].push_back(static_cast<double>(monotonic_ns() - start));
+        }
+      } catch (const std::exception& error) {
+        failures[i] = error.what();  // an exception must not leave the thread
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  Block block;
+  block.span_ns = static_cast<double>(monotonic_ns() - begin);
+  block.process_cpu_ns = static_cast<double>(process_cpu_ns() - cpu_begin);
+  for (std::size_t i = 0; i < count; ++i) {
+    if (!failures[i].empty()) throw ort::Error(failures[i]);
+    block.wall_ns.insert(block.wall_ns.end(), walls[i].begin(), walls[i].end());
+    block.inferences += walls[i].size();
+  }
+  return block;
+}
+
+Rounds run_rounds(const Request& request, std::vector<Loaded>& models, const std::atomic<bool>& stop,
+                  const std::function<void(const Rounds&)>& after_round) {
+  Rounds rounds;
+  if (request.scenario == Scenario::kSustained) {
+    rounds.block = block_size(models, kSustainedBlockNs);
+    return one_after_the_other(request, models, rounds, stop, after_round);
+  }
+  if (request.scenario == Scenario::kThroughput) {
+    const double rounds_in_budget = request.budget_s / (kThroughputBlockS * static_cast<double>(models.size()));
+    rounds.wanted = std::max(kLeastRounds, static_cast<std::size_t>(rounds_in_budget));
+    return in_turn(request, models, rounds, stop, after_round);
+  }
+  if (request.scenario == Scenario::kPaced) {
+    rounds.block = std::max<std::size_t>(1, static_cast<std::size_t>(kPacedBlockNs / (request.period_ms * 1e6)));
+  } else {
+    rounds.block = std::clamp(block_size(models, kStreamBlockNs), kSmallestBlock, kLargestBlock);
+  }
+  const auto least = static_cast<double>(request.min_samples) / static_cast<double>(rounds.block);
+  rounds.wanted = std::max(kLeastRounds, static_cast<std::size_t>(std::ceil(least)));
+  return in_turn(request, models, rounds, stop, after_round);
+}
+
+}  // namespace compressor
