@@ -57,10 +57,47 @@ def instruction_sets() -> list[str]:
     """Those of baseline, avx2, avx512, neon that this build has and this processor runs, the preferred one last."""
 
 def quantiles(samples: ArrayLike, shares: Sequence[float]) -> list[float]:
-    """The quantiles of `samples` at `shares` (in 0..1), linear between neighbours. Raises ValueError when empty."""
+    """The quantiles of `samples` at `shares` (in 0..1), linear between neighbours.
+
+    Here and below arrays are [count]; ValueError is raised on an empty one, on one that is not finite, and on arguments
+    out of their range.
+    """
 
 def median_rank(count: int, confidence: float) -> int:
     """The rank k (from 1) so that the k-th smallest and k-th largest enclose the median; 0 if `count` is too small."""
+
+def samples_for(share: float, confidence: float) -> int:
+    """The fewest independent samples of which the largest exceeds the `share` quantile with the given confidence."""
+
+def design_effect(samples: ArrayLike, chunk: int, threshold: float) -> float:
+    """How many times more samples than independent ones are needed, 1 or more, seen from how the share of `samples` (in
+    the order of time) at or below `threshold` varies between consecutive chunks of `chunk`."""
+
+def percentile(samples: ArrayLike, chunk: int, share: float, confidence: float) -> tuple[float, float, float]:
+    """The `share` quantile of `samples` (in the order of time), and the order statistics below and above that enclose
+    it with the given confidence, corrected by the design effect of chunks of `chunk`; NaN for a side that the samples
+    do not support."""
+
+def stationarity(medians: ArrayLike, least_change: float) -> tuple[bool, float, float, int]:
+    """Whether a series of block medians (above 0) stays where it is; the p-value of Pettitt's test, the relative change
+    of the median across the likeliest break, and how many values lie before it.
+
+    Moving is what the test finds at 1% and what changes by more than `least_change`.
+    """
+
+def compare(log_ratios: ArrayLike, confidence: float, least_effect: float) -> tuple[float, float, float, str]:
+    """The speed-up exp(median of `log_ratios`), what encloses it (NaN for too few rounds), and "faster" or "slower"
+    where the whole interval lies more than `least_effect` from 1, else "inconclusive"."""
+
+def each_confidence(together: float, comparisons: int) -> float:
+    """The confidence of each of `comparisons` intervals that hold together with the given one (Bonferroni)."""
+
+def slope(x: ArrayLike, y: ArrayLike, confidence: float) -> tuple[float, float, float]:
+    """The median slope of all pairs (Theil and Sen), and what encloses the true one; NaN for too few values. `x`
+    ascends."""
+
+def warm_up_length(times: ArrayLike) -> int | None:
+    """How many of `times` pass until the model has warmed up; None if it does not."""
 
 def memory_use() -> tuple[int, int]:
     """Resident and peak resident bytes of this process; -1 where the system does not say."""
@@ -75,6 +112,9 @@ class Library:
     def __init__(self, path: str) -> None: ...
     @property
     def version(self) -> str: ...
+    @property
+    def providers(self) -> list[str]:
+        """The execution providers that it was built with."""
 
 @final
 class TensorInfo:
@@ -90,8 +130,23 @@ class TensorInfo:
     def symbols(self) -> list[str]: ...
 
 @final
-class Inputs:
-    """Arrays for one inference, held in the runtime's form; made by `Session.prepare`."""
+class Feed:
+    """Inputs of a session and its outputs, which lie where the first run left them, if the model allows that."""
+
+    @property
+    def keeps_outputs(self) -> bool: ...
+    def run(self) -> list[NDArray[Any]]:
+        """One inference; its outputs in the model's order. Raises OrtError when it fails."""
+
+    def run_block(self, count: int, delays: bool = False) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+        """`count` inferences, timed one by one, without the GIL.
+
+        Returns the wall nanoseconds of each; with `delays` the same less what the thread waited for a processor, else
+        nothing; and the CPU nanoseconds of the process for all.
+        """
+
+    def run_bare(self, count: int) -> float:
+        """Wall nanoseconds of `count` inferences with nothing between them, without the GIL."""
 
 @final
 class Session:
@@ -104,14 +159,8 @@ class Session:
     def inputs(self) -> list[TensorInfo]: ...
     @property
     def outputs(self) -> list[TensorInfo]: ...
-    def prepare(self, arrays: Mapping[str, NDArray[Any]]) -> Inputs:
-        """Copies one array per input. Raises ValueError when one is missing, too many, or of another dtype."""
+    def prepare(self, arrays: Mapping[str, NDArray[Any]]) -> Feed:
+        """Copies one array per input and runs twice.
 
-    def run(self, inputs: Inputs) -> list[NDArray[Any]]:
-        """One inference; its outputs in the model's order."""
-
-    def run_block(self, inputs: Sequence[Inputs], start: int, count: int) -> tuple[NDArray[np.int64], int, int]:
-        """`count` inferences, the i-th on inputs[(start + i) % len(inputs)], without the GIL.
-
-        Returns the wall nanoseconds of each, and the CPU nanoseconds of this thread and of the process for all.
+        Raises ValueError when one is missing, too many, or of another dtype; OrtError when an inference fails.
         """

@@ -124,9 +124,13 @@ def _bench(verbs: _Verbs) -> None:
     )
     amount.add_argument("--period-ms", type=float, metavar="MS", help="of paced")
     amount.add_argument("--sessions", type=int, default=1, metavar="N", help="of throughput: sessions open at once")
-    amount.add_argument("--callers", type=int, default=1, metavar="N", help="of throughput: threads that call each session")
+    amount.add_argument(
+        "--callers", type=int, default=1, metavar="N", help="of throughput: threads that call each session"
+    )
     amount.add_argument("--duration", default="60s", metavar="TIME", help="of sustained: of each model")
-    amount.add_argument("--processes", type=int, default=5, metavar="N", help="of cold: starts in each state of the disk")
+    amount.add_argument(
+        "--processes", type=int, default=5, metavar="N", help="of cold: starts in each state of the disk"
+    )
     amount.add_argument("--min-effect", default="2%", metavar="SHARE", help="a smaller difference is no verdict")
     where = parser.add_argument_group("where")
     where.add_argument("--device", metavar="ssh://[USER@]HOST[:PORT]", help="measure there, and bring the result back")

@@ -92,7 +92,12 @@ def machine_of(program: Path) -> str:
 
 
 def run_there(
-    device: Device, files: Sequence[tuple[Path, str]], flags: Sequence[str], profile: str, folder: Path, on_event: OnEvent
+    device: Device,
+    files: Sequence[tuple[Path, str]],
+    flags: Sequence[str],
+    profile: str,
+    folder: Path,
+    on_event: OnEvent,
 ) -> Event:
     """Runs `./compressor-runner FLAGS` on the device, in a folder that holds `files` (path here, name there).
 
@@ -118,7 +123,9 @@ def run_there(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
             )
     except FileNotFoundError:
-        raise MissingDependencyError("--device needs the program ssh (OpenSSH's client), which is not installed") from None
+        raise MissingDependencyError(
+            "--device needs the program ssh (OpenSSH's client), which is not installed"
+        ) from None
     assert child.stdin is not None
     assert child.stdout is not None
     last: Event = {}
@@ -140,7 +147,9 @@ def run_there(
         child.stdout.close()
     said = stderr_path.read_text(errors="replace")
     if code == 255 and last.get("event") not in ("result", "failed"):  # ssh's own failures
-        reason = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "the connection broke off")
+        reason = next(
+            (line.strip() for line in reversed(said.splitlines()) if line.strip()), "the connection broke off"
+        )
         what = "was lost" if last else "cannot be reached"
         raise BenchmarkError(f"the device {device.destination} {what}: {reason}")
     return checked(last, code, said)

@@ -37,7 +37,9 @@ def _latency(model: ModelFound, speedup: Interval, verdict: str, run: RunFound) 
     if found is None or drawn is None or session_ms is None or found.raw.p50_ms is None or model.cpu_ms is None:
         emulator = run.target.emulator
         why = f"this machine emulates another ({emulator})" if emulator else "there were too few inferences"
-        raise BenchmarkError(f"{model.name}: no latency was measured: {why}; measure on the target, or raise the budget")
+        raise BenchmarkError(
+            f"{model.name}: no latency was measured: {why}; measure on the target, or raise the budget"
+        )
     raw, best = found.raw, found.best
     memory = model.load.memory_mib
     return Latency(

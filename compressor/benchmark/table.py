@@ -153,7 +153,9 @@ def _remarks(run: RunFound) -> list[str]:
         lines.append(f"no times: {run.target.emulator} emulates this processor")
     counted = [model.latency.samples for model in run.models if model.latency]
     if counted:
-        times = "times less what the threads waited for a processor" if _corrected(run) else "times as the clock saw them"
+        times = (
+            "times less what the threads waited for a processor" if _corrected(run) else "times as the clock saw them"
+        )
         lines.append(f"{min(counted)} samples or more of each model; {times}; a dash: too few samples")
         waited = [m.latency.delayed_share for m in run.models if m.latency and m.latency.delayed_share is not None]
         if waited and max(waited) > _WORTH_SAYING:

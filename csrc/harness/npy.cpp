@@ -109,7 +109,8 @@ class HeaderReader {
     const auto once = [](bool& seen) {
       if (std::exchange(seen, true)) fail("each member once", "one twice");
     };
-    take('{', "a header that begins with {");
+    if (rest_.substr(0, 1) != "{") fail("a header that begins with {", quoted(rest_));
+    rest_.remove_prefix(1);
     while (!next_is('}')) {
       const std::string_view key = string("a member's name");
       take(':', "a colon behind " + quoted(key));

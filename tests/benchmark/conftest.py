@@ -3,27 +3,14 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
-
-
-def save(path, nodes, inputs, outputs, weights=()):
-    """A model of `nodes`; inputs and outputs are (name, element type, shape)."""
-    graph = helper.make_graph(
-        nodes,
-        path.stem,
-        [helper.make_tensor_value_info(*value) for value in inputs],
-        [helper.make_tensor_value_info(*value) for value in outputs],
-        [numpy_helper.from_array(array, name) for name, array in weights],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.save(model, path)
-    return path
+from made_models import Images, save, transformer
+from onnx import TensorProto, helper
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """name -> (path, feed maker): an MLP, its int8 form, a CNN, and a model with an input of every dtype."""
+    """name -> (path, feed maker): an MLP, a CNN and a transformer, their int8 forms, and one with every input dtype."""
     folder = tmp_path_factory.mktemp("models")
     normal = np.random.default_rng(0).standard_normal
     node = helper.make_node
@@ -49,6 +36,11 @@ def models(tmp_path_factory):
         [("y", floats, [1, 8])],
         [("k", normal((8, 3, 3, 3), np.float32))],
     )
+    cnn_int8 = folder / "cnn-int8.onnx"
+    quantize_static(cnn, cnn_int8, Images(), quant_format=QuantFormat.QDQ, per_channel=True)
+    encoder = transformer(folder / "transformer.onnx")
+    encoder_int8 = folder / "transformer-int8.onnx"
+    quantize_dynamic(encoder, encoder_int8, weight_type=QuantType.QInt8)
     mixed = save(
         folder / "mixed.onnx",
         [
@@ -85,7 +77,18 @@ def models(tmp_path_factory):
     def image(generator):
         return {"image": generator.standard_normal((1, 3, 16, 16), dtype=np.float32)}
 
-    return {"mlp": (mlp, vector), "mlp-int8": (int8, vector), "cnn": (cnn, image), "mixed": (mixed, mixed_feed)}
+    def tokens(generator):
+        return {"input_ids": generator.integers(0, 50, (2, int(generator.integers(3, 12))))}
+
+    return {
+        "mlp": (mlp, vector),
+        "mlp-int8": (int8, vector),
+        "cnn": (cnn, image),
+        "cnn-int8": (cnn_int8, image),
+        "transformer": (encoder, tokens),
+        "transformer-int8": (encoder_int8, tokens),
+        "mixed": (mixed, mixed_feed),
+    }
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,10 @@ import shutil
 
 import numpy as np
 import pytest
+from compressor.benchmark.paths import random_feeds
 
 from compressor.artifacts import TensorSpec
 from compressor.benchmark import BenchmarkSettings, bench_paths
-from compressor.benchmark.paths import random_feeds
 from compressor.errors import BenchmarkError
 from compressor.progress import SILENT
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compressor.benchmark.child import run_worker
 
 from compressor import native
 from compressor.benchmark import BenchmarkSettings, Candidate, measure
-from compressor.benchmark.child import run_worker
 from compressor.benchmark.request import Model, make_request, save_feeds
 from compressor.errors import BenchmarkError, MissingDependencyError
 from compressor.progress import SILENT

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 from compressor.benchmark.summary import Samples, median_interval, speedup, summarise
+
 from compressor.errors import BenchmarkError
 
 
