@@ -193,7 +193,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class TimesShown:
-    """The quantile function of a model's times: `ms[i]` is the quantile at `shares[i]`. `corrected`: less the waiting."""
+    """The quantile function of a model's times: `ms[i]` is the quantile at `shares[i]`.
+
+    `corrected`: less what threads waited for a processor.
+    """
 
     corrected: bool
     shares: tuple[float, ...]

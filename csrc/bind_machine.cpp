@@ -116,7 +116,9 @@ std::vector<std::int64_t> run_delay(bool all_threads) {
 void write_value(Json& json, const std::optional<std::string>& key, const py::handle& value, int depth);
 
 void write_container(Json& json, const std::optional<std::string>& key, const py::handle& value, int depth) {
-  if (depth > kDeepest) throw py::value_error("expected " + std::to_string(kDeepest) + " containers in one another, got more");
+  if (depth > kDeepest) {
+    throw py::value_error("expected at most " + std::to_string(kDeepest) + " containers in one another, got more");
+  }
   if (py::isinstance<py::list>(value)) {
     key ? json.array(*key) : json.array();
     for (const py::handle element : value) write_value(json, std::nullopt, element, depth);

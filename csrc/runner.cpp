@@ -1,7 +1,9 @@
 // The stand-alone measuring program, for boards without Python and for `compressor bench` itself: flags in, JSON out.
+#include <fcntl.h>
 #include <getopt.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -51,7 +53,7 @@ constexpr char kHelp[] =
     "  --least-effect SHARE       a smaller difference is no verdict (0.02)\n"
     "  --seed N                   of made-up inputs and of the order (0)\n"
     "  --profile PREFIX           writes ONNX Runtime's profile of each model to a file beginning so\n"
-    "  --outputs FOLDER           writes each model's outputs as .npy\n"
+    "  --outputs FOLDER           writes each model's outputs as .npy into a folder that is there\n"
     "  --memory-limit MIB         of address space of the process that opens the models\n"
     "  --silence SECONDS          after so long without progress a model counts as hanging (120)\n"
     "  --json                     the result as JSON, one line (default: a table)\n"
@@ -65,8 +67,16 @@ struct Options {
   bool json = false, events = false;
 };
 
+// Names go into lines and tables, wrong flags into errors of one line.
+std::string printable(std::string name) {
+  for (char& c : name) {
+    if (static_cast<unsigned char>(c) < ' ') c = ' ';
+  }
+  return name;
+}
+
 [[noreturn]] void usage_error(const std::string& message) {
-  std::fprintf(stderr, "compressor-runner: %s; see --help\n", message.c_str());
+  std::fprintf(stderr, "compressor-runner: %s; see --help\n", printable(message).c_str());
   std::exit(kUsage);
 }
 
@@ -103,14 +113,6 @@ std::string stem_of(const std::string& path) {
   return dot != std::string::npos && dot > 0 && dot + 5 == file.size() ? file.substr(0, dot) : file;
 }
 
-// Names go into lines and tables.
-std::string printable(std::string name) {
-  for (char& c : name) {
-    if (static_cast<unsigned char>(c) < ' ') c = ' ';
-  }
-  return name;
-}
-
 ModelRequest& last_model(Request& request, const char* flag) {
   if (request.models.empty()) usage_error(std::string("--") + flag + " belongs after the --model that it is for");
   return request.models.back();
@@ -123,6 +125,13 @@ void check_names(const Request& request) {
       usage_error("two models are named '" + request.models[i].name + "'; give one a --name");
     }
   }
+}
+
+// Found out now, not when everything is measured.
+void check_folder(const char* flag, const std::string& folder) {
+  if (access((folder + "/.").c_str(), W_OK) == 0) return;
+  usage_error(std::string("--") + flag + " needs a folder that can be written, got '" + folder + "' (" +
+              std::strerror(errno) + ")");
 }
 
 void add_shape(Request& request, const std::string& text) {
@@ -210,14 +219,24 @@ void take(Options& options, int flag, const char* value) {
     case kEvents: options.events = true; break;
     case kVersion: std::printf("compressor-runner %s\n", COMPRESSOR_VERSION); std::exit(0);
     case kHelpFlag: std::fputs(kHelp, stdout); std::exit(0);
-    default: std::exit(kUsage);  // getopt has said what is wrong
   }
+}
+
+// What getopt_long did not take, the last argument that it looked at.
+[[noreturn]] void refuse(int found, int flag, const std::string& argument) {
+  if (found == ':') usage_error("'" + argument + "' takes a value");
+  if (flag >= kOrt) usage_error("'" + argument + "' takes no value");
+  if (flag > 0) usage_error(std::string("flags begin with --, got '-") + static_cast<char>(flag) + "'");
+  usage_error("'" + argument + "' is no flag, or the start of several");
 }
 
 Options options_of(int count, char** arguments) {
   Options options;
   int flag;
-  while ((flag = getopt_long(count, arguments, "", kFlags, nullptr)) != -1) take(options, flag, optarg);
+  while ((flag = getopt_long(count, arguments, ":", kFlags, nullptr)) != -1) {
+    if (flag == ':' || flag == '?') refuse(flag, optopt, arguments[optind - 1]);
+    take(options, flag, optarg);
+  }
   if (optind < count) usage_error("models are given as --model FILE, got '" + std::string(arguments[optind]) + "'");
   Request& request = options.request;
   if (request.library.empty()) usage_error("--ort FILE is needed");
@@ -227,12 +246,29 @@ Options options_of(int count, char** arguments) {
   for (ModelRequest& model : request.models) {
     if (model.cases.empty()) model.cases = options.cases;
   }
+  if (!request.outputs.empty()) check_folder("outputs", request.outputs);
+  const std::string& profile = request.session.profile_prefix;
+  const std::size_t name = profile.rfind('/') + 1;  // 0 where there is no folder
+  if (!profile.empty()) check_folder("profile", name == 0 ? "." : profile.substr(0, name));
   return options;
 }
 
+// A descriptor below 3 that is closed would become one of the pipe to the child, with what anybody prints in it. Opened
+// so, writing to it still fails.
+void fill_descriptors() {
+  int file;
+  while ((file = open("/dev/null", O_RDONLY)) >= 0 && file <= STDERR_FILENO) {
+  }
+  if (file >= 0) close(file);
+}
+
+bool put_line(const std::string& text) {
+  return std::fprintf(stdout, "%s\n", text.c_str()) >= 0 && std::fflush(stdout) == 0;
+}
+
+// A reader that is gone, or a full disk: there is nobody to measure for.
 void print_line(const std::string& text) {
-  std::printf("%s\n", text.c_str());
-  std::fflush(stdout);
+  if (!put_line(text)) throw MeasureError(std::string("standard output cannot be written: ") + std::strerror(errno));
 }
 
 void print_event(const char* name, const char* key, const std::string& json) {
@@ -306,6 +342,7 @@ void show(const Options& options, const Line& line) {
 }  // namespace
 
 int main(int count, char** arguments) {
+  fill_descriptors();
   const Options options = options_of(count, arguments);
   compressor::catch_signals();
   const Tell on_line = [&](const Line& line) { show(options, line); };
@@ -316,7 +353,7 @@ int main(int count, char** arguments) {
     if (options.json && !options.events) print_line(result);
     return 0;
   } catch (const std::exception& error) {
-    if (options.events) print_line(Json().object().member("event", "failed").member("message", error.what()).end().text());
+    if (options.events) put_line(Json().object().member("event", "failed").member("message", error.what()).end().text());
     std::fprintf(stderr, "compressor-runner: %s\n", error.what());
     return kFailed;
   }

@@ -1,55 +1,94 @@
-"""The measuring program on a device, over the system's ssh: everything goes there, runs, and comes back in one connection.
+"""The measuring program on a device: over one connection of the system's ssh all goes there, runs, and comes back.
 
-The files travel as a tar archive on the standard input of a shell on the device, which unpacks them into a new folder,
-runs the program, and removes the folder whatever happened. Standard input then stays open: its end, by Ctrl-C here or by
-a broken connection, asks the program to end.
+On standard input go a script for the device's shell, the files as a tar archive, and later perhaps a line, which asks
+the program to end with what it has. The script unpacks into a new folder, runs the program, and removes the folder
+whatever happens. The end of standard input means that nobody listens any more: the program is killed.
+
+The environment variable COMPRESSOR_SSH, such as `ssh -F config`, is a command to take instead of `ssh`.
 """
 
 from __future__ import annotations
 
-import io
+import os
 import re
 import shlex
 import subprocess
 import tarfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 from typing import IO
-from urllib.parse import urlsplit
 
 from compressor.benchmark.local import Event, OnEvent, checked, events_of, interrupts_passed_on
 from compressor.errors import BenchmarkError, MissingDependencyError, UsageError
 
-_MACHINES = {0x3E: "x86_64", 0xB7: "aarch64", 0x28: "armv7l", 0xF3: "riscv64"}  # of the ELF header
-_CONNECT_S = 15
-_OPTIONS = ("BatchMode=yes", f"ConnectTimeout={_CONNECT_S}", "ServerAliveInterval=5", "ServerAliveCountMax=3")
+# Of the ELF header, and the patterns of what `uname -m` says where such a program may run.
+_MACHINES = {
+    0x3E: ("x86_64", "x86_64"),
+    0xB7: ("aarch64", "aarch64|arm64"),
+    0x28: ("armv7l", "arm*|aarch64"),  # kernels of 64 bits mostly run these too
+    0xF3: ("riscv64", "riscv64"),
+}
+_OPTIONS = (
+    "BatchMode=yes",
+    "ConnectTimeout=15",
+    "ServerAliveInterval=5",  # a connection that is silently dead is noticed after 15 s
+    "ServerAliveCountMax=2",
+    "ClearAllForwardings=yes",  # what the user's configuration may ask for, and nobody needs here
+    "RemoteCommand=none",
+    "RequestTTY=no",
+)
+PROGRAM = "compressor-runner"  # its name on a device
+_PIECE = 1 << 17
+_SSH_FAILED = 255
+_SIGNAL_CODES = {128 + number: number for number in Signals}  # of a shell whose command a signal ended
 
-# What the device's shell does. Only what POSIX has, and tar. {size}: bytes of the archive; the rest of the standard
-# input has no content. The program is told to end when that input ends.
-_SCRIPT = """
-fail() {{ printf '{{"event":"failed","message":"%s"}}\\n' "$1"; exit 1; }}
-folder=$(mktemp -d "${{TMPDIR:-/tmp}}/compressor-XXXXXX") || fail "no folder can be made in ${{TMPDIR:-/tmp}} on the device"
-trap 'rm -rf "$folder"' EXIT
-trap 'kill -INT $program 2>/dev/null; exit 1' HUP INT TERM PIPE
-[ "$(uname -m)" = {machine} ] || fail "the device is a $(uname -m), the program and library are for {machine}; \
-give --runner and --ort for it"
-said=$( {{ head -c {size} | tar -xf - -C "$folder"; }} 2>&1 ) || fail "the files do not fit on the device: \
-$(printf '%s' "$said" | tail -n 1 | tr -d '"\\\\')"
+# The login shell may be any, so the command for it is short and plain. dd takes the script's bytes and not one more.
+_COMMAND = """exec sh -c 'eval "$(dd bs=1 count={size} 2>/dev/null)"'"""
+
+# Only what POSIX and busybox have, and tar. In braces, so that nothing is run of a script that is cut off. {size}: the
+# archive's bytes. The program is deaf to SIGINT as it begins; a line comes only after it has told something. ONNX
+# Runtime's telemetry would leave files in the home folder, and disturb.
+_SCRIPT = r"""{{
+fail() {{
+  printf '\n{{"event":"failed","message":"%s"}}\n' "$(printf '%s' "$1" | tr -d '\001-\037"\\')"
+  exit 1
+}}
+first_line() {{ printf '%s\n' "$1" | head -n 1; }}
+printf '\n{{"event":"reached"}}\n'
+case $(uname -m) in
+{machines}) ;;
+*) fail "the device is a $(uname -m), and the measuring program is for {machine}; give --runner and --ort for it" ;;
+esac
+parent=${{TMPDIR:-/tmp}}
+folder=$(mktemp -d "$parent/compressor-XXXXXX" 2>&1) || fail "no folder can be made in $parent on the device: \
+$(first_line "$folder"); set TMPDIR there to a folder that can be written"
+program= watch=
+trap '{{ kill $watch; [ -z "$program" ] || {{ kill -KILL $program; wait $program; }}; }} 2>/dev/null
+  cd / && rm -rf "$folder"' EXIT
+trap 'exit 1' HUP INT TERM PIPE
+said=$( {{ head -c {size} | tar -x -o -f - -C "$folder"; }} 2>&1 ) || fail "the files, {megabytes} MB, cannot be \
+unpacked in $parent on the device: $(first_line "$said"); free space there, or set TMPDIR there to another folder"
 cd "$folder" || exit 1
+said=$( {{ ./compressor-runner --version >/dev/null; }} 2>&1 </dev/null ) || fail "the measuring program does not run \
+on the device: $(first_line "$said"); give --runner and --ort that are built for it"
+export TMPDIR="$folder" ORT_DISABLE_TELEMETRY=1
 exec 3<&0
 {command} 2>stderr.txt </dev/null 3<&- &
 program=$!
-{{ cat <&3 >/dev/null; kill -INT $program; }} >/dev/null 2>&1 &
+{{ read -r line <&3 && {{ kill -INT $program; cat <&3; }}; kill -KILL $program; }} >/dev/null 2>&1 &
 watch=$!
 wait $program
 code=$?
-kill $watch 2>/dev/null
+program=
 tail -n 3 stderr.txt >&2
 for file in {profile}*; do
-  [ -f "$file" ] && printf '{{"event":"file","name":"%s","bytes":%d}}\\n' "$file" "$(wc -c <"$file")" && cat "$file"
+  [ -f "$file" ] && printf '\n{{"event":"file","name":"%s","bytes":%d}}\n' "$file" "$(wc -c <"$file")" && cat "$file"
 done
 exit $code
+}}
 """
 
 
@@ -66,29 +105,33 @@ class Device:
         return f"{self.user}@{self.host}" if self.user else self.host
 
 
+_URL = re.compile(
+    r"ssh://(?:(?P<user>[\w.][\w.-]*)@)?(?:\[(?P<address>[\da-f:.]+(?:%[\w.-]+)?)\]|(?P<host>\w[\w.-]*))(?::(?P<port>\d+))?/?",
+    re.ASCII | re.IGNORECASE,
+)
+
+
 def device_of(text: str) -> Device:
     """The device of a URL. Raises UsageError on another form."""
-    try:
-        parts = urlsplit(text)
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
-    plain = parts.scheme == "ssh" and parts.hostname and not (parts.path.strip("/") or parts.query or parts.password)
-    if not plain or not re.fullmatch(r"[\w.:%-]+", parts.hostname or "") or (parts.hostname or "").startswith("-"):
+    parts = _URL.fullmatch(text)
+    port = int(parts["port"]) if parts and parts["port"] else None
+    if parts is None or (port is not None and not 0 < port < 1 << 16):
         raise UsageError(f"--device {text}: expected ssh://[user@]host[:port], such as ssh://pi@board")
-    if parts.username is not None and not re.fullmatch(r"[\w.][\w.-]*", parts.username):
-        raise UsageError(f"--device {text}: expected a plain user name, got {parts.username!r}")
-    return Device(str(parts.hostname), parts.username, port)
+    return Device(parts["address"] or parts["host"], parts["user"], port)
 
 
-def machine_of(program: Path) -> str:
-    """What `uname -m` says where the program can run. Raises BenchmarkError where it is no program for Linux."""
-    with program.open("rb") as file:
+def machine_of(path: Path) -> str:
+    """What `uname -m` says where this program or library is at home. Raises BenchmarkError where it is neither."""
+    return _machine(path)[0]
+
+
+def _machine(path: Path) -> tuple[str, str]:
+    with path.open("rb") as file:
         head = file.read(20)
-    machine = _MACHINES.get(int.from_bytes(head[18:20], "little")) if head[:4] == b"\x7fELF" else None
-    if machine is None:
-        raise BenchmarkError(f"{program} must be a program for Linux on one of {', '.join(_MACHINES.values())}")
-    return machine
+    if head[:4] != b"\x7fELF" or (found := int.from_bytes(head[18:20], "little")) not in _MACHINES:
+        known = ", ".join(name for name, _ in _MACHINES.values())
+        raise BenchmarkError(f"{path} must be built for Linux on one of {known}; got another kind of file")
+    return _MACHINES[found]
 
 
 def run_there(
@@ -102,82 +145,150 @@ def run_there(
     """Runs `./compressor-runner FLAGS` on the device, in a folder that holds `files` (path here, name there).
 
     What the program leaves under names that begin with `profile` is brought into `folder`. Every event goes to
-    `on_event`, and the result is returned. Raises BenchmarkError when the device cannot be reached or used, and when
-    the program fails; MissingDependencyError without ssh.
+    `on_event`, and the result is returned. Ctrl-C asks the program to end with what it has; a second one, or one before
+    it has told anything, ends it at once. Raises BenchmarkError when the device cannot be reached or used, and when the
+    program fails; MissingDependencyError without ssh; KeyboardInterrupt after a Ctrl-C without a result.
     """
     archive = folder / "there.tar"
     _pack(files, archive)
-    program = next(path for path, name in files if name == "compressor-runner")
-    script = _SCRIPT.format(
-        machine=machine_of(program),
-        size=archive.stat().st_size,
-        command=shlex.join(["./compressor-runner", *flags]),
-        profile=shlex.quote(profile),
-    )
-    command = ["ssh", *(f"-o{option}" for option in _OPTIONS), *(["-p", str(device.port)] if device.port else [])]
-    command += ["--", device.destination, f"exec sh -c {shlex.quote(script)}"]
+    script = _script(files, flags, profile, archive.stat().st_size)
     stderr_path = folder / "stderr.txt"
-    try:
-        with stderr_path.open("wb") as stderr:
-            child = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
-            )
-    except FileNotFoundError:
-        raise MissingDependencyError(
-            "--device needs the program ssh (OpenSSH's client), which is not installed"
-        ) from None
+    child = _start_ssh(device, _COMMAND.format(size=len(script)), stderr_path)
     assert child.stdin is not None
     assert child.stdout is not None
     last: Event = {}
+    reached = False
+    pipe = child.stdin.fileno()
+
+    def interrupt(again: bool) -> None:
+        if again or not last:
+            child.kill()
+        else:
+            _write(pipe, b"\n")
+
     try:
-        with interrupts_passed_on(lambda again: child.kill() if again else _close(child.stdin)):
-            _send(archive, child.stdin)
+        with interrupts_passed_on(interrupt) as interruption:
+            _write(pipe, script)
+            _send(archive, pipe)
             for event in events_of(child.stdout):
-                if event["event"] == "file":
-                    (folder / Path(event["name"]).name).write_bytes(child.stdout.read(event["bytes"]))
-                    continue
-                last = event
-                on_event(event)
+                if event["event"] == "reached":
+                    reached = True
+                elif event["event"] == "file":
+                    _receive(event, child.stdout, folder, profile)
+                else:
+                    last = event
+                    on_event(event)
             code = child.wait()
     finally:
-        _close(child.stdin)
+        child.stdin.close()
         if child.poll() is None:
             child.kill()
             child.wait()
         child.stdout.close()
     said = stderr_path.read_text(errors="replace")
-    if code == 255 and last.get("event") not in ("result", "failed"):  # ssh's own failures
-        reason = next(
-            (line.strip() for line in reversed(said.splitlines()) if line.strip()), "the connection broke off"
-        )
-        what = "was lost" if last else "cannot be reached"
-        raise BenchmarkError(f"the device {device.destination} {what}: {reason}")
-    return checked(last, code, said)
+    if not _is_whole(last, folder):
+        if interruption.seen:
+            last = {}
+        else:
+            _check_connection(device, code, said, reached=reached, begun=bool(last))
+    return checked(last, -_SIGNAL_CODES[code] if code in _SIGNAL_CODES else code, said, interruption.seen)
+
+
+def _script(files: Sequence[tuple[Path, str]], flags: Sequence[str], profile: str, size: int) -> bytes:
+    program = next(path for path, name in files if name == PROGRAM)
+    machine, patterns = _machine(program)
+    script = _SCRIPT.format(
+        machine=machine,
+        machines=patterns,
+        size=size,
+        megabytes=f"{size / 1e6:.3g}",
+        command=shlex.join([f"./{PROGRAM}", *flags]),
+        profile=shlex.quote(profile),
+    )
+    return os.fsencode(script)
+
+
+def _start_ssh(device: Device, command: str, stderr_path: Path) -> subprocess.Popen[bytes]:
+    try:
+        ssh = shlex.split(os.environ.get("COMPRESSOR_SSH") or "ssh")
+    except ValueError as error:
+        raise UsageError(f"COMPRESSOR_SSH must be a command such as `ssh -F config`: {str(error).lower()}") from None
+    ssh += [f"-o{option}" for option in _OPTIONS]
+    ssh += ["-p", str(device.port)] if device.port else []
+    try:
+        with stderr_path.open("wb") as stderr:
+            return subprocess.Popen(
+                [*ssh, "--", device.destination, command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                start_new_session=True,  # Ctrl-C is passed on, not shared
+            )
+    except (FileNotFoundError, PermissionError):
+        raise MissingDependencyError(
+            f"--device needs OpenSSH's client, got no program {ssh[0]}; install it, or name it in COMPRESSOR_SSH"
+        ) from None
 
 
 def _pack(files: Sequence[tuple[Path, str]], archive: Path) -> None:
-    with tarfile.open(archive, "w") as tar:
+    # GNU's format, since busybox does not know the other way to write long names.
+    with tarfile.open(archive, "w", format=tarfile.GNU_FORMAT) as tar:
         for path, name in files:
-            entry = tar.gettarinfo(str(path.resolve()), name)
-            entry.uid = entry.gid = 0
-            entry.uname = entry.gname = ""
+            entry = tarfile.TarInfo(name)
+            entry.size = path.stat().st_size
+            entry.mode = 0o755 if name == PROGRAM else 0o644
+            entry.mtime = 1  # in nobody's future, whatever the device's clock says
             with path.open("rb") as content:
                 tar.addfile(entry, content)
 
 
-def _send(archive: Path, pipe: IO[bytes]) -> None:
-    try:
-        with archive.open("rb") as content:
-            while piece := content.read(io.DEFAULT_BUFFER_SIZE * 16):
-                pipe.write(piece)
-        pipe.flush()
-    except (BrokenPipeError, ValueError):
-        pass  # the other side has ended, or Ctrl-C has closed this one; what it said tells why
+def _send(archive: Path, pipe: int) -> None:
+    with archive.open("rb") as content:
+        while (piece := content.read(_PIECE)) and _write(pipe, piece):
+            pass
 
 
-def _close(pipe: IO[bytes] | None) -> None:
-    try:
-        if pipe is not None:
-            pipe.close()
-    except BrokenPipeError:
-        pass
+def _write(pipe: int, content: bytes) -> bool:
+    """Whether all was written; otherwise the other side has ended, and what it said tells why."""
+    rest = memoryview(content)
+    with suppress(BrokenPipeError):
+        while rest:
+            rest = rest[os.write(pipe, rest) :]
+    return not rest
+
+
+def _receive(event: Event, stream: IO[bytes], folder: Path, profile: str) -> None:
+    content = stream.read(event["bytes"])
+    if len(content) == event["bytes"] and event["name"].startswith(profile) and "/" not in event["name"]:
+        (folder / event["name"]).write_bytes(content)
+
+
+def _is_whole(last: Event, folder: Path) -> bool:
+    """Whether the device said how it went, and all that belongs to a result has come."""
+    if last.get("event") != "result":
+        return last.get("event") == "failed"
+    profiles = [Path(model["profile"]).name for model in last["result"]["models"] if "profile" in model]
+    return all((folder / name).is_file() for name in profiles)
+
+
+def _check_connection(device: Device, code: int, said: str, *, reached: bool, begun: bool) -> None:
+    """Raises BenchmarkError where the connection is the reason that there is no result."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    reason = lines[-1].rstrip(".") if lines else "it said nothing"
+    where = device.destination
+    if code < 0:
+        code, reason = _SSH_FAILED, f"ssh was ended by {Signals(-code).name}"
+    if code != _SSH_FAILED:
+        if not reached:
+            raise BenchmarkError(
+                f"the device {where} must run commands over ssh, but ended with exit code {code}: {reason}; "
+                f"try `ssh {where} true`"
+            )
+        return
+    if begun:
+        raise BenchmarkError(f"the device {where} was lost during the measurement: {reason}; try again")
+    if reached:
+        raise BenchmarkError(f"the device {where} was lost while the files went there: {reason}; try again")
+    raise BenchmarkError(
+        f"the device {where} cannot be reached: {reason}; `ssh {where}` must work without any question"
+    )

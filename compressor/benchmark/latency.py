@@ -34,13 +34,14 @@ def latencies_of(run: RunFound) -> Latencies:
 
 def _latency(model: ModelFound, speedup: Interval, verdict: str, run: RunFound) -> Latency:
     found, drawn, session_ms = model.latency, model.distribution, model.load.session_ms
-    if found is None or drawn is None or session_ms is None or found.raw.p50_ms is None or model.cpu_ms is None:
+    if found is None or drawn is None or session_ms is None or model.cpu_ms is None:
         emulator = run.target.emulator
-        why = f"this machine emulates another ({emulator})" if emulator else "there were too few inferences"
-        raise BenchmarkError(
-            f"{model.name}: no latency was measured: {why}; measure on the target, or raise the budget"
-        )
-    raw, best = found.raw, found.best
+        why = f"this machine emulates another ({emulator})" if emulator else "nothing ran"
+        raise BenchmarkError(f"{model.name}: no latency was measured: {why}; measure on the target")
+    raw = found.raw
+    if raw.p50_ms is None:
+        raise BenchmarkError(f"{model.name}: {found.samples} inferences are too few for a median; raise the budget")
+    corrected = found.corrected.p50_ms if found.corrected else None
     memory = model.load.memory_mib
     return Latency(
         name=model.name,
@@ -49,7 +50,7 @@ def _latency(model: ModelFound, speedup: Interval, verdict: str, run: RunFound) 
         p90_ms=raw.p90_ms.value if raw.p90_ms else None,
         p99_ms=raw.p99_ms.value if raw.p99_ms else None,
         mean_ms=raw.mean_ms,
-        corrected_p50_ms=best.p50_ms.value if best.p50_ms and found.corrected else None,
+        corrected_p50_ms=corrected.value if corrected else None,
         cpu_ms=model.cpu_ms,
         throughput_per_s=model.throughput_per_s or 0.0,
         session_ms=session_ms,

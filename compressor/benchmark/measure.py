@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from compressor import native
-from compressor.benchmark.device import Device, run_there
+from compressor.benchmark.device import PROGRAM, Device, machine_of, run_there
 from compressor.benchmark.local import Event, OnEvent, run_here
 from compressor.benchmark.profile import operator_shares
 from compressor.benchmark.request import BenchmarkSettings, Candidate, check_candidates
 from compressor.benchmark.result import RunFound, run_found
 from compressor.benchmark.work import PROFILE, Work, runner_flags, write_work
+from compressor.errors import BenchmarkError
 from compressor.progress import Progress
 
 Partial = Callable[[RunFound], None]
@@ -36,8 +37,9 @@ def measure(
     The models are opened in processes of their own: one each for `load`, one for the timing of all. Ctrl-C ends early
     with what there is; the result then is not `complete`.
 
-    Raises BenchmarkError when a model is missing, does not load or run, kills its process or hangs;
-    MissingDependencyError without the native part or ONNX Runtime's library.
+    Raises BenchmarkError when a model is missing, does not load or run, kills its process or hangs, and when the device
+    cannot be used; MissingDependencyError without the native part or ONNX Runtime's library; KeyboardInterrupt after a
+    Ctrl-C before there is anything.
     """
     asked = tuple(candidates)
     check_candidates(asked)
@@ -67,7 +69,12 @@ def _here(program: Path, library: Path, work: Work, settings: BenchmarkSettings,
 def _there(
     device: Device, program: Path, library: Path, work: Work, settings: BenchmarkSettings, on_event: OnEvent
 ) -> Event:
-    files = [(program, "compressor-runner"), (library, LIBRARY)]
+    if machine_of(program) != machine_of(library):
+        raise BenchmarkError(
+            f"the measuring program and the library must be for one machine, got {machine_of(program)} and "
+            f"{machine_of(library)}; give --runner and --ort for the device"
+        )
+    files = [(program, PROGRAM), (library, LIBRARY)]
     files += [(path, f"model-{i}/{path.name}") for i, model in enumerate(work.models) for path in model]
     files += [(path, f"{path.parent.name}/{path.name}") for path in sorted(work.folder.glob("cases-*/*"))]
     flags = runner_flags(

@@ -197,7 +197,7 @@ class ComparisonFound:
 
 @dataclass(frozen=True)
 class ValidityFound:
-    """Whether the machine let the measurement be: reasons against it; warnings; what could not be read; the readings."""
+    """Whether the machine let the measurement be: reasons against it, warnings, what could not be read, readings."""
 
     valid: bool
     reasons: tuple[str, ...]
@@ -290,7 +290,7 @@ def run_found(document: dict[str, Any]) -> RunFound:
     from pydantic import ValidationError
 
     try:
-        return _adapter(_RunFile).validate_python(document)
+        found: RunFound = _adapter(_RunFile).validate_python(document)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -298,6 +298,7 @@ def run_found(document: dict[str, Any]) -> RunFound:
             f"the measuring program told a result of another version: {first['msg'].lower()} at {where}; "
             "use the runner that this version was built with"
         ) from None
+    return found
 
 
 def bench_json(result: BenchResult) -> bytes:

@@ -49,7 +49,7 @@ def _print(rows: Sequence[Sequence[str]], out: TextIO) -> None:
 
 def _title(run: RunFound) -> str:
     asked = run.conditions
-    parts = [run.scenario]
+    parts: list[str] = [run.scenario]
     if asked.period_ms is not None:
         parts.append(f"every {asked.period_ms:g} ms")
     if asked.sessions is not None:
@@ -153,10 +153,8 @@ def _remarks(run: RunFound) -> list[str]:
         lines.append(f"no times: {run.target.emulator} emulates this processor")
     counted = [model.latency.samples for model in run.models if model.latency]
     if counted:
-        times = (
-            "times less what the threads waited for a processor" if _corrected(run) else "times as the clock saw them"
-        )
-        lines.append(f"{min(counted)} samples or more of each model; {times}; a dash: too few samples")
+        times = "less what the threads waited for a processor" if _corrected(run) else "as the clock saw them"
+        lines.append(f"{min(counted)} samples or more of each model; times {times}; a dash: too few samples")
         waited = [m.latency.delayed_share for m in run.models if m.latency and m.latency.delayed_share is not None]
         if waited and max(waited) > _WORTH_SAYING:
             raw = ", ".join(f"{m.name} {_bounded(m.latency.raw.p50_ms)}" for m in run.models if m.latency)

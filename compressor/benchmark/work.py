@@ -19,8 +19,8 @@ PROFILE = "profile"
 class Work:
     """What is needed on the measuring machine.
 
-    `folder` holds the cases of the models, in folders `cases-I`; `models` are the model files, each with what belongs to
-    it (external data), by the folder `model-I` that they go to.
+    `folder` holds the cases of the models, in folders `cases-I`; `models` are the files of each model, the ONNX file
+    first, then its external data.
     """
 
     folder: Path

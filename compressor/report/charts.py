@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compressor.artifacts import ModelResult, SizeShare
+from compressor.artifacts import Latency, ModelResult, SizeShare, TimesShown
 from compressor.report import svg
 from compressor.report.formatting import megabytes, milliseconds, shorten
 from compressor.report.svg import Box
@@ -14,6 +16,7 @@ from compressor.report.svg import Box
 WIDE, NARROW = 540, 343
 PART_COLOURS = 6
 _ROW = 15.0
+_HISTOGRAM, _BINS = 34.0, 72
 # Wide drawings have the names on the left, narrow ones above.
 _GUTTER, _GUTTER_CHARACTERS = 160.0, 20
 
@@ -34,21 +37,85 @@ def latency_bars(models: Sequence[ModelResult], shipped: str | None, width: int)
     timed = [(model, model.latency) for model in models if model.latency]
     gutter = _GUTTER if width >= WIDE else 0.0
     left, right = gutter + 30, width - 72.0
-    longest = max(latency.p99_ms for _, latency in timed) or 1.0
+    longest = max(value for _, latency in timed for _, value in _percentiles(latency)) or 1.0
     parts, top = [], 0.0
     for model, latency in timed:
         css = "ships" if model.name == shipped else ""
         parts.append(svg.label(0, top + 11, shorten(model.name, _GUTTER_CHARACTERS if gutter else 44), f"name {css}"))
         top += 0 if gutter else 18
-        for name, value in (("p50", latency.p50_ms), ("p90", latency.p90_ms), ("p99", latency.p99_ms)):
+        for name, value in _percentiles(latency):
             end = left + (right - left) * value / longest
             parts.append(svg.label(left - 6, top + 11, name, "tick", "end"))
             parts.append(svg.rect(Box(left, top + 2, end, top + 12), f"bar {name} {css}"))
             parts.append(svg.label(end + 6, top + 11, f"{milliseconds(value)} ms", "value"))
             top += _ROW
         top += 12
-    told = "; ".join(f"{m.name} p50 {milliseconds(t.p50_ms)}, p99 {milliseconds(t.p99_ms)}" for m, t in timed)
+    told = "; ".join(
+        f"{model.name} {', '.join(f'{name} {milliseconds(value)}' for name, value in _percentiles(latency))}"
+        for model, latency in timed
+    )
     return svg.picture(width, top - 8, f"Latency in ms: {told}", "".join(parts))
+
+
+def _percentiles(latency: Latency) -> list[tuple[str, float]]:
+    """Those that there are samples for."""
+    named = (("p50", latency.p50_ms), ("p90", latency.p90_ms), ("p99", latency.p99_ms))
+    return [(name, value) for name, value in named if value is not None]
+
+
+def latency_distribution(models: Sequence[ModelResult], shipped: str | None, width: int) -> str:
+    """How the times of each model spread: a histogram in a row of its own, over a common logarithmic axis."""
+    drawn = [(m.name, m.latency.distribution) for m in models if m.latency and m.latency.distribution]
+    gutter = _GUTTER if width >= WIDE else 0.0
+    step = _HISTOGRAM + (10 if gutter else 26)
+    frame = Box(gutter, 0, width - 12, step * len(drawn))
+    x = svg.log_scale([t for _, times in drawn for t in (times.ms[0], times.ms[-1])], frame.left, frame.right, 1.15)
+    parts, told = [], []
+    for row, (name, times) in enumerate(drawn):
+        base = step * row + step - 4
+        css = "ships" if name == shipped else ""
+        label_y = base - 4 if gutter else base - _HISTOGRAM - 4
+        parts.append(svg.label(0, label_y, shorten(name, _GUTTER_CHARACTERS if gutter else 44), f"name {css}"))
+        parts += [svg.rect(box, f"bar p50 {css}") for box in _histogram(times, x, base)]
+        low, middle, high = (_quantile(times, share) for share in (0.05, 0.5, 0.95))
+        parts.append(svg.line(x(middle), base - _HISTOGRAM, x(middle), base + 3, "best"))
+        parts.append(svg.line(frame.left, base, frame.right, base, "axis"))
+        told.append(f"{name} 5% {milliseconds(low)}, 50% {milliseconds(middle)}, 95% {milliseconds(high)}")
+    for value, shown in zip(svg.ticks(x), svg.tick_labels(svg.ticks(x), like=False), strict=True):
+        parts.append(svg.line(x(value), frame.bottom - 4, x(value), frame.bottom, "axis"))
+        parts.append(svg.label(x(value), frame.bottom + 14, shown, "tick", "middle"))
+    parts.append(svg.label(frame.right, frame.bottom + 32, "ms", "axis-title", "end"))
+    return svg.picture(width, frame.bottom + 36, f"Spread of the times in ms: {'; '.join(told)}", "".join(parts))
+
+
+def _histogram(times: TimesShown, x: svg.Scale, base: float) -> list[Box]:
+    """Bars of equal width in pixels; the highest fills the row. Shares between quantiles are spread evenly."""
+    edges = [x.start + (x.end - x.start) * i / _BINS for i in range(_BINS + 1)]
+    at = [x(ms) for ms in times.ms]
+    shares = [_share_below(edge, at, times.shares) for edge in edges]
+    masses = [right - left for left, right in itertools.pairwise(shares)]
+    highest = max(masses) or 1.0
+    return [
+        Box(left, base - _HISTOGRAM * mass / highest, right, base)
+        for left, right, mass in zip(edges, edges[1:], masses, strict=False)
+        if mass > 0
+    ]
+
+
+def _quantile(times: TimesShown, share: float) -> float:
+    index = min(bisect.bisect_right(times.shares, share), len(times.shares) - 1)
+    part = (share - times.shares[index - 1]) / (times.shares[index] - times.shares[index - 1])
+    return times.ms[index - 1] + part * (times.ms[index] - times.ms[index - 1])
+
+
+def _share_below(edge: float, at: Sequence[float], shares: Sequence[float]) -> float:
+    index = bisect.bisect_right(at, edge)
+    if index == 0:
+        return 0.0
+    if index == len(at):
+        return 1.0
+    part = (edge - at[index - 1]) / (at[index] - at[index - 1])
+    return shares[index - 1] + part * (shares[index] - shares[index - 1])
 
 
 def curve(drawn: Curve, width: int) -> str:

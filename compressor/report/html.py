@@ -87,6 +87,7 @@ def _figures(result: Result) -> dict[str, Figure | None]:
         "latency": _figure("Latency", "Batch 1, from zero.", partial(charts.latency_bars, timed, result.shipped))
         if timed
         else None,
+        "distribution": _distribution_figure(result),
         "loss": _loss_figure(result.history),
         "score": _score_figure(result.history),
         "sizes": _figure(
@@ -108,6 +109,15 @@ def _trade_off_caption(result: Result) -> str:
     unsized = [model.name for model in result.models if not model.bytes]
     absent = f" Not drawn, as the size is unknown: {', '.join(unsized)}." if unsized else ""
     return f"Up and to the left is better. The area of a bubble is the p50 latency.{absent}"
+
+
+def _distribution_figure(result: Result) -> Figure | None:
+    drawn = [model.latency.distribution for model in result.models if model.latency and model.latency.distribution]
+    if not drawn:
+        return None
+    what = "less what threads waited for a processor" if drawn[0].corrected else "as the clock saw them"
+    caption = f"Single inferences, {what}; the line is the median. Each histogram fills its row."
+    return _figure("How the times spread", caption, partial(charts.latency_distribution, result.models, result.shipped))
 
 
 def _loss_figure(history: TrainingHistory) -> Figure | None:
@@ -132,10 +142,12 @@ def _timing(result: Result) -> str:
     latency = next((model.latency for model in result.models if model.latency), None)
     if latency is None:
         return "Nothing was timed."
+    trust = "" if result.timing.valid else f" INVALID: {printable('; '.join(result.timing.reasons))}."
+    trust += "".join(f" {printable(warning)}." for warning in result.timing.warnings)
     threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
     return (
         f"Times at batch {latency.batch}, {threads}, {latency.samples:,} samples, {printable(latency.runtime)}, "
-        f"on {printable(result.environment.processor)}. Memory is the peak of a process that holds one model."
+        f"on {printable(result.environment.processor)}. Memory is the peak of a process that holds one model.{trust}"
     )
 
 

@@ -114,7 +114,7 @@ def _model_row(model: ModelResult, teacher: ModelResult, ships: bool) -> Row:
         megabytes=shown(model.bytes, megabytes),
         smaller=shown(size_ratio(model, teacher), ratio),
         p50=milliseconds(timed.p50_ms) if timed else "",
-        p99=milliseconds(timed.p99_ms) if timed else "",
+        p99=shown(timed.p99_ms, milliseconds) if timed else "",
         faster=ratio(timed.speedup.value) if timed else "",
         faster_bounds=bounds(timed.speedup, ratio) if timed and model is not teacher else "",
         throughput=rate(timed.throughput_per_s) if timed else "",

@@ -27,8 +27,8 @@ class Descriptor {
   int number_;
 };
 
-// What stands in the file, its first `limit` bytes at most; nothing where it is not there or does not let itself be read.
-// These files have no size to ask for, and some that are there answer with an error, such as those of a core that is off.
+// What stands in the file, of a long one the first `limit` bytes or a little more; nothing where it cannot be read.
+// These files have no size to ask for, and some answer with an error, such as those of a core that is off.
 inline std::optional<std::string> text_of(const std::string& path, std::size_t limit = std::size_t{1} << 20) {
   const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (!file.open()) return std::nullopt;

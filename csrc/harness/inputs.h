@@ -45,4 +45,18 @@ double float16(std::uint16_t bits) noexcept;
 
 Array copy_of(const ort::Output& output);
 
+// What an error of the runtime says, with the model's name before it.
+template <class Work>
+auto naming(const std::string& model, Work work) {
+  try {
+    return work();
+  } catch (const ort::Error& error) {
+    throw MeasureError(model + ": " + error.what());
+  } catch (const NpyError& error) {
+    throw MeasureError(model + ": " + error.what());
+  } catch (const MeasureError& error) {
+    throw MeasureError(model + ": " + error.what());
+  }
+}
+
 }  // namespace compressor

@@ -67,8 +67,18 @@ Json& Json::end() {
   return *this;
 }
 
-Json& Json::member(std::string_view key, std::string_view text) { return begin_member(key), append_string(text), *this; }
-Json& Json::member(std::string_view key, double number) { return begin_member(key), append_number(number), *this; }
+Json& Json::member(std::string_view key, std::string_view text) {
+  begin_member(key);
+  append_string(text);
+  return *this;
+}
+
+Json& Json::member(std::string_view key, double number) {
+  begin_member(key);
+  append_number(number);
+  return *this;
+}
+
 Json& Json::member(std::string_view key, std::int64_t number) { return raw(key, std::to_string(number)); }
 Json& Json::member(std::string_view key, bool truth) { return raw(key, truth ? "true" : "false"); }
 Json& Json::null(std::string_view key) { return raw(key, "null"); }

@@ -31,26 +31,7 @@ double share_in_memory(int file, std::size_t bytes) {
   return present / static_cast<double>(pages.size());
 }
 
-}  // namespace
-
-std::string LoadCost::text() const {
-  char line[256];
-  std::snprintf(line, sizeof line, "%.9g %.9g %.9g %.9g %.9g %.9g %.9g %.9g", library_ms, session_ms,
-                first_inference_ms, start_mib, library_mib, session_mib, first_inference_mib, peak_mib);
-  return line;
-}
-
-LoadCost LoadCost::of(const std::string& text) {
-  LoadCost cost;
-  if (std::sscanf(text.c_str(), "%lg %lg %lg %lg %lg %lg %lg %lg", &cost.library_ms, &cost.session_ms,
-                  &cost.first_inference_ms, &cost.start_mib, &cost.library_mib, &cost.session_mib,
-                  &cost.first_inference_mib, &cost.peak_mib) != 8) {
-    throw MeasureError("a loading process must tell eight numbers, got: " + text);
-  }
-  return cost;
-}
-
-LoadCost measure_load(const Request& request, const ModelRequest& model, const Tell& tell) {
+LoadCost load_once(const Request& request, const ModelRequest& model, const Tell& tell) {
   tell({Line::kModel, model.name});
   LoadCost cost;
   cost.start_mib = resident_mib();
@@ -73,6 +54,29 @@ LoadCost measure_load(const Request& request, const ModelRequest& model, const T
   for (const Case& one : cases) Feed(session, prepare(session, one)).prepare();
   cost.peak_mib = static_cast<double>(memory_use().peak_bytes) / (1 << 20);
   return cost;
+}
+
+}  // namespace
+
+std::string LoadCost::text() const {
+  char line[256];
+  std::snprintf(line, sizeof line, "%.9g %.9g %.9g %.9g %.9g %.9g %.9g %.9g", library_ms, session_ms,
+                first_inference_ms, start_mib, library_mib, session_mib, first_inference_mib, peak_mib);
+  return line;
+}
+
+LoadCost LoadCost::of(const std::string& text) {
+  LoadCost cost;
+  if (std::sscanf(text.c_str(), "%lg %lg %lg %lg %lg %lg %lg %lg", &cost.library_ms, &cost.session_ms,
+                  &cost.first_inference_ms, &cost.start_mib, &cost.library_mib, &cost.session_mib,
+                  &cost.first_inference_mib, &cost.peak_mib) != 8) {
+    throw MeasureError("a loading process must tell eight numbers, got: " + text);
+  }
+  return cost;
+}
+
+LoadCost measure_load(const Request& request, const ModelRequest& model, const Tell& tell) {
+  return naming(model.name, [&] { return load_once(request, model, tell); });
 }
 
 double drop_from_cache(const std::string& path) {

@@ -85,7 +85,8 @@ std::optional<double> run_delay_ns(const std::string& tasks) {
   bool kept = false;
   for (const std::string& name : entries(tasks)) {
     if (number_behind("", name) < 0) continue;
-    const std::optional<Schedule> schedule = schedule_in(text_of(tasks + "/" + name + "/schedstat").value_or("").c_str());
+    const std::string text = text_of(tasks + "/" + name + "/schedstat").value_or("");
+    const std::optional<Schedule> schedule = schedule_in(text.c_str());
     if (!schedule) continue;
     sum += static_cast<double>(schedule->delay_ns);
     kept = kept || schedule->ran > 0;

@@ -17,6 +17,7 @@ constexpr double kConfidence = 0.95;
 constexpr double kReportable = 0.99;    // that the largest sample lies above a percentile, else it is not reported
 constexpr double kLeastChange = 0.03;   // a smaller change over a run is no drift
 constexpr std::size_t kMostPoints = 1500;  // of a slope, which looks at all pairs
+constexpr char kInterrupted[] = "interrupted: this is what was measured until then";
 constexpr double kDropped = 0.1;        // share of the files that may stay in memory for a start to count as disk-cold
 
 struct Percent {
@@ -420,6 +421,10 @@ void write_starts(Json& json, const char* key, const std::vector<LoadCost>& star
   json.end();
 }
 
+bool complete(const Request& request, const std::vector<ColdStarts>& starts) {
+  return starts.back().disk_warm.size() == static_cast<std::size_t>(request.processes);
+}
+
 std::string printed(const char* format, double value) {
   if (std::isnan(value)) return "-";
   char text[32];
@@ -479,18 +484,19 @@ std::vector<std::string> table_of(const Measured& measured) {
   const Validity validity = judge(measured.before, *measured.after, measured.target, {});
   for (const std::string& reason : validity.reasons) lines.push_back("INVALID: " + reason);
   for (const std::string& warning : warnings_of(measured.models)) lines.push_back("warning: " + warning);
-  if (measured.interrupted) lines.push_back("interrupted: this is what was measured until then");
+  if (measured.interrupted) lines.push_back(kInterrupted);
   return lines;
 }
 
 std::vector<std::string> cold_table(const Request& request, const std::vector<ColdStarts>& starts) {
+  const bool timed = describe_target("").emulator.empty();
   std::vector<TableRow> rows{{"model", "disk cache", "library ms", "session ms", "first inference ms"}};
   const auto add = [&](const std::string& name, const char* state, const std::vector<LoadCost>& costs) {
     TableRow row{name, state};
     for (double LoadCost::*figure : {&LoadCost::library_ms, &LoadCost::session_ms, &LoadCost::first_inference_ms}) {
       std::vector<double> values;
       for (const LoadCost& cost : costs) values.push_back(cost.*figure);
-      row.push_back(printed("%.4g", quantile_of(values, 0.5)));
+      row.push_back(printed("%.4g", timed ? quantile_of(values, 0.5) : std::nan("")));
     }
     rows.push_back(row);
   };
@@ -498,7 +504,10 @@ std::vector<std::string> cold_table(const Request& request, const std::vector<Co
     if (starts[i].still_cached <= kDropped) add(request.models[i].name, "cold", starts[i].disk_cold);
     add(request.models[i].name, "warm", starts[i].disk_warm);
   }
-  return aligned(rows);
+  std::vector<std::string> lines = aligned(rows);
+  if (!timed) lines.push_back("INVALID: instructions are emulated: times say nothing of a processor");
+  if (!complete(request, starts)) lines.push_back(kInterrupted);
+  return lines;
 }
 
 std::string result_of(const Measured& measured) {
@@ -518,7 +527,7 @@ std::string cold_result(const Request& request, const std::string& version, cons
   const bool timed = target.emulator.empty();
   Json json;
   write_head(json, request, version, target, {});
-  json.member("complete", true).array("models");
+  json.member("complete", complete(request, starts)).array("models");
   for (std::size_t i = 0; i < starts.size(); ++i) {
     json.object().member("name", request.models[i].name).member("bytes", file_bytes(request.models[i].path));
     json.member("still_cached", starts[i].still_cached);

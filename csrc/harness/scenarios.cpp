@@ -29,20 +29,6 @@ double median_of(std::vector<double> values) {
   return quantile(values.data(), values.size(), 0.5);
 }
 
-// What an error of the runtime says, with the model's name before it.
-template <class Work>
-auto naming(const std::string& model, Work work) {
-  try {
-    return work();
-  } catch (const ort::Error& error) {
-    throw MeasureError(model + ": " + error.what());
-  } catch (const NpyError& error) {
-    throw MeasureError(model + ": " + error.what());
-  } catch (const MeasureError& error) {
-    throw MeasureError(model + ": " + error.what());
-  }
-}
-
 Loaded open_model(const Request& request, const ModelRequest& model, const std::shared_ptr<ort::Library>& library,
                   std::size_t number) {
   Loaded loaded;

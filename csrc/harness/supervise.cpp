@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <new>
 
@@ -20,7 +21,7 @@ std::atomic<bool> stop_asked{false};
 
 namespace {
 
-constexpr char kEnd = 'E';  // the child's last line
+constexpr char kEnd = 'E', kNoMemory = 'N';  // the child's last line
 std::atomic<pid_t> child_running{0};
 
 void on_signal(int signal) {
@@ -62,8 +63,9 @@ void set_limits(const Limits& limits) {
   if (limits.memory_mib > 0) set_limit(RLIMIT_AS, limits.memory_mib << 20);
 }
 
-[[noreturn]] void be_child(int pipe, const Limits& limits, const std::function<void(const Tell&)>& work) {
+[[noreturn]] void be_child(pid_t parent, int pipe, const Limits& limits, const std::function<void(const Tell&)>& work) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (getppid() != parent) _exit(1);  // it was gone before
   signal(SIGPIPE, SIG_DFL);
   set_limits(limits);
   const Tell tell = [pipe](const Line& line) {
@@ -74,7 +76,7 @@ void set_limits(const Limits& limits) {
     work(tell);
     tell({kEnd, ""});
   } catch (const std::bad_alloc&) {
-    tell({Line::kFailed, "out of memory"});
+    tell({kNoMemory, ""});
   } catch (const std::exception& error) {
     tell({Line::kFailed, one_line(error.what())});
   }
@@ -85,11 +87,11 @@ void set_limits(const Limits& limits) {
 class Lines {
  public:
   explicit Lines(int pipe) : pipe_(pipe) {}
-  // The next line; false at the end. Throws MeasureError after `silence_s` without anything.
-  bool next(double silence_s, Line& line) {
+  // The next line; false at the end. Throws MeasureError after `silence_s` without anything, beginning with `model`.
+  bool next(double silence_s, const std::string& model, Line& line) {
     std::size_t end;
     while ((end = pending_.find('\n')) == std::string::npos) {
-      if (!more(silence_s)) return false;
+      if (!more(silence_s, model)) return false;
     }
     line.kind = pending_[0];
     line.text = pending_.substr(1, end - 1);
@@ -98,13 +100,14 @@ class Lines {
   }
 
  private:
-  bool more(double silence_s) {
+  bool more(double silence_s, const std::string& model) {
     const std::int64_t until = monotonic_ns() + static_cast<std::int64_t>(silence_s * 1e9);
     for (;;) {
       const std::int64_t left_ms = (until - monotonic_ns()) / 1'000'000;
       if (left_ms <= 0) {
-        throw MeasureError("no answer for " + std::to_string(static_cast<int>(silence_s)) +
-                           " s; the model may hang, or be too slow");
+        char seconds[32];
+        std::snprintf(seconds, sizeof seconds, "%g", silence_s);
+        throw MeasureError(model + "no answer for " + seconds + " s; the model may hang, or be too slow");
       }
       pollfd waiting{pipe_, POLLIN, 0};
       const int ready = poll(&waiting, 1, static_cast<int>(left_ms < 1'000'000 ? left_ms : 1'000'000));
@@ -162,11 +165,11 @@ struct Child {
 Child start(const Limits& limits, const std::function<void(const Tell&)>& work) {
   int ends[2];
   if (pipe(ends) != 0) throw MeasureError(std::string("no pipe: ") + std::strerror(errno));
-  const pid_t process = fork();
+  const pid_t parent = getpid(), process = fork();
   if (process < 0) throw MeasureError(std::string("no process: ") + std::strerror(errno));
   if (process == 0) {
     close(ends[0]);
-    be_child(ends[1], limits, work);
+    be_child(parent, ends[1], limits, work);
   }
   close(ends[1]);
   child_running = process;
@@ -187,8 +190,9 @@ void in_child(const Limits& limits, const std::function<void(const Tell&)>& work
   Lines lines(child.pipe);
   Line line{};
   std::string model;  // at work, "" when several are
-  while (lines.next(limits.silence_s, line)) {
+  while (lines.next(limits.silence_s, model, line)) {
     if (line.kind == Line::kFailed) throw MeasureError(line.text);
+    if (line.kind == kNoMemory) throw MeasureError(model + "out of memory");
     if (line.kind == Line::kModel) model = line.text.empty() ? "" : line.text + ": ";
     if (line.kind == kEnd) {
       child.wait();

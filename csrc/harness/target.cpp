@@ -41,7 +41,7 @@ bool begins_with(std::string_view text, std::string_view start) { return text.su
 
 std::string trimmed(std::string_view text) {
   // A device tree ends its texts with a zero byte.
-  const auto blank = [](char letter) { return letter == '\0' || std::isspace(static_cast<unsigned char>(letter)) != 0; };
+  const auto blank = [](unsigned char letter) { return letter == '\0' || std::isspace(letter) != 0; };
   while (!text.empty() && blank(text.front())) text.remove_prefix(1);
   while (!text.empty() && blank(text.back())) text.remove_suffix(1);
   return std::string(text);
@@ -103,7 +103,7 @@ std::optional<bool> virtual_machine(const std::string& cpuinfo) {
 }
 
 std::string emulator_of(const std::string& root, const std::string& cpuinfo) {
-  // qemu-user shows an emulated program /proc as it is, so that these are its own names; the program may have set others.
+  // qemu-user shows a program its own names here, unless the program has set another.
   const std::string status = text_of(root + "/proc/self/status").value_or("");
   for (const std::string& name :
        {trimmed(text_of(root + "/proc/self/comm").value_or("")), value_of(status, "Name").value_or("")}) {

@@ -78,7 +78,7 @@ def models(tmp_path_factory):
         return {"image": generator.standard_normal((1, 3, 16, 16), dtype=np.float32)}
 
     def tokens(generator):
-        return {"input_ids": generator.integers(0, 50, (2, int(generator.integers(3, 12))))}
+        return {"input_ids": generator.integers(0, 100, (2, int(generator.integers(3, 12))))}
 
     return {
         "mlp": (mlp, vector),

@@ -31,7 +31,7 @@ class Images(CalibrationDataReader):
         return {"image": self._left.pop()} if self._left else None
 
 
-def transformer(path, vocabulary=50, hidden=32, heads=4):
+def transformer(path, vocabulary=100, hidden=32, heads=4):
     """One layer of an encoder with tokens in, their mean out; batch and length are dynamic."""
     normal = np.random.default_rng(7).standard_normal
     node = helper.make_node

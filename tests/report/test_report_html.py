@@ -73,10 +73,10 @@ def test_the_page_is_well_formed_and_complete(result: Result):
     assert summary_line(result) in page.text
     for model in result.models:
         assert model.name in page.text
-    for expected in ("hard labels only", result.refused[0].reason, result.lineage.permission, '"temperature": 2.0'):
+    for expected in ("INVALID: other work used 0.95 processors", "hard labels only", result.refused[0].reason, result.lineage.permission, '"temperature": 2.0'):
         assert expected in page.text
-    # Five drawings, each for wide and for narrow pages.
-    assert len(page.all("svg")) == 10
+    # Six drawings, each for wide and for narrow pages.
+    assert len(page.all("svg")) == 12
 
 
 def test_the_sections_come_in_the_order_of_their_weight(result: Result):
@@ -86,6 +86,7 @@ def test_the_sections_come_in_the_order_of_their_weight(result: Result):
         "parameters",
         "Size, quality, latency",
         "p90",
+        "How the times spread",
         "Training loss",
         "Held-out score",
         "Where the bytes are",

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.artifacts import Interval, ModelResult, Result, SizeShare
+from compressor.artifacts import Interval, ModelResult, Result, SizeShare, TimesShown
 from compressor.report import charts, svg
 from compressor.report.trade_off import trade_off
 
@@ -81,6 +81,7 @@ def test_every_chart_parses_and_describes_itself(result: Result, width: int):
     drawn = [
         trade_off(result.models, result.shipped, 0.86, "AUROC", width),
         charts.latency_bars(result.models, result.shipped, width),
+        charts.latency_distribution(result.models, result.shipped, width),
         charts.size_bars(result.sizes, result.shipped, width),
         charts.curve(charts.Curve(points, "Loss", "loss", 10), width),
     ]
@@ -141,6 +142,27 @@ def test_bars_of_no_time_and_no_bytes_have_no_width(result: Result):
         charts.size_bars((SizeShare("teacher", "graph", 0),), None, charts.WIDE),
     ):
         assert {each.attrib["width"] for each in parsed(markup).iter(f"{NAMESPACE}rect")} == {"0"}
+
+
+def test_a_histogram_has_its_mass_where_the_times_are(result: Result):
+    """Half of the times at 1 ms, half at 4 ms: bars at both ends and none between."""
+    model = result.models[0]
+    assert model.latency is not None
+    times = TimesShown(True, (0.0, 0.49, 0.51, 1.0), (1.0, 1.01, 3.99, 4.0))
+    drawn = replace(model, latency=replace(model.latency, distribution=times))
+    root = parsed(charts.latency_distribution((drawn,), None, charts.NARROW))
+    bars = sorted((float(each.attrib["x"]), float(each.attrib["height"])) for each in root.iter(f"{NAMESPACE}rect"))
+    high = [x for x, height in bars if height > 20]
+    assert len(high) >= 2
+    assert high[-1] - high[0] > 150
+    assert all(height < 4 for x, height in bars if high[0] + 30 < x < high[-1] - 30)
+
+
+def test_what_has_no_samples_for_a_percentile_has_no_bar(result: Result):
+    model = result.models[0]
+    assert model.latency is not None
+    few = replace(model, latency=replace(model.latency, p90_ms=None, p99_ms=None))
+    assert len(list(parsed(charts.latency_bars((few,), None, charts.WIDE)).iter(f"{NAMESPACE}rect"))) == 1
 
 
 def test_segments_of_a_bar_add_up_to_its_length():

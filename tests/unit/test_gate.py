@@ -45,7 +45,8 @@ def kept(model: Model) -> Interval:
 
 def latency(model: Model) -> Latency:
     ms, faster = model.ms, TEACHER.ms / model.ms
-    return Latency(model.name, 500, ms, ms, ms, ms, ms, 1000 / ms, 1, 1, Interval(faster, faster, faster), 1, 1, "")
+    speedup = Interval(faster, faster, faster)
+    return Latency(model.name, 500, ms, ms, ms, ms, ms, ms, 1000 / ms, 1, 1, speedup, "", None, 1, 1, "")
 
 
 def reasons(decision: GateDecision) -> dict[str, str]:

@@ -1,5 +1,5 @@
-// What the machine says of itself, and whether a measurement on it was disturbed. Everything is optional: what cannot be
-// read is named, not guessed.
+// What the machine says of itself, and whether a measurement on it was disturbed. Everything is optional: what cannot
+// be read is named, not guessed.
 #pragma once
 
 #include <cstdint>
