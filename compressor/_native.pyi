@@ -164,3 +164,45 @@ class Session:
 
         Raises ValueError when one is missing, too many, or of another dtype; OrtError when an inference fails.
         """
+
+class NpyError(ValueError):
+    """A file is not an array that can be exchanged, or an array cannot be written; one line that names the file."""
+
+def describe_target(root: str = "") -> dict[str, Any]:
+    """What does not change while a measurement runs, by the members of `Target` in machine.h; None: not known.
+
+    Paths are looked up below `root`, so that tests can make up a machine.
+    """
+
+def read_machine(root: str = "") -> dict[str, Any]:
+    """One look at counters and sensors, by the members of `Reading` in machine.h; None: cannot be read here.
+
+    Takes some milliseconds, of the probe. Without the interpreter lock.
+    """
+
+def judge(
+    before: dict[str, Any], after: dict[str, Any], target: dict[str, Any], bounds: dict[str, Any] = {}
+) -> tuple[bool, list[str], list[str]]:
+    """Whether a measurement between two readings counts: valid, why it does not, and what could not be read.
+
+    The arguments have members of `Reading`, `Target` and `ValidityBounds` in machine.h, and its defaults for the rest.
+    Raises ValueError on other members.
+    """
+
+def probe_ns() -> float:
+    """Nanoseconds of a fixed computation in registers, the median of five. Without the interpreter lock."""
+
+def run_delay(all_threads: bool) -> list[int]:
+    """Nanoseconds that each thread, or the calling one, has waited for a processor; empty where nobody keeps them."""
+
+def json_text(value: Any) -> str:
+    """JSON as the native core writes it: None, bool, int, float, str, bytes that may not be UTF-8, list, dict.
+
+    Raises TypeError on anything else, ValueError on more than 200 containers in one another.
+    """
+
+def read_npy(path: str) -> NDArray[Any]:
+    """The array in a .npy file. Raises NpyError."""
+
+def write_npy(path: str, array: NDArray[Any]) -> None:
+    """Writes the array row-major; whoever reads sees the old file or the new one, whole. Raises NpyError."""

@@ -255,7 +255,8 @@ Rounds run_rounds(const Request& request, std::vector<Loaded>& models, const std
     return in_turn(request, models, rounds, stop, after_round);
   }
   if (request.scenario == Scenario::kPaced) {
-    rounds.block = std::max<std::size_t>(1, static_cast<std::size_t>(kPacedBlockNs / (request.period_ms * 1e6)));
+    const auto in_time = static_cast<std::size_t>(kPacedBlockNs / (request.period_ms * 1e6));
+    rounds.block = std::max<std::size_t>(1, std::min(in_time, block_size(models, kPacedBlockNs)));
   } else {
     rounds.block = std::clamp(block_size(models, kStreamBlockNs), kSmallestBlock, kLargestBlock);
   }

@@ -66,7 +66,7 @@ def samples(folder: Path) -> dict[str, Sample]:
         [_node("MatMul", ["x", "w1"], ["a"]), _node("Relu", ["a"], ["b"]), _node("MatMul", ["b", "w2"], ["y"])],
         [("x", TensorProto.FLOAT, ["batch", 32])],
         [("y", TensorProto.FLOAT, ["batch", 10])],
-        [("w1", normal(32, 64)), ("w2", normal(64, 10))],
+        [("w1", normal(32, 64) / 6), ("w2", normal(64, 10) / 8)],
     )
     cnn = save(
         folder / "cnn.onnx",
@@ -79,7 +79,7 @@ def samples(folder: Path) -> dict[str, Sample]:
         ],
         [("image", TensorProto.FLOAT, [1, 3, 16, 16])],
         [("y", TensorProto.FLOAT, [1, 10])],
-        [("k", normal(8, 3, 3, 3)), ("w", normal(128, 10))],
+        [("k", normal(8, 3, 3, 3) / 5), ("w", normal(128, 10) / 11)],
     )
     integers = save(
         folder / "integers.onnx",
@@ -119,11 +119,16 @@ def _static_int8(model: Path, feeds: list[Feed]) -> Path:
     return path
 
 
-def python_answers(sample: Sample) -> list[list[NDArray[Any]]]:
-    """Of the installed onnxruntime's own session: [feeds][outputs]."""
+def python_session(sample: Sample) -> onnxruntime.InferenceSession:
+    """The installed onnxruntime's own."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(sample.path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(sample.path, options, providers=["CPUExecutionProvider"])
+
+
+def python_answers(sample: Sample) -> list[list[NDArray[Any]]]:
+    """Of `python_session`: [feeds][outputs]."""
+    session = python_session(sample)
     return [session.run(None, feed) for feed in sample.feeds]
 
 
