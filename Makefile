@@ -1,4 +1,4 @@
-# demo, test, sanitize, bench, lint: each sets up what it needs. Everything lives in .venv and .cache.
+# demo, test, test-ort-matrix, sanitize, bench, lint: each sets up what it needs. Everything lives in .venv and .cache.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ NATIVE := CMakeLists.txt $(shell find csrc -type f)
 
 SANITIZED := build/sanitize
 
-.PHONY: demo demo-images test sanitize bench lint lock clean
+.PHONY: demo demo-images test test-ort-matrix sanitize bench lint lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/fetch.py minilm-snli
@@ -21,6 +21,10 @@ demo-images: $(INSTALLED)
 # One thread per process: two test processes on two cores would otherwise fight over them.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
+
+# Every minor version of ONNX Runtime from the oldest supported one on, each fetched once into .cache.
+test-ort-matrix: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/ort_matrix
 
 # The native code once more, in a folder of its own, where the first memory error or undefined behaviour ends the run.
 # The interpreter below .venv with PYTHONPATH leaves out .venv's start-up files, which would find the other module.

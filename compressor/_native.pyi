@@ -89,6 +89,12 @@ def compare(log_ratios: ArrayLike, confidence: float, least_effect: float) -> tu
     """The speed-up exp(median of `log_ratios`), what encloses it (NaN for too few rounds), and "faster" or "slower"
     where the whole interval lies more than `least_effect` from 1, else "inconclusive"."""
 
+def compare_sittings(
+    sittings: Sequence[ArrayLike], confidence: float, least_effect: float
+) -> tuple[float, float, float, str]:
+    """`compare` of several sittings, before each of which the sessions were opened anew; the interval encloses that of
+    all rounds and that of the sittings' medians, where there are enough of these for the confidence."""
+
 def each_confidence(together: float, comparisons: int) -> float:
     """The confidence of each of `comparisons` intervals that hold together with the given one (Bonferroni)."""
 

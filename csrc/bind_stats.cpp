@@ -114,6 +114,17 @@ std::tuple<double, double, double, const char*> compare(const Array& log_ratios,
   return {found.speedup.value, found.speedup.low, found.speedup.high, name_of(found.verdict)};
 }
 
+std::tuple<double, double, double, const char*> compare_sittings(const std::vector<Array>& sittings, double confidence,
+                                                                 double least_effect) {
+  check_confidence(confidence);
+  check_least(least_effect, "least_effect");
+  demand(!sittings.empty(), "sittings must be one or more", sittings.size());
+  std::vector<std::vector<double>> values;
+  for (const Array& log_ratios : sittings) values.push_back(values_of(log_ratios, "log_ratios"));
+  const compressor::Comparison found = compressor::compare(values, confidence, least_effect);
+  return {found.speedup.value, found.speedup.low, found.speedup.high, name_of(found.verdict)};
+}
+
 double each_confidence(double together, std::size_t comparisons) {
   check_confidence(together);
   demand(comparisons >= 1, "comparisons must be 1 or more", comparisons);
@@ -147,6 +158,8 @@ void bind_stats(py::module_& module) {
   module.def("percentile", &percentile, py::arg("samples"), py::arg("chunk"), py::arg("share"), py::arg("confidence"));
   module.def("stationarity", &stationarity, py::arg("medians"), py::arg("least_change"));
   module.def("compare", &compare, py::arg("log_ratios"), py::arg("confidence"), py::arg("least_effect"));
+  module.def("compare_sittings", &compare_sittings, py::arg("sittings"), py::arg("confidence"),
+             py::arg("least_effect"));
   module.def("each_confidence", &each_confidence, py::arg("together"), py::arg("comparisons"));
   module.def("slope", &slope, py::arg("x"), py::arg("y"), py::arg("confidence"));
   module.def("warm_up_length", &warm_up_length, py::arg("times"));

@@ -51,6 +51,7 @@ constexpr char kHelp[] =
     "  --duration SECONDS         sustained: of each model (60)\n"
     "  --processes N              cold: of each model and state of the disk cache (5)\n"
     "  --least-effect SHARE       a smaller difference is no verdict (0.02)\n"
+    "  --sittings N               of a comparison: how often the sessions are opened, if quick enough (8)\n"
     "  --seed N                   of made-up inputs and of the order (0)\n"
     "  --profile PREFIX           writes ONNX Runtime's profile of each model to a file beginning so\n"
     "  --outputs FOLDER           writes each model's outputs as .npy into a folder that is there\n"
@@ -142,7 +143,7 @@ void add_shape(Request& request, const std::string& text) {
 
 enum Flag : int {
   kOrt = 256, kModel, kName, kCases, kShape, kBatch, kScenario, kThreads, kOptimization, kSpin, kProvider, kSamples, kBudget,
-  kPeriod, kSessions, kCallers, kDuration, kProcesses, kLeastEffect, kSeed, kProfile, kOutputs, kMemoryLimit, kSilence,
+  kPeriod, kSessions, kCallers, kDuration, kProcesses, kLeastEffect, kSittings, kSeed, kProfile, kOutputs, kMemoryLimit, kSilence,
   kJson, kEvents, kVersion, kHelpFlag,
 };
 
@@ -166,6 +167,7 @@ constexpr option kFlags[] = {
     {"duration", required_argument, nullptr, kDuration},
     {"processes", required_argument, nullptr, kProcesses},
     {"least-effect", required_argument, nullptr, kLeastEffect},
+    {"sittings", required_argument, nullptr, kSittings},
     {"seed", required_argument, nullptr, kSeed},
     {"profile", required_argument, nullptr, kProfile},
     {"outputs", required_argument, nullptr, kOutputs},
@@ -210,6 +212,7 @@ void take(Options& options, int flag, const char* value) {
     case kDuration: request.duration_s = number("duration", value, 0.01, 1e6); break;
     case kProcesses: request.processes = static_cast<int>(whole("processes", value, 1, 1000)); break;
     case kLeastEffect: request.least_effect = number("least-effect", value, 0, 1); break;
+    case kSittings: request.sittings = static_cast<int>(whole("sittings", value, 1, 1000)); break;
     case kSeed: request.seed = static_cast<std::uint64_t>(whole("seed", value, 0)); break;
     case kProfile: request.session.profile_prefix = value; break;
     case kOutputs: request.outputs = value; break;

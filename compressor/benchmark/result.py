@@ -191,6 +191,7 @@ class ComparisonFound:
     baseline: str
     speedup: Bounded
     rounds: int
+    sittings: int
     confidence: float
     verdict: Verdict
 

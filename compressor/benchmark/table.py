@@ -112,8 +112,8 @@ def _row(run: RunFound, model: ModelFound) -> list[str]:
 
 def _comparison_line(found: ComparisonFound, run: RunFound) -> str:
     of = "throughput" if run.scenario == "throughput" else "speed"
-    line = f"{found.model}: {_bounded(found.speedup)} times the {of} of {found.baseline}: {found.verdict}"
-    return f"{line} ({found.rounds} rounds; a verdict needs more than {run.conditions.least_effect:.2g})"
+    how = f"{found.rounds} rounds, opened {found.sittings} times; a verdict needs {run.conditions.least_effect:.0%}"
+    return f"{found.model}: {_bounded(found.speedup)} times the {of} of {found.baseline}: {found.verdict} ({how})"
 
 
 def _start_rows(run: RunFound) -> list[list[str]]:

@@ -12,6 +12,8 @@ namespace {
 
 constexpr double kProgressEveryS = 0.5;  // each line wakes whoever reads it, on a machine that is measuring
 constexpr double kPartialEveryS = 5.0;
+constexpr double kWarmAgainS = 0.1;      // of a model that was opened again
+constexpr double kReopeningShare = 0.5;  // of the budget
 
 std::vector<Array> outputs_of(Feed& feed) {
   std::vector<Array> arrays;
@@ -99,6 +101,16 @@ std::vector<Answers> check_answers(const Request& request, std::vector<Loaded>& 
   return all;
 }
 
+// As many sittings as are asked for, while opening the models again takes no more than a part of the budget.
+std::size_t sittings_of(const Request& request, const std::vector<LoadCost>& loads) {
+  const bool compared = request.models.size() > 1 && request.scenario != Scenario::kSustained;
+  if (!compared || !request.session.profile_prefix.empty()) return 1;
+  double again_s = 0.0;
+  for (const LoadCost& load : loads) again_s += load.session_ms / 1e3 + kWarmAgainS;
+  const double times = kReopeningShare * request.budget_s / again_s;
+  return 1 + static_cast<std::size_t>(std::clamp(times, 0.0, static_cast<double>(request.sittings - 1)));
+}
+
 std::string progress_of(const Rounds& rounds) {
   return Json().object().member("done", rounds.done).member("of", rounds.wanted).end().text();
 }
@@ -108,18 +120,17 @@ std::string progress_of(const Rounds& rounds) {
 std::string measure(const Request& request, const std::vector<LoadCost>& loads, const std::atomic<bool>& stop,
                     const Tell& tell) {
   const auto library = std::make_shared<ort::Library>(request.library);
-  std::vector<Loaded> models = open_models(request, library, tell);
-  for (Loaded& model : models) {
-    warm_up(model, request, stop);
-    if (request.scenario != Scenario::kThroughput) {
-      model.meter = std::make_unique<DelayMeter>(request.session.threads, model.latency_ns);
-    }
-  }
-  tell({Line::kModel, ""});
+  std::vector<Loaded> models;
+  open_models(request, library, 0, models, tell);
+  for (Loaded& model : models) warm_up(model, request, request.warm_up_s, request.warm_up_cap_s, stop);
   Measured measured{request, library->version(), describe_target(""), loads, models, {}, {}, {}, {}, {}, false};
   measured.before = read_machine("");
   std::int64_t told = monotonic_ns(), told_all = told;
-  measured.rounds = run_rounds(request, models, stop, [&](const Rounds& rounds) {
+  const auto reopen = [&](std::size_t sitting) {
+    open_models(request, library, sitting, models, tell);
+    for (Loaded& model : models) warm_up(model, request, kWarmAgainS, kWarmAgainS, stop);
+  };
+  const auto after_round = [&](const Rounds& rounds) {
     const std::int64_t now = monotonic_ns();
     if (static_cast<double>(now - told) < kProgressEveryS * 1e9) return;
     told = now;
@@ -128,7 +139,8 @@ std::string measure(const Request& request, const std::vector<LoadCost>& loads, 
     told_all = now;
     measured.rounds = rounds;
     tell({Line::kPartial, result_of(measured)});
-  });
+  };
+  measured.rounds = run_rounds(request, models, sittings_of(request, loads), stop, {reopen, after_round});
   measured.after = read_machine("");
   measured.interrupted = stop;
   if (measured.rounds.done == 0) throw MeasureError("interrupted before anything was measured");

@@ -253,18 +253,26 @@ void write_model(Json& json, const Measured& measured, std::size_t index) {
   json.end();
 }
 
-// ln(baseline's time / the model's), or of rates the other way round, for each round that both have.
-std::vector<double> log_ratios(const Request& request, const Loaded& baseline, const Loaded& model) {
-  std::vector<double> ratios;
+// ln(baseline's time / the model's), or of rates the other way round, for each round that both have, by sitting.
+std::vector<std::vector<double>> log_ratios(const Request& request, const Loaded& baseline, const Loaded& model) {
+  std::vector<std::vector<double>> sittings;
   const std::size_t rounds = std::min(baseline.blocks.size(), model.blocks.size());
   const std::vector<double> base = block_medians(baseline), own = block_medians(model);
   for (std::size_t i = 0; i < rounds; ++i) {
     const double ratio = request.scenario == Scenario::kThroughput
                              ? rate_of(model.blocks[i]) / rate_of(baseline.blocks[i])
                              : base[i] / own[i];
-    if (ratio > 0.0 && std::isfinite(ratio)) ratios.push_back(std::log(ratio));
+    if (!(ratio > 0.0 && std::isfinite(ratio))) continue;
+    sittings.resize(std::max(sittings.size(), model.blocks[i].sitting + 1));
+    sittings[model.blocks[i].sitting].push_back(std::log(ratio));
   }
-  return ratios;
+  return sittings;
+}
+
+std::size_t count_of(const std::vector<std::vector<double>>& sittings) {
+  std::size_t count = 0;
+  for (const std::vector<double>& ratios : sittings) count += ratios.size();
+  return count;
 }
 
 void write_comparisons(Json& json, const Measured& measured) {
@@ -274,12 +282,12 @@ void write_comparisons(Json& json, const Measured& measured) {
   const bool compared = request.scenario != Scenario::kSustained && measured.target.emulator.empty();
   const double confidence = each_confidence(kConfidence, measured.models.size() - 1);
   for (std::size_t i = 1; compared && i < measured.models.size(); ++i) {
-    const std::vector<double> ratios = log_ratios(request, measured.models[0], measured.models[i]);
+    const auto ratios = log_ratios(request, measured.models[0], measured.models[i]);
     if (ratios.empty()) continue;
     const Comparison found = compare(ratios, confidence, request.least_effect);
     json.object().member("model", measured.models[i].name).member("baseline", measured.models[0].name);
     write_estimate(json, "speedup", found.speedup, 1.0);
-    json.member("rounds", ratios.size()).member("confidence", confidence).member("verdict", name_of(found.verdict));
+    json.member("rounds", count_of(ratios)).member("sittings", ratios.size()).member("confidence", confidence).member("verdict", name_of(found.verdict));
     json.end();
   }
   json.end();
@@ -456,7 +464,7 @@ std::string percentile_text(const Loaded& model, double share) {
 }
 
 std::string speedup_text(const Measured& measured, std::size_t index) {
-  const std::vector<double> ratios = log_ratios(measured.request, measured.models[0], measured.models[index]);
+  const auto ratios = log_ratios(measured.request, measured.models[0], measured.models[index]);
   if (index == 0 || measured.request.scenario == Scenario::kSustained || ratios.empty()) return "-";
   const double confidence = each_confidence(kConfidence, measured.models.size() - 1);
   const Comparison found = compare(ratios, confidence, measured.request.least_effect);

@@ -29,18 +29,14 @@ double median_of(std::vector<double> values) {
   return quantile(values.data(), values.size(), 0.5);
 }
 
-Loaded open_model(const Request& request, const ModelRequest& model, const std::shared_ptr<ort::Library>& library,
-                  std::size_t number) {
-  Loaded loaded;
-  loaded.name = model.name;
-  loaded.path = model.path;
+void open_sessions(const Request& request, Loaded& model, const std::shared_ptr<ort::Library>& library,
+                   std::size_t number) {
   const bool many = request.scenario == Scenario::kThroughput;
   ort::SessionSettings settings = request.session;
   if (!settings.profile_prefix.empty()) settings.profile_prefix += "-" + std::to_string(number);
   for (int i = 0; i < (many ? request.sessions : 1); ++i) {
-    loaded.sessions.push_back(std::make_unique<ort::Session>(library, model.path, settings));
+    model.sessions.push_back(std::make_unique<ort::Session>(library, model.path, settings));
   }
-  return loaded;
 }
 
 void make_feeds(const Request& request, const ModelRequest& model, Loaded& loaded) {
@@ -92,18 +88,21 @@ void add_block(const Request& request, Loaded& model, const Rounds& rounds, std:
   const double at_s = since_s(begin);
   Block block = naming(model.name, [&] { return one_block(request, model, rounds, stop); });
   block.at_s = at_s;
+  block.sitting = rounds.sitting;
   thin_out(block, kKeptOfBlock);
   if (block.inferences > 0) model.blocks.push_back(std::move(block));
 }
 
 Rounds in_turn(const Request& request, std::vector<Loaded>& models, Rounds rounds, const std::atomic<bool>& stop,
-               const std::function<void(const Rounds&)>& after_round) {
+               const RoundHooks& hooks) {
   Orders orders(models.size(), request.seed);
   const std::int64_t begin = monotonic_ns();
-  for (; rounds.done < rounds.wanted && !stop; after_round(rounds)) {
+  for (; rounds.done < rounds.wanted && !stop; hooks.after_round(rounds)) {
     const double spent_s = since_s(begin);
     if (spent_s >= request.budget_s && rounds.done >= kFewestRounds) break;
     if (spent_s >= kBudgetOverrun * request.budget_s && rounds.done > 0) break;
+    const std::size_t sitting = rounds.done * rounds.sittings / rounds.wanted;
+    if (sitting != rounds.sitting) hooks.reopen(rounds.sitting = sitting);
     for (const std::size_t index : orders.of(rounds.done)) add_block(request, models[index], rounds, begin, stop);
     ++rounds.done;
   }
@@ -111,7 +110,7 @@ Rounds in_turn(const Request& request, std::vector<Loaded>& models, Rounds round
 }
 
 Rounds one_after_the_other(const Request& request, std::vector<Loaded>& models, Rounds rounds,
-                           const std::atomic<bool>& stop, const std::function<void(const Rounds&)>& after_round) {
+                           const std::atomic<bool>& stop, const RoundHooks& hooks) {
   const std::int64_t begin = monotonic_ns();
   const double total_s = request.duration_s * static_cast<double>(models.size());
   for (std::size_t index = 0; index < models.size(); ++index) {
@@ -121,7 +120,7 @@ Rounds one_after_the_other(const Request& request, std::vector<Loaded>& models, 
       ++rounds.done;
       const double share = std::min(since_s(begin) / total_s, 1.0);
       rounds.wanted = std::max(rounds.done, static_cast<std::size_t>(static_cast<double>(rounds.done) / share));
-      after_round(rounds);
+      hooks.after_round(rounds);
     }
   }
   return rounds;
@@ -135,24 +134,33 @@ std::size_t Loaded::inferences() const noexcept {
   return count;
 }
 
-std::vector<Loaded> open_models(const Request& request, const std::shared_ptr<ort::Library>& library,
-                                const Tell& tell) {
-  std::vector<Loaded> models;
+void open_models(const Request& request, const std::shared_ptr<ort::Library>& library, std::size_t sitting,
+                 std::vector<Loaded>& models, const Tell& tell) {
+  models.resize(request.models.size());
+  for (Loaded& model : models) {
+    model.callers.clear();
+    model.sessions.clear();
+  }
+  std::vector<std::size_t> order;
+  for (std::size_t i = 0; i < models.size(); ++i) order.push_back(sitting % 2 == 0 ? i : models.size() - 1 - i);
   std::vector<const ort::Session*> sessions;
-  for (const ModelRequest& model : request.models) {
+  for (const std::size_t i : order) {
+    Loaded& model = models[i];
+    model.name = request.models[i].name;
+    model.path = request.models[i].path;
     tell({Line::kModel, model.name});
-    models.push_back(naming(model.name, [&] { return open_model(request, model, library, models.size()); }));
-    sessions.push_back(&models.back().session());
+    naming(model.name, [&] { open_sessions(request, model, library, i); });
+    sessions.push_back(&model.session());
   }
   check_shapes(request, sessions);
-  for (std::size_t i = 0; i < models.size(); ++i) {
+  for (const std::size_t i : order) {
     tell({Line::kModel, models[i].name});
     naming(models[i].name, [&] { make_feeds(request, request.models[i], models[i]); });
   }
-  return models;
+  tell({Line::kModel, ""});
 }
 
-void warm_up(Loaded& model, const Request& request, const std::atomic<bool>& stop) {
+void warm_up(Loaded& model, const Request& request, double least_s, double most_s, const std::atomic<bool>& stop) {
   std::vector<Feed>& feeds = model.callers.front().feeds;
   WarmUp averages;
   std::vector<double> last;
@@ -164,12 +172,11 @@ void warm_up(Loaded& model, const Request& request, const std::atomic<bool>& sto
     model.warmed_up.settled = averages.settled(block.span_ns) || model.warmed_up.settled;
     last = block.wall_ns;
     const double spent_s = since_s(begin);
-    if (passes > 0 && spent_s >= request.warm_up_s && (model.warmed_up.settled || spent_s >= request.warm_up_cap_s)) {
-      break;
-    }
+    if (passes > 0 && spent_s >= least_s && (model.warmed_up.settled || spent_s >= most_s)) break;
   }
-  model.warmed_up.seconds = since_s(begin);
   model.latency_ns = last.empty() ? 1.0 : std::max(median_of(last), 1.0);
+  if (request.scenario == Scenario::kThroughput) return;  // which of many threads waited for what is not told
+  model.meter = std::make_unique<DelayMeter>(request.session.threads, model.latency_ns);
 }
 
 std::size_t block_size(const std::vector<Loaded>& models, double target_ns) {
@@ -242,17 +249,18 @@ Block throughput_block(Loaded& model, double seconds) {
   return block;
 }
 
-Rounds run_rounds(const Request& request, std::vector<Loaded>& models, const std::atomic<bool>& stop,
-                  const std::function<void(const Rounds&)>& after_round) {
+Rounds run_rounds(const Request& request, std::vector<Loaded>& models, std::size_t sittings,
+                  const std::atomic<bool>& stop, const RoundHooks& hooks) {
   Rounds rounds;
+  rounds.sittings = sittings;
   if (request.scenario == Scenario::kSustained) {
     rounds.block = block_size(models, kSustainedBlockNs);
-    return one_after_the_other(request, models, rounds, stop, after_round);
+    return one_after_the_other(request, models, rounds, stop, hooks);
   }
   if (request.scenario == Scenario::kThroughput) {
     const double rounds_in_budget = request.budget_s / (kThroughputBlockS * static_cast<double>(models.size()));
     rounds.wanted = std::max(kLeastRounds, static_cast<std::size_t>(rounds_in_budget));
-    return in_turn(request, models, rounds, stop, after_round);
+    return in_turn(request, models, rounds, stop, hooks);
   }
   if (request.scenario == Scenario::kPaced) {
     const auto in_time = static_cast<std::size_t>(kPacedBlockNs / (request.period_ms * 1e6));
@@ -262,7 +270,7 @@ Rounds run_rounds(const Request& request, std::vector<Loaded>& models, const std
   }
   const auto least = static_cast<double>(request.min_samples) / static_cast<double>(rounds.block);
   rounds.wanted = std::max(kLeastRounds, static_cast<std::size_t>(std::ceil(least)));
-  return in_turn(request, models, rounds, stop, after_round);
+  return in_turn(request, models, rounds, stop, hooks);
 }
 
 }  // namespace compressor

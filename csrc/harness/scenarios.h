@@ -20,7 +20,6 @@ struct Caller {
 
 struct WarmedUp {
   std::size_t inferences = 0;
-  double seconds = 0.0;
   bool settled = false;
 };
 
@@ -39,11 +38,14 @@ struct Loaded {
   ort::Session& session() noexcept { return *sessions.front(); }
 };
 
-// Opens the models and makes their inputs; nothing has run but each input twice.
-std::vector<Loaded> open_models(const Request& request, const std::shared_ptr<ort::Library>& library, const Tell& tell);
+// Opens the models, or opens them again, and makes their inputs; nothing has run then but each input twice. In every
+// second sitting the order is turned round: what comes of the order is not the models'.
+void open_models(const Request& request, const std::shared_ptr<ort::Library>& library, std::size_t sitting,
+                 std::vector<Loaded>& models, const Tell& tell);
 
-// Runs the model's inputs in turn until its times settle (stats.h), for warm_up_s at least and warm_up_cap_s at most.
-void warm_up(Loaded& model, const Request& request, const std::atomic<bool>& stop);
+// Runs the model's inputs in turn until its times settle (stats.h), for `least_s` at least and `most_s` at most, and
+// prepares the meter of its delays.
+void warm_up(Loaded& model, const Request& request, double least_s, double most_s, const std::atomic<bool>& stop);
 
 // How many inferences a block has: as many as the slowest model does in about `target_ns`.
 std::size_t block_size(const std::vector<Loaded>& models, double target_ns);
@@ -55,10 +57,16 @@ Block throughput_block(Loaded& model, double seconds);
 // What the rounds were.
 struct Rounds {
   std::size_t done = 0, wanted = 0, block = 0;
+  std::size_t sittings = 1, sitting = 0;
 };
 
-// Takes the models through the rounds of the request's scenario. After each round `after_round` is called.
-Rounds run_rounds(const Request& request, std::vector<Loaded>& models, const std::atomic<bool>& stop,
-                  const std::function<void(const Rounds&)>& after_round);
+struct RoundHooks {
+  std::function<void(std::size_t sitting)> reopen;  // before the first round of every sitting but the first
+  std::function<void(const Rounds&)> after_round;
+};
+
+// Takes the models through the rounds of the request's scenario, in `sittings` of equal length.
+Rounds run_rounds(const Request& request, std::vector<Loaded>& models, std::size_t sittings,
+                  const std::atomic<bool>& stop, const RoundHooks& hooks);
 
 }  // namespace compressor

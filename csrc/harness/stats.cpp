@@ -176,6 +176,16 @@ Stationarity stationarity(const std::vector<double>& medians, double least_chang
   return {!(p_value < kSignificant && std::abs(change) > least_change), p_value, change, at};
 }
 
+namespace {
+
+Verdict verdict_of(const Estimate& speedup, double least_effect) noexcept {
+  if (speedup.low > 1.0 + least_effect) return Verdict::kFaster;
+  if (speedup.high < 1.0 / (1.0 + least_effect)) return Verdict::kSlower;
+  return Verdict::kInconclusive;
+}
+
+}  // namespace
+
 Comparison compare(std::vector<double> log_ratios, double confidence, double least_effect) {
   Comparison found{{kNone, kNone, kNone}, Verdict::kInconclusive};
   if (log_ratios.empty()) return found;
@@ -185,8 +195,25 @@ Comparison compare(std::vector<double> log_ratios, double confidence, double lea
   if (rank == 0) return found;
   found.speedup.low = std::exp(log_ratios[rank - 1]);
   found.speedup.high = std::exp(log_ratios[log_ratios.size() - rank]);
-  if (found.speedup.low > 1.0 + least_effect) found.verdict = Verdict::kFaster;
-  if (found.speedup.high < 1.0 / (1.0 + least_effect)) found.verdict = Verdict::kSlower;
+  found.verdict = verdict_of(found.speedup, least_effect);
+  return found;
+}
+
+Comparison compare(const std::vector<std::vector<double>>& sittings, double confidence, double least_effect) {
+  std::vector<double> all, medians;
+  for (std::vector<double> ratios : sittings) {
+    if (ratios.empty()) continue;
+    all.insert(all.end(), ratios.begin(), ratios.end());
+    std::sort(ratios.begin(), ratios.end());
+    medians.push_back(quantile(ratios.data(), ratios.size(), 0.5));
+  }
+  Comparison found = compare(std::move(all), confidence, least_effect);
+  std::sort(medians.begin(), medians.end());
+  const std::size_t rank = median_rank(medians.size(), confidence);
+  if (rank == 0 || std::isnan(found.speedup.low)) return found;
+  found.speedup.low = std::min(found.speedup.low, std::exp(medians[rank - 1]));
+  found.speedup.high = std::max(found.speedup.high, std::exp(medians[medians.size() - rank]));
+  found.verdict = verdict_of(found.speedup, least_effect);
   return found;
 }
 

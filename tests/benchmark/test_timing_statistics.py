@@ -351,6 +351,48 @@ def test_a_slowdown_below_the_least_effect_is_none():
     assert verdicts(lambda generator: slowed(generator, factor=1.01), 500)["inconclusive"] >= 0.98
 
 
+def sitting_ratios(generator, truth=0.0, sittings=8, rounds=7, between=0.01, within=0.003):
+    """Log ratios of rounds: each sitting has an error of its own, which its rounds share."""
+    shared = generator.normal(truth, between, (sittings, 1))
+    return list(shared + generator.normal(0.0, within, (sittings, rounds)))
+
+
+def test_what_a_sitting_shares_is_counted():
+    """All rounds alone take the sittings' errors for knowledge: their interval seldom holds the truth."""
+    compare, compare_sittings = native.load().compare, native.load().compare_sittings
+    alone = together = 0
+    for seed in range(400):
+        ratios = sitting_ratios(seeded(seed))
+        low, high = compare_sittings(ratios, 0.95, 0.0)[1:3]
+        together += low <= 1 <= high
+        low, high = compare(np.concatenate(ratios), 0.95, 0.0)[1:3]
+        alone += low <= 1 <= high
+    assert together >= 0.95 * 400
+    assert alone < 0.8 * 400
+
+
+def test_the_interval_of_sittings_by_hand():
+    """Of eight sittings the least and the largest median enclose the median with 99%."""
+    medians = np.array([0.01, -0.02, 0.03, 0.0, 0.02, -0.01, 0.04, 0.05])
+    ratios = [np.full(7, median) for median in medians]
+    value, low, high, verdict = native.load().compare_sittings(ratios, 0.95, 0.02)
+    assert (value, low, high) == pytest.approx(np.exp([np.median(np.concatenate(ratios)), -0.02, 0.05]))
+    assert verdict == "inconclusive"
+
+
+def test_a_slowdown_is_found_through_sittings():
+    found = [native.load().compare_sittings(sitting_ratios(seeded(s), -0.049), 0.95, 0.02)[3] for s in range(200)]
+    assert found.count("slower") >= 0.95 * 200
+
+
+def test_too_few_sittings_leave_the_rounds():
+    compare, compare_sittings = native.load().compare, native.load().compare_sittings
+    ratios = sitting_ratios(seeded(0), sittings=3, rounds=20)
+    assert compare_sittings(ratios, 0.95, 0.02) == compare(np.concatenate(ratios), 0.95, 0.02)
+    with pytest.raises(ValueError, match="sittings must be one or more, got 0"):
+        compare_sittings([], 0.95, 0.02)
+
+
 def test_confidence_of_each_of_several():
     each = native.load().each_confidence
     assert each(0.95, 1) == pytest.approx(0.95)

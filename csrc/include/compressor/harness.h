@@ -51,6 +51,7 @@ struct Block {
   std::vector<double> corrected_ns;  // less what its threads waited for a processor; empty where that is not known
   double process_cpu_ns = 0.0;       // of all of them together
   double span_ns = 0.0;              // from the first's begin to the last's end
+  std::size_t sitting = 0;           // since when the sessions are open
   double at_s = 0.0;                 // when it began, since the first block of the measurement
   std::vector<double> late_ns;       // paced: how long after its time each began
   std::size_t missed = 0;            // paced: ended after the next was due

@@ -43,6 +43,7 @@ struct Request {
 
   std::int64_t min_samples = 500;  // inferences of each model, if the budget allows
   double budget_s = 40.0;          // of the rounds of all models together
+  int sittings = 8;                // of a comparison: how often the sessions are opened, if that is quick enough
   double warm_up_s = 0.3;          // of each model, at least
   double warm_up_cap_s = 3.0;      // at most
   std::uint64_t seed = 0;

@@ -54,6 +54,10 @@ struct Comparison {
   Verdict verdict;
 };
 Comparison compare(std::vector<double> log_ratios, double confidence, double least_effect);
+// The same of several sittings, before each of which the sessions were opened anew: where their memory lies is worth some
+// percent and stays as it is for a sitting, so rounds of one sitting tell nothing of it. The interval encloses that of all
+// rounds and that of the sittings' medians, where there are enough of these for the confidence.
+Comparison compare(const std::vector<std::vector<double>>& sittings, double confidence, double least_effect);
 
 // The confidence of each of `comparisons` intervals that hold together with the given one (Bonferroni).
 double each_confidence(double together, std::size_t comparisons) noexcept;

@@ -1,0 +1,633 @@
+"""Measuring over ssh: a real sshd on loopback, the real command, and what is left there afterwards, which is nothing."""
+
+import getpass
+import json
+import os
+import platform
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from made_models import save
+
+from compressor import native
+from compressor.benchmark import BenchmarkSettings, Candidate, Tolerance, device_of, measure
+from compressor.benchmark.measure import problems_of
+from compressor.errors import UsageError
+from compressor.progress import SILENT
+
+LIMIT_S = 60.0  # of everything that is waited for; nothing here should take a tenth of it
+QUICK = ("--samples", "20", "--budget", "0.3s")
+LONG = ("--samples", "1000000", "--budget", "100s", "--quiet")
+FLOAT = onnx.TensorProto.FLOAT
+# What a client's key may be bound to in place of the user's own shell. {links}: a folder whose sh is that shell.
+FORCED = {
+    "bash": 'PATH="{links}:$PATH" exec bash -c "$SSH_ORIGINAL_COMMAND"',
+    "busybox": 'exec env PATH="{links}" sh -c "$SSH_ORIGINAL_COMMAND"',
+    "closed": "echo This account is currently not available.; exit 1",
+    "asleep": "exec sleep 30",
+}
+
+
+def wait_until(seen, what):
+    deadline = time.monotonic() + LIMIT_S
+    while not (found := seen()):
+        assert time.monotonic() < deadline, f"not within {LIMIT_S:g} s: {what}"
+        time.sleep(0.05)
+    return found
+
+
+def name_of(pid):
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""  # it has ended
+
+
+def children_of(pid):
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    except OSError:
+        return []
+
+
+def processes_of(folder):
+    """The processes in whose environment TMPDIR is the folder, or one in it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            variables = path.read_bytes().split(b"\0")
+        except OSError:
+            continue  # it has ended, or is another user's
+        if any(variable.startswith(os.fsencode(f"TMPDIR={folder}")) for variable in variables):
+            found.append(int(path.parent.name))
+    return found
+
+
+def signal_all(pids, number):
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass(frozen=True)
+class Sshd:
+    """A running sshd: its process, its port, and the folder of the client's keys."""
+
+    process: subprocess.Popen
+    port: int
+    folder: Path
+
+    def sessions(self):
+        """The sshd processes of the open connections."""
+        found = []
+        for child in children_of(self.process.pid):
+            found += [child, *(pid for pid in children_of(child) if name_of(pid).startswith("sshd"))]
+        return found
+
+
+def make_key(path):
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+    return path.with_name(path.name + ".pub").read_text()
+
+
+def make_links(folder):
+    """Folders whose sh is another shell; busybox's has nothing but busybox."""
+    for shell in ("bash", "busybox"):
+        program = shutil.which(shell)
+        links = folder / shell
+        links.mkdir()
+        if program is None:
+            continue
+        names = ["sh"]
+        if shell == "busybox":
+            names = subprocess.run([program, "--list"], capture_output=True, text=True, check=True).stdout.split()
+        for name in names:
+            (links / name).symlink_to(program)
+
+
+def start_sshd(program, folder):
+    """The process and its port, or what it said when it did not start."""
+    said = ""
+    for attempt in range(5):
+        port, log = free_port(), folder / f"sshd-{attempt}.log"
+        settings = {
+            "Port": port,
+            "ListenAddress": "127.0.0.1",
+            "HostKey": folder / "host",
+            "PidFile": "none",
+            "AuthorizedKeysFile": folder / "authorized",
+            "StrictModes": "no",
+            "UsePAM": "no",
+            "AcceptEnv": "TMPDIR",
+        }
+        config = folder / "sshd_config"
+        config.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
+        process = subprocess.Popen([program, "-D", "-f", config, "-E", log], stdin=subprocess.DEVNULL)
+        wait_until(lambda log=log, process=process: process.poll() is not None or "listening" in read(log), "sshd")
+        said = read(log).strip()
+        if process.poll() is None:
+            return process, port, said
+        if "in use" not in said:  # by another test process that found the same port free
+            break
+    return None, 0, said
+
+
+def read(path):
+    return path.read_text() if path.exists() else ""
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory):
+    """Skips, naming what is missing, where there cannot be one."""
+    program = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+    for name, found in (("sshd", program), ("ssh", shutil.which("ssh")), ("ssh-keygen", shutil.which("ssh-keygen"))):
+        if found is None:
+            pytest.skip(f"needs {name}: apt-get install openssh-server openssh-client")
+    folder = tmp_path_factory.mktemp("sshd")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # what starts sshd otherwise makes it
+    make_key(folder / "host")
+    make_links(folder)
+    authorized = make_key(folder / "plain")
+    for name, command in FORCED.items():
+        words = command.format(links=folder / name).replace('"', '\\"')
+        authorized += f'command="{words}" {make_key(folder / name)}'
+    (folder / "authorized").write_text(authorized)
+    process, port, said = start_sshd(program, folder)
+    if process is None:
+        pytest.skip(f"needs an sshd that starts: {said}")
+    server = Sshd(process, port, folder)
+    try:
+        yield server
+    finally:
+        sessions = server.sessions()
+        process.terminate()
+        process.wait(LIMIT_S)
+        signal_all(sessions, signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    stdout: str
+    stderr: str
+
+    def line(self, code):
+        """The one line of an error, after it is checked that it is one, with this exit code."""
+        assert self.code == code, self.stderr
+        said = [line for line in self.stderr.splitlines() if line.startswith("compressor: ")]
+        assert len(said) == 1, self.stderr
+        assert said == self.stderr.splitlines()[-1:]
+        assert "internal error" not in said[0]
+        return said[0]
+
+
+class Board:
+    """A device at the other end of a connection to the sshd, with a folder of its own for what is temporary."""
+
+    def __init__(self, server, folder):
+        self.server = server
+        self.folder = folder
+        self.temporary = folder / "temporary, o'clock"
+        self.temporary.mkdir()
+        self.url = f"ssh://{getpass.getuser()}@127.0.0.1:{server.port}"
+        self.json = folder / "result.json"
+        self.started = []
+        self.use("plain")
+
+    def use(self, key, **settings):
+        """Logs in with this key from now on. `settings` are of the client."""
+        settings = {
+            "IdentityFile": self.server.folder / key,
+            "IdentitiesOnly": "yes",
+            "UserKnownHostsFile": self.folder / "known_hosts",
+            "GlobalKnownHostsFile": "/dev/null",
+            "StrictHostKeyChecking": "accept-new",
+            "SetEnv": f'"TMPDIR={self.temporary}"',
+            **settings,
+        }
+        config = self.folder / "ssh_config"
+        config.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
+        self.ssh = shlex.join(["ssh", "-F", str(config)])
+
+    def start(self, *arguments, url=None):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "compressor", "bench", *map(str, arguments), "--device", url or self.url],
+            cwd=self.folder,
+            env={**os.environ, "COMPRESSOR_SSH": self.ssh},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.started.append(process)
+        return process
+
+    def end(self, process):
+        stdout, stderr = process.communicate(timeout=LIMIT_S)
+        return Ended(process.returncode, stdout, stderr)
+
+    def bench(self, *arguments, url=None):
+        return self.end(self.start(*arguments, url=url))
+
+    def start_long(self, model):
+        """A run of minutes, after it has told a first partial result."""
+        process = self.start(model, *LONG, "--json", self.json)
+        wait_until(lambda: self.json.exists() or process.poll() is not None, "a partial result")
+        assert process.poll() is None, self.end(process).stderr
+        return process
+
+    def result(self):
+        return json.loads(self.json.read_text())
+
+    def runners(self):
+        return [pid for pid in processes_of(self.temporary) if name_of(pid) == "compressor-runn"]
+
+    def left(self):
+        return [path.name for path in self.temporary.iterdir()] + [name_of(p) for p in processes_of(self.temporary)]
+
+    def wait_until_nothing_is_left(self):
+        wait_until(lambda: not self.left(), "nothing is left there")
+
+
+@pytest.fixture
+def board(sshd, tmp_path):
+    """Nothing may be left on it after a test."""
+    board = Board(sshd, tmp_path)
+    try:
+        yield board
+        board.wait_until_nothing_is_left()
+    finally:
+        for process in board.started:
+            process.kill()
+            process.communicate()
+        signal_all(processes_of(board.temporary), signal.SIGKILL)
+
+
+def needs(program):
+    return pytest.param(program, marks=pytest.mark.skipif(shutil.which(program) is None, reason=f"needs {program}"))
+
+
+# Whole runs.
+
+
+@pytest.mark.parametrize("shell", ["plain", needs("bash"), needs("busybox")])
+def test_two_models_on_made_up_inputs(shell, board, models):
+    board.use(shell)
+    ended = board.bench(models["mlp"][0], models["mlp-int8"][0], *QUICK, "--json", board.json)
+    assert ended.code == 0, ended.stderr
+    assert "mlp-int8" in ended.stdout
+    result = board.result()
+    assert (result["complete"], result["problems"]) == (True, [])
+    (run,) = result["runs"]
+    assert run["complete"]
+    assert [model["name"] for model in run["models"]] == ["mlp", "mlp-int8"]
+    assert [comparison["model"] for comparison in run["comparisons"]] == ["mlp-int8"]
+    assert run["target"]["architecture"] == platform.machine()
+    assert run["models"][1]["answers"]["against"] == "mlp"
+    board.wait_until_nothing_is_left()
+
+
+@pytest.mark.parametrize(("change", "problems"), [(0.0, 0), (1.0, 1)])
+def test_answers_are_compared_with_the_expected_ones(change, problems, board, models, monkeypatch):
+    path, make_feed = models["cnn"]
+    generator = np.random.default_rng(0)
+    feeds = tuple(make_feed(generator) for _ in range(2))
+    session = native.load().Session(native.load().Library(str(native.onnxruntime_library())), str(path))
+    names = [output.name for output in session.outputs]
+    outputs = [dict(zip(names, session.run(session.prepare(feed)), strict=True)) for feed in feeds]
+    expected = tuple({name: array + np.float32(change) for name, array in row.items()} for row in outputs)
+    asked = [Candidate("cnn", path, feeds, expected, Tolerance(0.99, 0.5))]
+    monkeypatch.setenv("COMPRESSOR_SSH", board.ssh)
+    run = measure(asked, BenchmarkSettings(min_samples=20, budget_s=0.3), SILENT, device=device_of(board.url))
+    (model,) = run.models
+    assert run.complete
+    assert (model.answers.against, model.answers.cases) == ("expected", 2)
+    assert model.answers.max_abs_error == pytest.approx(change, abs=1e-6)
+    assert model.answers.equal == (change == 0)
+    assert len(problems_of(run, asked)) == problems
+
+
+def test_the_profile_comes_back(board, models):
+    ended = board.bench(models["mlp"][0], models["cnn"][0], *QUICK, "--profile", "--json", board.json)
+    assert ended.code == 0, ended.stderr
+    mlp, cnn = board.result()["runs"][0]["models"]
+    assert [shown["operator"] for shown in mlp["profile"]].count("MatMul") == 1
+    assert "Conv" in "".join(shown["operator"] for shown in cnn["profile"])
+
+
+@pytest.mark.parametrize("shell", ["plain", needs("busybox")])
+def test_names_are_names(shell, board):
+    board.use(shell)
+    folder = board.folder / "some $(touch pwned) place"
+    folder.mkdir()
+    dimension = "ba'tch; touch pwned $(touch pwned)"
+    plain = folder / "a'b; touch pwned $(touch pwned).onnx"
+    # Longer than what the oldest kind of archive can name, with weights in a file of their own.
+    long = folder / f'{"ä" * 60}{"x" * 60} "quoted" `touch pwned`.onnx'
+    for path in (plain, long):
+        save(
+            path,
+            [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
+            [("x", FLOAT, [dimension, 32])],
+            [("y", FLOAT, [dimension, 8])],
+            [("w", np.ones((32, 8), np.float32))],
+        )
+    onnx.save(onnx.load(long), long, save_as_external_data=True, location=f"{long.name}.data", size_threshold=0)
+    assert Path(f"{long}.data").is_file()
+    ended = board.bench(plain, long, *QUICK, "--shape", f"{dimension}=3", "--profile", "--json", board.json)
+    assert ended.code == 0, ended.stderr
+    (run,) = board.result()["runs"]
+    assert [model["name"] for model in run["models"]] == [plain.stem, long.stem]
+    assert run["conditions"]["shapes"] == {dimension: 3}
+    assert run["models"][1]["answers"]["equal"]
+    assert not list(board.folder.rglob("pwned*"))
+    assert not (Path.home() / "pwned").exists()
+
+
+# What the device says no to.
+
+
+def test_a_runtime_that_is_too_old(board, models, tmp_path):
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    (tmp_path / "old.c").write_text(
+        "struct Base { const void* (*table)(unsigned); const char* (*version)(void); };\n"
+        "static const void* table(unsigned version) { (void)version; return 0; }\n"
+        'static const char* version(void) { return "1.17.0"; }\n'
+        "const struct Base* OrtGetApiBase(void) { static const struct Base base = {table, version}; return &base; }\n"
+    )
+    old = tmp_path / "libonnxruntime.so.1.17.0"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", old, tmp_path / "old.c"], check=True)
+    line = board.bench(models["mlp"][0], *QUICK, "--ort", old).line(12)
+    assert "ONNX Runtime 1.19 or a later 1.x is needed, got 1.17.0" in line
+
+
+@pytest.fixture
+def mounted(board):
+    """Mounts a file system in memory, with these options, as the board's folder for what is temporary."""
+    here = []
+
+    def mount(options):
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", board.temporary]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"needs to mount a file system: {getattr(error, 'stderr', error)}")
+        here.append(board.temporary)
+
+    yield mount
+    for path in here:
+        board.wait_until_nothing_is_left()
+        subprocess.run(["umount", path], check=True)
+
+
+@pytest.mark.parametrize("shell", ["plain", needs("busybox")])
+def test_a_disk_that_is_too_small(shell, board, models, mounted):
+    board.use(shell)
+    mounted("size=4m")
+    line = board.bench(models["mlp"][0], *QUICK).line(12)
+    assert f"cannot be unpacked in {board.temporary} on the device: " in line
+    assert "No space left on device; free space there" in line
+
+
+def test_a_folder_where_programs_may_not_run(board, models, mounted):
+    mounted("noexec")
+    line = board.bench(models["mlp"][0], *QUICK).line(12)
+    assert "the measuring program does not run on the device" in line
+    assert "Permission denied" in line
+
+
+def test_a_folder_that_is_not_there(board, models):
+    board.use("plain", SetEnv=f"TMPDIR={board.folder}/none")
+    line = board.bench(models["mlp"][0], *QUICK).line(12)
+    assert f"no folder can be made in {board.folder}/none on the device" in line
+    assert "set TMPDIR there" in line
+
+
+def of_another_machine(path, copy):
+    """A copy whose header says so, and the machine's name."""
+    shutil.copy(path, copy)
+    name, number = ("x86_64", 0x3E) if platform.machine() == "aarch64" else ("aarch64", 0xB7)
+    with copy.open("r+b") as file:
+        file.seek(18)
+        file.write(number.to_bytes(2, "little"))
+    return copy, name
+
+
+def test_another_machine(board, models, tmp_path):
+    runner, other = of_another_machine(native.runner(), tmp_path / "compressor-runner")
+    library, _ = of_another_machine(native.onnxruntime_library(), tmp_path / "libonnxruntime.so")
+    line = board.bench(models["mlp"][0], *QUICK, "--runner", runner, "--ort", library).line(12)
+    assert f"the device is a {platform.machine()}, and the measuring program is for {other}" in line
+    assert "give --runner and --ort" in line
+
+
+def test_a_library_of_another_machine_than_the_program(board, models, tmp_path):
+    runner, other = of_another_machine(native.runner(), tmp_path / "compressor-runner")
+    line = board.bench(models["mlp"][0], *QUICK, "--runner", runner).line(12)
+    assert f"must be for one machine, got {other} and {platform.machine()}; give --runner and --ort" in line
+
+
+def test_a_model_that_crashes_the_runtime(board, models, crashing_model):
+    line = board.bench(models["mlp"][0], crashing_model, *QUICK).line(12)
+    assert "compressor: crash: the measuring process was ended by SIGSEGV" in line
+
+
+def test_a_measuring_program_that_is_killed(board, slow_model):
+    process = board.start(slow_model, *LONG)
+    runners = wait_until(board.runners, "the program runs")
+    signal_all(runners[:1], signal.SIGKILL)  # the first is the parent of the others
+    assert "the measuring program was ended by SIGKILL" in board.end(process).line(12)
+
+
+# No connection.
+
+
+def test_no_such_host(board, models):
+    line = board.bench(models["mlp"][0], url="ssh://me@no-such-host.invalid").line(12)
+    assert "the device me@no-such-host.invalid cannot be reached: ssh: Could not resolve hostname" in line
+    assert "`ssh me@no-such-host.invalid` must work without any question" in line
+
+
+def test_nobody_listens(board, models):
+    line = board.bench(models["mlp"][0], url=f"ssh://127.0.0.1:{free_port()}").line(12)
+    assert "the device 127.0.0.1 cannot be reached: ssh: connect to host 127.0.0.1 port" in line
+    assert "Connection refused" in line
+
+
+def test_a_key_that_the_device_does_not_know(board, models, tmp_path):
+    make_key(tmp_path / "unknown")
+    board.use(tmp_path / "unknown")
+    line = board.bench(models["mlp"][0]).line(12)
+    assert "cannot be reached" in line
+    assert "Permission denied (publickey" in line
+
+
+def test_a_device_that_was_never_met(board, models):
+    board.use("plain", StrictHostKeyChecking="ask")
+    assert "cannot be reached: Host key verification failed;" in board.bench(models["mlp"][0]).line(12)
+
+
+def test_an_account_without_a_shell(board, models):
+    board.use("closed")
+    line = board.bench(models["mlp"][0]).line(12)
+    assert "must run commands over ssh, but ended with exit code 1" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        ("no-such-ssh -v", 14, "--device needs OpenSSH's client, got no program no-such-ssh"),
+        ("ssh 'unclosed", 2, "COMPRESSOR_SSH must be a command"),
+    ],
+)
+def test_a_client_that_is_none(command, code, message, board, models):
+    board.ssh = command
+    assert message in board.bench(models["mlp"][0]).line(code)
+
+
+@pytest.mark.parametrize(
+    ("url", "destination", "port"),
+    [
+        ("ssh://board", "board", None),
+        ("ssh://pi@Board.local:2222", "pi@Board.local", 2222),
+        ("ssh://pi@10.0.0.7/", "pi@10.0.0.7", None),
+        ("ssh://first.last-2@[fe80::1%eth0]:22", "first.last-2@fe80::1%eth0", 22),
+    ],
+)
+def test_urls(url, destination, port):
+    device = device_of(url)
+    assert (device.destination, device.port) == (destination, port)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "board",
+        "pi@board",
+        "http://board",
+        "ssh://",
+        "ssh://pi@",
+        "ssh://board/folder",
+        "ssh://board?x=1",
+        "ssh://pi:secret@board",
+        "ssh://board:0",
+        "ssh://board:65536",
+        "ssh://board:port",
+        "ssh://-oProxyCommand=touch pwned",
+        "ssh://-l@board",
+        "ssh://pi@-board",
+        "ssh://$(touch pwned)@board",
+        "ssh://board\n",
+    ],
+)
+def test_what_is_no_url_of_a_device(url):
+    with pytest.raises(UsageError, match=r"expected ssh://\[user@\]host\[:port\], such as ssh://pi@board"):
+        device_of(url)
+
+
+def test_a_wrong_url_is_a_usage_error(models, sshd, tmp_path):
+    board = Board(sshd, tmp_path)
+    assert "--device http://board: expected ssh://" in board.bench(models["mlp"][0], url="http://board").line(2)
+
+
+# Broken off.
+
+
+@pytest.mark.slow
+def test_a_connection_that_breaks(board, slow_model):
+    process = board.start_long(slow_model)
+    signal_all(board.server.sessions(), signal.SIGKILL)
+    line = board.end(process).line(12)
+    assert "was lost during the measurement: " in line
+    assert "; try again" in line
+    kept = board.result()
+    assert not kept["complete"]
+    assert kept["runs"][0]["models"][0]["latency"]["samples"] > 0
+
+
+def test_a_killed_client(board, slow_model):
+    process = board.start(slow_model, *LONG)
+    wait_until(board.runners, "the program runs")
+    signal_all([pid for pid in children_of(process.pid) if name_of(pid) == "ssh"], signal.SIGKILL)
+    assert "was lost" in (line := board.end(process).line(12))
+    assert "ssh was ended by SIGKILL" in line
+
+
+def test_nothing_outlives_a_killed_command(board, slow_model):
+    process = board.start(slow_model, *LONG)
+    wait_until(board.runners, "the program runs")
+    process.kill()
+    assert board.end(process).code == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_connection_that_falls_silent(board, slow_model):
+    process = board.start(slow_model, *LONG)
+    wait_until(board.runners, "the program runs")
+    stopped = board.server.sessions()
+    signal_all(stopped, signal.SIGSTOP)
+    try:
+        assert "was lost" in (line := board.end(process).line(12))
+        assert "not responding" in line
+    finally:
+        signal_all(stopped, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_was_measured(board, slow_model):
+    process = board.start_long(slow_model)
+    process.send_signal(signal.SIGINT)
+    ended = board.end(process)
+    assert "interrupted" in ended.line(130)
+    assert "slow" in ended.stdout
+    assert "interrupted: this is what was measured until then" in ended.stdout
+    kept = board.result()
+    assert not kept["complete"]
+    assert not kept["runs"][0]["complete"]
+    assert kept["runs"][0]["models"][0]["latency"]["samples"] > 0
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_at_once(board, slow_model):
+    process = board.start_long(slow_model)
+    signal_all(board.runners(), signal.SIGSTOP)  # so that it cannot end as it is asked to
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.communicate(timeout=1)
+    process.send_signal(signal.SIGINT)
+    assert "interrupted" in board.end(process).line(130)
+    assert not board.result()["complete"]
+    board.wait_until_nothing_is_left()
+
+
+def test_ctrl_c_while_the_files_go_there(board, models):
+    board.use("asleep")  # it takes nothing in
+    process = board.start(models["mlp"][0], *QUICK)
+    wait_until(lambda: processes_of(board.temporary), "the connection stands")
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    line = board.end(process).line(130)
+    assert "interrupted; this measurement has no result" in line
+    signal_all(processes_of(board.temporary), signal.SIGTERM)
