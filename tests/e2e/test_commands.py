@@ -112,9 +112,16 @@ def test_bench_takes_a_bundle_and_a_file_together(finished: Finished, run: Run) 
     (teacher,) = (finished.out / "stages").glob("teacher-onnx-*/teacher.onnx")
     ended = run("bench", teacher, finished.out / "bundle", "--samples", "459", "--budget", "5s", "--json")
     assert ended.code == 0, ended.stderr
-    rows = json.loads(ended.stdout)
-    assert [row["name"] for row in rows] == ["teacher", "bundle"]
-    assert all(row["samples"] >= 459 and row["p50_ms"] > 0 for row in rows)
+    found = json.loads(ended.stdout)
+    assert found["complete"]
+    (measured,) = found["runs"]
+    teacher_row, bundle_row = measured["models"]
+    assert (teacher_row["name"], bundle_row["name"]) == ("teacher", "bundle")
+    assert all(row["latency"]["raw"]["p50_ms"]["value"] > 0 for row in measured["models"])
+    # The timed session gave what the bundle says that it must.
+    assert bundle_row["answers"]["against"] == "expected"
+    assert bundle_row["answers"]["min_cosine"] > 0.999
+    assert found["problems"] == []
     # A bundle has inputs of its own, so there is no shape to choose.
     refused = run("bench", teacher, finished.out / "bundle", "--shape", "batch=2")
     assert "golden inputs" in assert_one_clear_line(refused, 2)

@@ -22,7 +22,7 @@ from compressor.artifacts import Interval, OnnxModel, Provenance, Quality
 from compressor.bundle.build import Contents, write_bundle
 from compressor.bundle.manifest import check_files, dump_manifest, open_bundle
 from compressor.bundle.predictor import Predictor, load
-from compressor.bundle.verify import golden_feeds, verify_bundle
+from compressor.bundle.verify import golden_cases, verify_bundle
 from compressor.errors import BundleError, DataError
 from compressor.onnx_file import describe_onnx
 from compressor.preprocess import ImagePreprocessor, TextPreprocessor
@@ -156,7 +156,7 @@ def test_every_damage_to_every_file_is_found(text_bundle: Path, tmp_path: Path, 
     else:
         path.unlink()
         path.mkdir()
-    for use in (verify_bundle, golden_feeds, load):
+    for use in (verify_bundle, golden_cases, load):
         with pytest.raises(BundleError, match=name):
             use(text_bundle)
 

@@ -1,0 +1,121 @@
+"""`compressor bench` as a user runs it: what it prints, what it writes, how it ends."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import jsonschema
+import pytest
+
+from compressor.benchmark import bench_schema
+
+COMMAND = [sys.executable, "-m", "compressor", "bench"]
+QUICK = ["--samples", "20", "--budget", "2s", "--quiet"]
+
+
+def bench(*arguments, code=0):
+    ended = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=300)
+    assert ended.returncode == code, ended.stderr
+    return ended
+
+
+def checked(text):
+    document = json.loads(text)
+    jsonschema.validate(document, bench_schema())
+    return document
+
+
+def test_a_comparison_as_a_table(models):
+    ended = bench(models["mlp-int8"][0], "--baseline", models["mlp"][0], *QUICK)
+    lines = ended.stdout.splitlines()
+    rows = [line for line in lines if line.strip().startswith("mlp")]
+    assert rows[0].split()[0] == "mlp"
+    assert rows[1].split()[0] == "mlp-int8"
+    assert any(line.startswith("mlp-int8: ") and "times the speed of mlp: " in line for line in lines)
+    assert any(line.startswith("mlp-int8: outputs cosine 0.99") for line in lines)
+    assert ended.stderr == ""
+
+
+def test_every_combination_of_the_axes_is_a_run(models, tmp_path):
+    path = tmp_path / "out.json"
+    bench(
+        models["cnn"][0], "--threads", "1,2", "--optimization", "none,all", "--spin", "off,on", "--json", path, *QUICK
+    )
+    document = checked(path.read_text())
+    assert document["complete"]
+    found = [
+        (run["conditions"]["optimization_level"], run["conditions"]["spin"], run["conditions"]["threads"])
+        for run in document["runs"]
+    ]
+    assert found == [(level, spin, threads) for level in (0, 99) for spin in (False, True) for threads in (1, 2)]
+
+
+def test_sizes_of_a_dimension_are_an_axis(models):
+    ended = bench(models["transformer"][0], "--shape", "length=4,16", "--json", *QUICK)
+    document = checked(ended.stdout)
+    assert [run["conditions"]["shapes"] for run in document["runs"]] == [{"length": 4}, {"length": 16}]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--scenario", "paced", "--period-ms", "3"],
+        ["--scenario", "throughput", "--callers", "2"],
+        ["--scenario", "sustained", "--duration", "1.5s"],
+        ["--scenario", "cold", "--processes", "2"],
+        ["--profile"],
+    ],
+    ids=lambda flags: flags[-1] if len(flags) == 1 else flags[1],
+)
+def test_each_scenario_writes_what_the_schema_says_and_a_table(flags, models):
+    two = [models["mlp"][0], models["cnn"][0]]
+    document = checked(bench(*two, *flags, "--json", *QUICK).stdout)
+    (run,) = document["runs"]
+    assert [model["name"] for model in run["models"]] == ["mlp", "cnn"]
+    shown = bench(*two, *flags, *QUICK).stdout
+    assert "mlp" in shown
+    assert "cnn" in shown
+    if flags == ["--profile"]:
+        assert "cnn: time by operator" in shown
+
+
+def test_an_interrupt_shows_and_writes_what_was_measured(models, tmp_path):
+    path = tmp_path / "out.json"
+    command = [*COMMAND, str(models["cnn"][0]), "--scenario", "sustained", "--duration", "120s", "--json", str(path)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:  # partial results are written as they come
+        time.sleep(0.1)
+    assert not checked(path.read_text())["complete"]
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "interrupted: this is what was measured until then" in out
+    assert "what was measured until then is kept" in err
+    document = checked(path.read_text())
+    assert not document["complete"]
+    assert document["runs"][0]["models"][0]["latency"]["samples"] > 0
+
+
+def test_a_disturbed_measurement_fails_only_where_it_must_not_be_disturbed(models):
+    """Two spinning processes beside it, for certain."""
+    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    try:
+        shown = bench(models["cnn"][0], *QUICK).stdout
+        strict = bench(models["cnn"][0], "--strict", *QUICK, code=12)
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+    assert "INVALID: " in shown
+    assert strict.stderr.startswith("compressor: the measurement is invalid: ")
+    assert strict.stderr.count("\n") == 1
+
+
+def test_a_crashing_model_is_one_line(crashing_model):
+    ended = bench(crashing_model, *QUICK, code=12)
+    assert ended.stderr.startswith("compressor: crash: the measuring process was ended by SIGSEGV")
+    assert ended.stderr.count("\n") == 1
+    assert ended.stdout == ""
