@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compressor.artifacts import ModelResult, Result
 from compressor.pipeline import compress
 from compressor.progress import Progress
 from compressor.recipe_file import read_recipe
+from compressor.result import ModelResult, Result
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

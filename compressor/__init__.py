@@ -11,16 +11,16 @@ __version__ = "0.1.0"
 __all__ = ["CompressorError", "Recipe", "Result", "__version__", "compress", "load"]
 
 if TYPE_CHECKING:
-    from compressor.artifacts import Result
     from compressor.bundle.predictor import load
     from compressor.errors import CompressorError
     from compressor.pipeline import compress
     from compressor.recipe import Recipe
+    from compressor.result import Result
 
 _HOMES = {
     "CompressorError": "compressor.errors",
     "Recipe": "compressor.recipe",
-    "Result": "compressor.artifacts",
+    "Result": "compressor.result",
     "compress": "compressor.pipeline",
     "load": "compressor.bundle.predictor",
 }

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import onnx
 
-from compressor.artifacts import OnnxModel, SizeShare, TensorSpec
+from compressor.artifacts import OnnxModel, TensorSpec
+from compressor.result import SizeShare
 
 _PART_OF_OPERATOR = {
     "Gather": "embedding tables",

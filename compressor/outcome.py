@@ -13,18 +13,14 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from compressor.artifacts import (
-    RESULT_SCHEMA_VERSION,
     Bundle,
-    Environment,
     Evidence,
     GateDecision,
     Latencies,
     Latency,
-    ModelResult,
     Parity,
     Quality,
     RefusedModel,
-    Result,
     Teacher,
 )
 from compressor.errors import GateError
@@ -32,6 +28,7 @@ from compressor.materials import Materials
 from compressor.onnx_file import where_bytes_are
 from compressor.recipe import Recipe, portable
 from compressor.report.html import write_report
+from compressor.result import RESULT_SCHEMA_VERSION, Environment, ModelResult, Result
 from compressor.stages import CONTROL, Models
 from compressor.store import Run, replace_folder, write_atomic
 

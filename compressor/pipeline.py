@@ -14,7 +14,6 @@ from compressor.artifacts import (
     Latencies,
     OnnxModel,
     QuantizedModels,
-    Result,
     Student,
     Teacher,
     TeacherSignals,
@@ -25,6 +24,7 @@ from compressor.outcome import Outcome, measured_on, publish, withdraw
 from compressor.progress import SILENT, Progress
 from compressor.recipe import ClassDistillation, Recipe, portable
 from compressor.recipe_file import read_recipe
+from compressor.result import Result
 from compressor.store import Keyed, Run, WorkAhead, key_of
 from compressor.verify.gate import choose
 

@@ -28,9 +28,9 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from compressor import __version__
-from compressor.artifacts import StageTime
 from compressor.errors import DataError, StorageError
 from compressor.progress import Progress
+from compressor.result import StageTime
 
 T = TypeVar("T")
 

@@ -23,7 +23,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up. A module imports from its own layer or from lower ones; stage packages not even from each other.
 GROUND = (
-    "native", "store", "artifacts", "recipe", "recipe_file", "preprocess", "onnx_file", "onnxrt", "metrics", "progress",
+    "native", "store", "artifacts", "result", "recipe", "recipe_file", "preprocess", "onnx_file", "onnxrt", "metrics",
+    "progress",
 )  # fmt: skip
 STAGE_PACKAGES = ("students", "distill", "export", "quantize", "verify", "benchmark", "bundle", "report")
 LAYERS = (
@@ -217,7 +218,7 @@ def test_files_stay_readable(path: Path) -> None:
 def test_tracked_files_hold_no_path_of_a_machine_and_no_unfinished_work() -> None:
     # Written apart, so that this file does not find itself.
     unwanted = re.compile(
-        "|".join([r"(?<![\w.])/(?:home|Users|work)/\w", "TO" + r"DO\b", "FIX" + r"ME\b", "XX" + r"X\b"])
+        "|".join([r"(?<![\w.])/(?:home|Users|work)/\w", "TO" + r"DO\b", "FIX" + r"ME\b", "(?<!X)XX" + r"X\b"])
     )
     found = []
     for path in tracked_files():

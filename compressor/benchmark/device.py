@@ -69,8 +69,11 @@ program= watch=
 trap '{{ kill $watch; [ -z "$program" ] || {{ kill -KILL $program; wait $program; }}; }} 2>/dev/null
   cd / && rm -rf "$folder"' EXIT
 trap 'exit 1' HUP INT TERM PIPE
-said=$( {{ head -c {size} | tar -x -o -f - -C "$folder"; }} 2>&1 ) || fail "the files, {megabytes} MB, cannot be \
-unpacked in $parent on the device: $(first_line "$said"); free space there, or set TMPDIR there to another folder"
+said=$( {{ head -c {size} | LC_ALL=C tar -x -o -f - -C "$folder"; }} 2>&1 ) || {{
+  full=$(printf '%s\n' "$said" | grep 'No space')
+  fail "the files, {megabytes} MB, cannot be unpacked in $parent on the device: $(first_line "${{full:-$said}}"); \
+free space there, or set TMPDIR there to another folder"
+}}
 cd "$folder" || exit 1
 said=$( {{ ./compressor-runner --version >/dev/null; }} 2>&1 </dev/null ) || fail "the measuring program does not run \
 on the device: $(first_line "$said"); give --runner and --ort that are built for it"

@@ -9,12 +9,13 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 
-from compressor.artifacts import Parity, Result, TrainingHistory
+from compressor.artifacts import Parity, TrainingHistory
 from compressor.errors import StorageError, missing_extra
 from compressor.report import charts
 from compressor.report.formatting import cosine, duration, megabytes, percent, printable
 from compressor.report.rows import metric_label, rows, summary_line
 from compressor.report.trade_off import trade_off
+from compressor.result import Result
 from compressor.store import write_atomic
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from compressor.artifacts import Interval, ModelResult, Quality, Result
+from compressor.artifacts import Interval, Quality
 from compressor.errors import DataError
 from compressor.report.formatting import (
     bounds,
@@ -19,6 +19,7 @@ from compressor.report.formatting import (
     score,
     shown,
 )
+from compressor.result import ModelResult, Result
 
 CONTROL_NAME = "hard labels only"
 

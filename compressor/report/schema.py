@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NewType
 
-from compressor.artifacts import RESULT_SCHEMA_VERSION, Result
 from compressor.errors import DataError, StorageError
 from compressor.report.rows import baseline, shipped_model
+from compressor.result import RESULT_SCHEMA_VERSION, Result
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError

@@ -8,9 +8,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from compressor.artifacts import Result
 from compressor.report.formatting import shorten
 from compressor.report.rows import CONTROL_NAME, Row, metric_label, rows, summary_line
+from compressor.result import Result
 
 if TYPE_CHECKING:
     from rich.table import Table

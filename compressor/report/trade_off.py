@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compressor.artifacts import Interval, ModelResult
+from compressor.artifacts import Interval
 from compressor.report import svg
 from compressor.report.formatting import megabytes, milliseconds, score, shorten
 from compressor.report.svg import Box
+from compressor.result import ModelResult
 
 # A narrow drawing has to stack the labels that a wide one sets side by side.
 _WIDE_HEIGHT, _NARROW_HEIGHT = 340.0, 420.0

@@ -1,4 +1,4 @@
-"""Measuring over ssh: a real sshd on loopback, the real command, and what is left there afterwards, which is nothing."""
+"""Measuring over ssh: a real sshd on loopback, the real command, and that nothing is left there afterwards."""
 
 import getpass
 import json
@@ -26,8 +26,8 @@ from compressor.errors import UsageError
 from compressor.progress import SILENT
 
 LIMIT_S = 60.0  # of everything that is waited for; nothing here should take a tenth of it
-QUICK = ("--samples", "20", "--budget", "0.3s")
-LONG = ("--samples", "1000000", "--budget", "100s", "--quiet")
+QUICK = ("--samples", "20", "--budget", "0.05s")
+LONG = ("--samples", "100000000", "--budget", "100s", "--quiet")
 FLOAT = onnx.TensorProto.FLOAT
 # What a client's key may be bound to in place of the user's own shell. {links}: a folder whose sh is that shell.
 FORCED = {
@@ -114,7 +114,7 @@ def make_links(folder):
     for shell in ("bash", "busybox"):
         program = shutil.which(shell)
         links = folder / shell
-        links.mkdir()
+        links.mkdir(parents=True)
         if program is None:
             continue
         names = ["sh"]
@@ -166,10 +166,10 @@ def sshd(tmp_path_factory):
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # what starts sshd otherwise makes it
     make_key(folder / "host")
-    make_links(folder)
+    make_links(folder / "links")
     authorized = make_key(folder / "plain")
     for name, command in FORCED.items():
-        words = command.format(links=folder / name).replace('"', '\\"')
+        words = command.format(links=folder / "links" / name).replace('"', '\\"')
         authorized += f'command="{words}" {make_key(folder / name)}'
     (folder / "authorized").write_text(authorized)
     process, port, said = start_sshd(program, folder)
@@ -309,13 +309,13 @@ def test_two_models_on_made_up_inputs(shell, board, models):
 
 @pytest.mark.parametrize(("change", "problems"), [(0.0, 0), (1.0, 1)])
 def test_answers_are_compared_with_the_expected_ones(change, problems, board, models, monkeypatch):
+    import onnxruntime
+
     path, make_feed = models["cnn"]
     generator = np.random.default_rng(0)
     feeds = tuple(make_feed(generator) for _ in range(2))
-    session = native.load().Session(native.load().Library(str(native.onnxruntime_library())), str(path))
-    names = [output.name for output in session.outputs]
-    outputs = [dict(zip(names, session.run(session.prepare(feed)), strict=True)) for feed in feeds]
-    expected = tuple({name: array + np.float32(change) for name, array in row.items()} for row in outputs)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    expected = tuple({"y": session.run(["y"], feed)[0] + np.float32(change)} for feed in feeds)
     asked = [Candidate("cnn", path, feeds, expected, Tolerance(0.99, 0.5))]
     monkeypatch.setenv("COMPRESSOR_SSH", board.ssh)
     run = measure(asked, BenchmarkSettings(min_samples=20, budget_s=0.3), SILENT, device=device_of(board.url))
@@ -354,7 +354,7 @@ def test_names_are_names(shell, board):
         )
     onnx.save(onnx.load(long), long, save_as_external_data=True, location=f"{long.name}.data", size_threshold=0)
     assert Path(f"{long}.data").is_file()
-    ended = board.bench(plain, long, *QUICK, "--shape", f"{dimension}=3", "--profile", "--json", board.json)
+    ended = board.bench(plain, long, *QUICK, "--shape", f"{dimension}=3", "--json", board.json)
     assert ended.code == 0, ended.stderr
     (run,) = board.result()["runs"]
     assert [model["name"] for model in run["models"]] == [plain.stem, long.stem]
@@ -454,8 +454,8 @@ def test_a_model_that_crashes_the_runtime(board, models, crashing_model):
     assert "compressor: crash: the measuring process was ended by SIGSEGV" in line
 
 
-def test_a_measuring_program_that_is_killed(board, slow_model):
-    process = board.start(slow_model, *LONG)
+def test_a_measuring_program_that_is_killed(board, models):
+    process = board.start(models["cnn"][0], *LONG)
     runners = wait_until(board.runners, "the program runs")
     signal_all(runners[:1], signal.SIGKILL)  # the first is the parent of the others
     assert "the measuring program was ended by SIGKILL" in board.end(process).line(12)
@@ -556,8 +556,8 @@ def test_a_wrong_url_is_a_usage_error(models, sshd, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_connection_that_breaks(board, slow_model):
-    process = board.start_long(slow_model)
+def test_a_connection_that_breaks(board, models):
+    process = board.start_long(models["cnn"][0])
     signal_all(board.server.sessions(), signal.SIGKILL)
     line = board.end(process).line(12)
     assert "was lost during the measurement: " in line
@@ -567,24 +567,24 @@ def test_a_connection_that_breaks(board, slow_model):
     assert kept["runs"][0]["models"][0]["latency"]["samples"] > 0
 
 
-def test_a_killed_client(board, slow_model):
-    process = board.start(slow_model, *LONG)
+def test_a_killed_client(board, models):
+    process = board.start(models["cnn"][0], *LONG)
     wait_until(board.runners, "the program runs")
     signal_all([pid for pid in children_of(process.pid) if name_of(pid) == "ssh"], signal.SIGKILL)
     assert "was lost" in (line := board.end(process).line(12))
     assert "ssh was ended by SIGKILL" in line
 
 
-def test_nothing_outlives_a_killed_command(board, slow_model):
-    process = board.start(slow_model, *LONG)
+def test_nothing_outlives_a_killed_command(board, models):
+    process = board.start(models["cnn"][0], *LONG)
     wait_until(board.runners, "the program runs")
     process.kill()
     assert board.end(process).code == -signal.SIGKILL
 
 
 @pytest.mark.slow
-def test_a_connection_that_falls_silent(board, slow_model):
-    process = board.start(slow_model, *LONG)
+def test_a_connection_that_falls_silent(board, models):
+    process = board.start(models["cnn"][0], *LONG)
     wait_until(board.runners, "the program runs")
     stopped = board.server.sessions()
     signal_all(stopped, signal.SIGSTOP)
@@ -596,12 +596,12 @@ def test_a_connection_that_falls_silent(board, slow_model):
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_was_measured(board, slow_model):
-    process = board.start_long(slow_model)
+def test_ctrl_c_keeps_what_was_measured(board, models):
+    process = board.start_long(models["cnn"][0])
     process.send_signal(signal.SIGINT)
     ended = board.end(process)
     assert "interrupted" in ended.line(130)
-    assert "slow" in ended.stdout
+    assert "cnn" in ended.stdout
     assert "interrupted: this is what was measured until then" in ended.stdout
     kept = board.result()
     assert not kept["complete"]
@@ -610,8 +610,8 @@ def test_ctrl_c_keeps_what_was_measured(board, slow_model):
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_ends_at_once(board, slow_model):
-    process = board.start_long(slow_model)
+def test_a_second_ctrl_c_ends_at_once(board, models):
+    process = board.start_long(models["cnn"][0])
     signal_all(board.runners(), signal.SIGSTOP)  # so that it cannot end as it is asked to
     process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):

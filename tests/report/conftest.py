@@ -8,23 +8,19 @@ from dataclasses import replace
 import pytest
 
 from compressor.artifacts import (
-    Environment,
     Interval,
     Latency,
     LossPoint,
-    ModelResult,
     Parity,
     Provenance,
     Quality,
     RefusedModel,
-    Result,
     ScorePoint,
-    SizeShare,
-    StageTime,
     TimesShown,
     Timing,
     TrainingHistory,
 )
+from compressor.result import Environment, ModelResult, Result, SizeShare, StageTime
 
 STEPS_PER_EPOCH = 250
 

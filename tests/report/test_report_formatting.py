@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from compressor.artifacts import Interval, Result
+from compressor.artifacts import Interval
 from compressor.errors import DataError
 from compressor.report import formatting
 from compressor.report.rows import rows, summary_line
+from compressor.result import Result
 
 
 @pytest.mark.parametrize(

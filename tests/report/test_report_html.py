@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from compressor.artifacts import Result
 from compressor.errors import MissingDependencyError, StorageError
 from compressor.report.html import render_report, write_report
 from compressor.report.rows import summary_line
+from compressor.result import Result
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 
@@ -73,7 +73,8 @@ def test_the_page_is_well_formed_and_complete(result: Result):
     assert summary_line(result) in page.text
     for model in result.models:
         assert model.name in page.text
-    for expected in ("INVALID: other work used 0.95 processors", "hard labels only", result.refused[0].reason, result.lineage.permission, '"temperature": 2.0'):
+    assert "INVALID: other work used 0.95 processors" in page.text
+    for expected in ("hard labels only", result.refused[0].reason, result.lineage.permission, '"temperature": 2.0'):
         assert expected in page.text
     # Six drawings, each for wide and for narrow pages.
     assert len(page.all("svg")) == 12

@@ -12,9 +12,9 @@ import jsonschema
 import pytest
 from pydantic import TypeAdapter
 
-from compressor.artifacts import Result
 from compressor.errors import DataError
 from compressor.report.schema import read_result, result_schema
+from compressor.result import Result
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "result.md"
 

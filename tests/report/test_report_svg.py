@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.artifacts import Interval, ModelResult, Result, SizeShare, TimesShown
+from compressor.artifacts import Interval, TimesShown
 from compressor.report import charts, svg
 from compressor.report.trade_off import trade_off
+from compressor.result import ModelResult, Result, SizeShare
 
 HOSTILE = "<script>alert(1)</script>\"'&\x00"
 NAMESPACE = "{http://www.w3.org/2000/svg}"

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 
-from compressor.artifacts import Result
 from compressor.report.table import print_table, summary_line
+from compressor.result import Result
 
 
 class Terminal(io.StringIO):

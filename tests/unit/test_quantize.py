@@ -104,7 +104,8 @@ def test_text_candidates_are_small_close_and_named(text_model: OnnxModel, tmp_pa
         assert model.bytes == model.path.stat().st_size < text_model.bytes / 3
         assert model.parameters == text_model.parameters, "int8 has as many, each a quarter of the size"
         assert model.inputs == text_model.inputs
-        assert np.linalg.norm(got - expected) < 0.05 * np.linalg.norm(expected)
+        # 5.3% where the processor has no VNNI: sums of two products saturate there.
+        assert np.linalg.norm(got - expected) < 0.06 * np.linalg.norm(expected)
         assert onnx.load(model.path).opset_import
 
 

@@ -1,0 +1,76 @@
+"""`result.json`: everything that is known of a run, normative in docs/result.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from compressor.artifacts import Latency, Parity, Provenance, Quality, RefusedModel, Timing, TrainingHistory
+
+RESULT_SCHEMA_VERSION = 2
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """One row of the result: everything known about one model, from one run. Absent measurements are null."""
+
+    name: str
+    precision: str
+    parameters: int
+    bytes: int | None
+    latency: Latency | None
+    quality: Quality
+    agreement: float
+    parity: Parity | None = None
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The machine and the packages of a run, without names of hosts or users."""
+
+    machine: str
+    processor: str
+    cores: int
+    memory_gib: float
+    system: str
+    python: str
+    packages: dict[str, str]
+    loss_kernel: str
+
+
+@dataclass(frozen=True)
+class SizeShare:
+    """Where the bytes of a model are: one kind of content, its bytes."""
+
+    model: str
+    part: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """How long a stage took; `reused` when an earlier run had finished it."""
+
+    stage: str
+    seconds: float
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """`result.json`, normative in docs/result.md. `shipped` is null when the gate let nothing through."""
+
+    schema_version: int
+    task: str
+    models: tuple[ModelResult, ...]
+    shipped: str | None
+    reason: str
+    timing: Timing
+    environment: Environment
+    lineage: Provenance
+    data: dict[str, str]
+    history: TrainingHistory
+    sizes: tuple[SizeShare, ...]
+    refused: tuple[RefusedModel, ...]
+    stages: tuple[StageTime, ...]
+    control: Quality | None = None
+    recipe: dict[str, object] = field(default_factory=dict)
