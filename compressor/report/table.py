@@ -113,7 +113,9 @@ def _notes(result: Result) -> list[str]:
         marks.append(f"{CONTROL_NAME}: the same student without a teacher")
     rows = {model.name for model in result.models}
     refused = [f"{one.name} refused: {one.reason}" for one in result.refused if one.name not in rows]
-    return [*(["; ".join(marks)] if marks else []), *refused]
+    disturbed = [f"times INVALID: {reason}" for reason in result.timing.reasons if timed]
+    warned = [f"times: {warning}" for warning in result.timing.warnings if timed]
+    return [*(["; ".join(marks)] if marks else []), *disturbed, *warned, *refused]
 
 
 def _encodable(text: str, encoding: str | None) -> str:

@@ -53,6 +53,13 @@ def test_every_model_is_one_line(result: Result):
         ]
 
 
+def test_a_disturbed_timing_is_called_so(result: Result):
+    assert "times INVALID: other work used 0.95 processors on average" in printed(result, 120)
+    undisturbed = replace(result, timing=replace(result.timing, reasons=(), warnings=("teacher drifts",)))
+    assert "INVALID" not in printed(undisturbed, 120)
+    assert "times: teacher drifts" in printed(undisturbed, 120)
+
+
 def test_all_columns_at_120_and_the_claims_at_80(result: Result):
     wide, narrow = printed(result, 120).splitlines(), printed(result, 80).splitlines()
     for header in ("params", "MB", "smaller", "p50 ms", "p99 ms", "faster", "inf/s", "AUROC [95%]", "kept", "agree"):
