@@ -331,6 +331,18 @@ void write_texts(Json& json, const char* key, const std::vector<std::string>& te
   json.end();
 }
 
+// Where more threads are asked for than there are processors, they wait for each other: that disturbs nothing.
+Validity judged(const Measured& measured) {
+  const Request& request = measured.request;
+  int threads = request.session.threads;
+  if (request.scenario == Scenario::kThroughput) threads *= request.sessions * request.callers;
+  ValidityBounds bounds;
+  if (threads > measured.target.processors || request.session.spin) {
+    bounds.run_delay_share = bounds.pressure_share = HUGE_VAL;
+  }
+  return judge(measured.before, *measured.after, measured.target, bounds);
+}
+
 // What does not spoil a measurement, but should be known.
 std::vector<std::string> warnings_of(const std::vector<Loaded>& models) {
   std::vector<std::string> warnings;
@@ -351,7 +363,7 @@ void write_validity(Json& json, const Measured& measured) {
     json.null("validity");
     return;
   }
-  const Validity validity = judge(measured.before, *measured.after, measured.target, {});
+  const Validity validity = judged(measured);
   json.object("validity").member("valid", validity.valid);
   write_texts(json, "reasons", validity.reasons);
   write_texts(json, "warnings", warnings_of(measured.models));
@@ -489,7 +501,7 @@ std::vector<std::string> table_of(const Measured& measured) {
                     speedup_text(measured, i)});
   }
   std::vector<std::string> lines = aligned(rows);
-  const Validity validity = judge(measured.before, *measured.after, measured.target, {});
+  const Validity validity = judged(measured);
   for (const std::string& reason : validity.reasons) lines.push_back("INVALID: " + reason);
   for (const std::string& warning : warnings_of(measured.models)) lines.push_back("warning: " + warning);
   if (measured.interrupted) lines.push_back(kInterrupted);
