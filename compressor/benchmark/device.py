@@ -50,7 +50,8 @@ _COMMAND = """exec sh -c 'eval "$(dd bs=1 count={size} 2>/dev/null)"'"""
 
 # Only what POSIX and busybox have, and tar. In braces, so that nothing is run of a script that is cut off. {size}: the
 # archive's bytes. The program is deaf to SIGINT as it begins; a line comes only after it has told something. ONNX
-# Runtime's telemetry would leave files in the home folder, and disturb.
+# Runtime's telemetry would leave files in the home folder, and disturb. A killed program's own child may write a moment
+# longer, so the folder is removed once more where the first time left something.
 _SCRIPT = r"""{{
 fail() {{
   printf '\n{{"event":"failed","message":"%s"}}\n' "$(printf '%s' "$1" | tr -d '\001-\037"\\')"
@@ -67,7 +68,7 @@ folder=$(mktemp -d "$parent/compressor-XXXXXX" 2>&1) || fail "no folder can be m
 $(first_line "$folder"); set TMPDIR there to a folder that can be written"
 program= watch=
 trap '{{ kill $watch; [ -z "$program" ] || {{ kill -KILL $program; wait $program; }}; }} 2>/dev/null
-  cd / && rm -rf "$folder"' EXIT
+  cd / && {{ rm -rf "$folder" || {{ sleep 1; rm -rf "$folder"; }}; }} 2>/dev/null' EXIT
 trap 'exit 1' HUP INT TERM PIPE
 said=$( {{ head -c {size} | LC_ALL=C tar -x -o -f - -C "$folder"; }} 2>&1 ) || {{
   full=$(printf '%s\n' "$said" | grep 'No space')
@@ -76,7 +77,8 @@ free space there, or set TMPDIR there to another folder"
 }}
 cd "$folder" || exit 1
 said=$( {{ ./compressor-runner --version >/dev/null; }} 2>&1 </dev/null ) || fail "the measuring program does not run \
-on the device: $(first_line "$said"); give --runner and --ort that are built for it"
+on the device: $(first_line "$said"); give --runner and --ort that are built for it, or set TMPDIR there to a folder \
+where programs may run"
 export TMPDIR="$folder" ORT_DISABLE_TELEMETRY=1
 exec 3<&0
 {command} 2>stderr.txt </dev/null 3<&- &
@@ -107,9 +109,15 @@ class Device:
     def destination(self) -> str:
         return f"{self.user}@{self.host}" if self.user else self.host
 
+    @property
+    def login(self) -> str:
+        """What a user types to get there."""
+        return f"ssh -p {self.port} {self.destination}" if self.port else f"ssh {self.destination}"
+
 
 _URL = re.compile(
-    r"ssh://(?:(?P<user>[\w.][\w.-]*)@)?(?:\[(?P<address>[\da-f:.]+(?:%[\w.-]+)?)\]|(?P<host>\w[\w.-]*))(?::(?P<port>\d+))?/?",
+    r"ssh://(?:(?P<user>[\w.][\w.-]*)@)?"
+    r"(?:\[(?P<address>[\da-f:.]+(?:%[\w.-]+)?)\]|(?P<host>\w[\w.-]*))(?::(?P<port>\d+))?/?",
     re.ASCII | re.IGNORECASE,
 )
 
@@ -285,7 +293,7 @@ def _check_connection(device: Device, code: int, said: str, *, reached: bool, be
         if not reached:
             raise BenchmarkError(
                 f"the device {where} must run commands over ssh, but ended with exit code {code}: {reason}; "
-                f"try `ssh {where} true`"
+                f"try `{device.login} true`"
             )
         return
     if begun:
@@ -293,5 +301,5 @@ def _check_connection(device: Device, code: int, said: str, *, reached: bool, be
     if reached:
         raise BenchmarkError(f"the device {where} was lost while the files went there: {reason}; try again")
     raise BenchmarkError(
-        f"the device {where} cannot be reached: {reason}; `ssh {where}` must work without any question"
+        f"the device {where} cannot be reached: {reason}; `{device.login}` must work without any question"
     )

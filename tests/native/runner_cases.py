@@ -176,7 +176,10 @@ def call(
 ) -> subprocess.CompletedProcess[str]:
     full = command(*arguments, runtime=runtime, words=words)
     variables = {**os.environ, **(environment or {})}
-    return subprocess.run(full, capture_output=True, text=True, check=False, timeout=limit_s, env=variables)
+    # Names of files are in what it says of them, and may be any bytes.
+    return subprocess.run(
+        full, capture_output=True, text=True, errors="replace", check=False, timeout=limit_s, env=variables
+    )
 
 
 def result(*arguments: str | Path, **how: Any) -> dict[str, Any]:

@@ -1,9 +1,12 @@
-"""The oldest supported ONNX Runtime and the installed one do the same; `make test-ort-matrix` runs these tests with every
-minor version between, named in COMPRESSOR_ORT_VERSIONS."""
+"""The oldest supported ONNX Runtime and the installed one do the same.
+
+`make test-ort-matrix` runs these tests with every minor version between, named in COMPRESSOR_ORT_VERSIONS.
+"""
 
 import json
 import os
 from importlib.metadata import version as installed_version
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,7 +128,6 @@ def test_a_profile_names_the_nodes(path, samples, tmp_path):
     found = runner_cases.result("--model", samples["cnn"].path, "--profile", prefix, *few, runtime=path)
     file = found["models"][0]["profile"]
     assert file.startswith(str(prefix))
-    with open(file, encoding="utf-8") as text:
-        events = json.load(text)
+    events = json.loads(Path(file).read_text(encoding="utf-8"))
     operators = {event["args"]["op_name"] for event in events if event.get("cat") == "Node"}
     assert {"Conv", "MaxPool", "MatMul"} <= {name.removeprefix("Fused") for name in operators}

@@ -1,8 +1,7 @@
-"""compressor-runner as compiled for 64-bit Arm, with ONNX Runtime for it, under emulation: what it answers and withholds."""
+"""The measuring program as compiled for 64-bit Arm, under emulation: what it answers, and that it tells no time."""
 
 import json
 import platform
-import subprocess
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -15,10 +14,14 @@ import runtimes
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 NAMES = ("mlp", "mlp-int8", "cnn", "cnn-int8", "integers")
+# Not the emulator's default, which has all that it can emulate: there ONNX Runtime takes its kernels for SME, and a
+# dynamic int8 product is wrong (ONNX Runtime 1.31.1, QEMU 7.2: whose fault is not known; without SME the bits agree).
+PROCESSOR = "cortex-a76"
 LOAD_TIMES = ("library_ms", "session_ms", "first_inference_ms")
 EMULATED = f"instructions are emulated ({EMULATOR}): times say nothing of a processor"
 
-# ONNX Runtime reads this at its start, and ends with SIGSEGV where it finds another processor's. A Cortex-A76.
+# ONNX Runtime reads this at its start, and ends with SIGSEGV where it finds another processor's. It must be that of
+# PROCESSOR: with instructions that are only promised here it ends with SIGILL.
 CPUINFO = """\
 processor\t: 0
 BogoMIPS\t: 50.00
@@ -33,7 +36,9 @@ CPU revision\t: 1
 # `slow`: everything that such a processor computes is computed by this one, some ten times slower.
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(platform.machine() == "aarch64", reason="this is the processor itself: test_runner.py runs there"),
+    pytest.mark.skipif(
+        platform.machine() == "aarch64", reason="this is the processor itself: test_runner.py runs there"
+    ),
 ]
 
 
@@ -51,14 +56,14 @@ def program():
 
 @pytest.fixture(scope="module")
 def words(program, tmp_path_factory):
-    """Of the command: the emulator, which shows the program Arm's libraries and processor in place of this machine's."""
+    """Of the command: the emulator, which shows Arm's libraries and processor in place of this machine's."""
     builds.require(EMULATOR, "qemu-user")
     loader = Path(builds.output_of(COMPILER, "-print-file-name=ld-linux-aarch64.so.1").strip()).resolve()
     root = tmp_path_factory.mktemp("sysroot")
     (root / "lib").symlink_to(loader.parent)
     (root / "proc").mkdir()
     (root / "proc" / "cpuinfo").write_text(CPUINFO)
-    return [EMULATOR, "-L", root, program]
+    return [EMULATOR, "-cpu", PROCESSOR, "-L", root, program]
 
 
 @pytest.fixture(scope="module")
@@ -182,13 +187,3 @@ def test_events_are_complete_too(words, runtime, samples):
     events = [json.loads(line) for line in ended.stdout.splitlines()]
     assert events[-1]["event"] == "result"
     assert events[-1]["result"]["models"][0]["latency"] is None
-
-
-def test_the_program_needs_nothing_that_a_board_lacks(program):
-    """The newest glibc symbol it asks for: 2.34 is older than all that is still supported."""
-    builds.require("aarch64-linux-gnu-objdump", "binutils-aarch64-linux-gnu")
-    text = subprocess.run(
-        ["aarch64-linux-gnu-objdump", "-T", program], capture_output=True, text=True, check=True
-    ).stdout
-    needed = {word.strip("()").removeprefix("GLIBC_") for word in text.split() if word.strip("()").startswith("GLIBC_2")}
-    assert max(tuple(map(int, version.split("."))) for version in needed) <= (2, 36)

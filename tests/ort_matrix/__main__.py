@@ -67,7 +67,10 @@ def main(arguments: list[str]) -> int:
     for version in newest_patches():
         begin = time.monotonic()
         well, said = tested(version, arguments)
-        print(f"onnxruntime {version}: {'ok' if well else 'FAILED'}, {said} ({time.monotonic() - begin:.0f} s)", flush=True)
+        print(
+            f"onnxruntime {version}: {'ok' if well else 'FAILED'}, {said} ({time.monotonic() - begin:.0f} s)",
+            flush=True,
+        )
         failed += [] if well else [version]
     if failed:
         print("failed with onnxruntime", ", ".join(failed))
