@@ -494,7 +494,10 @@ def test_no_such_host(board, models):
 def test_nobody_listens(board, models):
     port = free_port()
     line = board.bench(models["mlp"][0], url=f"ssh://127.0.0.1:{port}").line(12)
-    assert f"the device 127.0.0.1 cannot be reached: ssh: connect to host 127.0.0.1 port {port}: Connection refused" in line
+    assert (
+        f"the device 127.0.0.1 cannot be reached: ssh: connect to host 127.0.0.1 port {port}: Connection refused"
+        in line
+    )
     assert f"`ssh -p {port} 127.0.0.1` must work without any question" in line
 
 

@@ -1,4 +1,4 @@
-"""Callers of one session and of several at once; `make sanitize-threads` runs this with a program that tells of races."""
+"""Many callers at once, of one session and of several; `make sanitize-threads` looks for races in it."""
 
 import numpy as np
 import pytest
