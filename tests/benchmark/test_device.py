@@ -414,7 +414,7 @@ def mounted(board):
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"needs to mount a file system: {getattr(error, 'stderr', error)}")
+            pytest.skip(f"needs to mount a file system: {(getattr(error, 'stderr', '') or str(error)).splitlines()[0]}")
         here.append(board.temporary)
 
     yield mount
