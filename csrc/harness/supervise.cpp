@@ -173,6 +173,7 @@ Child start(const Limits& limits, const std::function<void(const Tell&)>& work) 
   }
   close(ends[1]);
   child_running = process;
+  if (stop_asked) kill(process, SIGINT);  // asked for since the fork
   return {process, ends[0]};
 }
 

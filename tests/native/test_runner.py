@@ -142,10 +142,9 @@ def test_odd_names(name, told, mlp, tmp_path):
     text = os.fsdecode(name)
     found = runner_cases.result("--model", mlp, "--name", text, *SHORT)
     assert [model["name"] for model in found["models"]] == [told]
-    ended = subprocess.run(
-        runner_cases.command("--model", mlp, "--name", text, *SHORT), capture_output=True, check=True
-    )
-    assert len(ended.stdout.splitlines()[0:2]) == 2
+    line = runner_cases.command("--model", mlp, "--name", text, *SHORT)
+    table = subprocess.run(line, capture_output=True, check=True).stdout
+    assert table.splitlines()[1].startswith(name if isinstance(name, bytes) else os.fsencode(told))
     # The same as the name of a file.
     if len(text) < 200:
         path = tmp_path / (text.replace("/", "") + ".onnx")
@@ -330,7 +329,7 @@ def test_cases_that_are_no_good(text, message, mlp, tmp_path):
 def test_made_up_inputs_that_are_too_large_are_refused(mlp):
     assert "more than 2^30 elements" in runner_cases.failure("--model", mlp, "--batch", "1e9")
     said = runner_cases.failure("--model", mlp, "--shape", "width=3")
-    assert said == "no model has a dynamic dimension 'width'; there are: batch" or said.endswith("there are: batch")
+    assert said == "no model has a dynamic dimension 'width'; there are: batch"
 
 
 def mutated(content, seed):
