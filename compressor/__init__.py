@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
+
+# From 1.31 on onnxruntime tells its maker of its use unless told not to, when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 __all__ = ["CompressorError", "Recipe", "Result", "__version__", "compress", "load"]

@@ -1,6 +1,7 @@
 #include <dlfcn.h>
 
 #include <cstdio>
+#include <cstdlib>
 
 #include "compressor/ort.h"
 #include "slots.h"
@@ -21,6 +22,8 @@ struct ApiBase {
 }  // namespace
 
 Library::Library(const std::string& path) {
+  // From 1.31 on the runtime tells its maker of its use unless told not to. Whoever wants that sets the variable to 0.
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);
   void* opened = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (opened == nullptr) throw Error("cannot open the ONNX Runtime library: " + std::string(dlerror()));
   auto* base_of = reinterpret_cast<const ApiBase* (*)()>(dlsym(opened, "OrtGetApiBase"));
