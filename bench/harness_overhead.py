@@ -168,7 +168,8 @@ def _ways(path: Path, feed: Feed) -> tuple[dict[str, tuple[Callable[[], object],
 
 def _measure(path: Path, feed: Feed, rounds: int) -> list[dict[str, Any]]:
     ways, alive = _ways(path, feed)
-    count = max(4, int(BLOCK_S * 1e6 / max(ways["bare"][1](50), 0.1)))
+    # No block of `compressor bench` has fewer than ten.
+    count = max(10, int(BLOCK_S * 1e6 / max(ways["bare"][1](50), 0.1)))
     order = random.Random(0)
     spent_us: dict[str, list[float]] = {name: [] for name in ways}
     for done in range(-2, rounds):  # two rounds warm up

@@ -185,7 +185,9 @@ def test_sustained(models):
     assert run.comparisons == ()  # they ran one after the other
     for model in run.models:
         drift = model.drift
-        assert drift.slope_per_minute.low <= drift.slope_per_minute.value <= drift.slope_per_minute.high
+        slope = drift.slope_per_minute
+        if slope.low is not None:  # a slow machine has too few blocks for bounds
+            assert slope.low <= slope.value <= slope.high
         assert drift.last_over_first > 0
 
 
