@@ -287,8 +287,11 @@ void write_comparisons(Json& json, const Measured& measured) {
     const Comparison found = compare(ratios, confidence, request.least_effect);
     json.object().member("model", measured.models[i].name).member("baseline", measured.models[0].name);
     write_estimate(json, "speedup", found.speedup, 1.0);
-    json.member("rounds", count_of(ratios)).member("sittings", ratios.size()).member("confidence", confidence).member("verdict", name_of(found.verdict));
-    json.end();
+    json.member("rounds", count_of(ratios))
+        .member("sittings", ratios.size())
+        .member("confidence", confidence)
+        .member("verdict", name_of(found.verdict))
+        .end();
   }
   json.end();
 }
@@ -297,12 +300,8 @@ void write_number(Json& json, const char* key, const std::optional<double>& valu
   value ? json.member(key, *value) : json.null(key);
 }
 
-std::optional<double> between(const std::optional<double>& before, const std::optional<double>& after) {
-  if (!before || !after) return std::nullopt;
-  return *after - *before;
-}
-
-std::optional<double> between(const std::optional<std::int64_t>& before, const std::optional<std::int64_t>& after) {
+template <class Number>
+std::optional<double> between(const std::optional<Number>& before, const std::optional<Number>& after) {
   if (!before || !after) return std::nullopt;
   return static_cast<double>(*after - *before);
 }
