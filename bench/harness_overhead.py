@@ -139,6 +139,7 @@ def _ways(path: Path, feed: Feed) -> tuple[dict[str, tuple[Callable[[], object],
     prepared = session.prepare(feed)
     python = _python_session(path)
     expected = python.run(None, feed)
+    meter = native.load().DelayMeter(1, prepared.run_bare(50) / 50)
     for got, want in zip(prepared.run(), expected, strict=True):
         if got.tobytes() != want.tobytes():
             raise BenchmarkError(f"{path.name}: the outputs must be equal bit for bit, and are not; run the tests")
@@ -159,7 +160,7 @@ def _ways(path: Path, feed: Feed) -> tuple[dict[str, tuple[Callable[[], object],
 
     ways = {
         "bare": (one, lambda count: prepared.run_bare(count) / count / 1e3),
-        "harness": (one, lambda count: float(np.mean(prepared.run_block(count)[0])) / 1e3),
+        "harness": (one, lambda count: float(np.mean(prepared.run_block(count, meter)[0])) / 1e3),
         "python run": (run, lambda count: _timed(run, count)),
         "python io-binding": (bound, lambda count: _timed(bound, count)),
     }

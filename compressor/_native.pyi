@@ -136,6 +136,22 @@ class TensorInfo:
     def symbols(self) -> list[str]: ...
 
 @final
+class DelayMeter:
+    """Reads how long threads waited for a processor: this thread, or for `threads` above 1 all that exist now.
+
+    After every inference that may have waited, where a reading costs less than a hundredth of `latency_ns`; else around
+    a whole block.
+    """
+
+    def __init__(self, threads: int, latency_ns: float) -> None: ...
+    @property
+    def available(self) -> bool:
+        """Whether the system tells."""
+
+    @property
+    def each_inference(self) -> bool: ...
+
+@final
 class Feed:
     """Inputs of a session and its outputs, which lie where the first run left them, if the model allows that."""
 
@@ -144,11 +160,13 @@ class Feed:
     def run(self) -> list[NDArray[Any]]:
         """One inference; its outputs in the model's order. Raises OrtError when it fails."""
 
-    def run_block(self, count: int, delays: bool = False) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    def run_block(
+        self, count: int, meter: DelayMeter | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
         """`count` inferences, timed one by one, without the GIL.
 
-        Returns the wall nanoseconds of each; with `delays` the same less what the thread waited for a processor, else
-        nothing; and the CPU nanoseconds of the process for all.
+        Returns the wall nanoseconds of each; with an available `meter` the same less what its threads waited for a
+        processor, else nothing; and the CPU nanoseconds of the process for all.
         """
 
     def run_bare(self, count: int) -> float:

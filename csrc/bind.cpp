@@ -202,14 +202,12 @@ py::list run(Feed& feed) {
   return arrays;
 }
 
-py::tuple run_block(Feed& feed, std::size_t count, bool delays) {
+py::tuple run_block(Feed& feed, std::size_t count, const compressor::DelayMeter* meter) {
   if (count == 0) throw py::value_error("count must be 1 or more");
   compressor::Block block;
   {
     py::gil_scoped_release released;
-    std::unique_ptr<compressor::DelayMeter> meter;
-    if (delays) meter = std::make_unique<compressor::DelayMeter>(1, 1e9);
-    block = compressor::run_block(&feed, 1, 0, count, meter.get());
+    block = compressor::run_block(&feed, 1, 0, count, meter);
   }
   const auto array = [](const std::vector<double>& values) {
     return py::array_t<double>(static_cast<py::ssize_t>(values.size()), values.data());
@@ -252,10 +250,15 @@ void bind_runtime(py::module_& module) {
       .def_property_readonly("outputs", &ort::Session::outputs)
       .def("prepare", &prepare, py::arg("arrays"), py::keep_alive<0, 1>());
 
+  py::class_<compressor::DelayMeter>(module, "DelayMeter")
+      .def(py::init<int, double>(), py::arg("threads"), py::arg("latency_ns"))
+      .def_property_readonly("available", &compressor::DelayMeter::available)
+      .def_property_readonly("each_inference", &compressor::DelayMeter::each_inference);
+
   py::class_<Feed>(module, "Feed")
       .def_property_readonly("keeps_outputs", &Feed::keeps_outputs)
       .def("run", &run)
-      .def("run_block", &run_block, py::arg("count"), py::arg("delays") = false)
+      .def("run_block", &run_block, py::arg("count"), py::arg("meter") = py::none())
       .def("run_bare", &run_bare, py::arg("count"));
 }
 

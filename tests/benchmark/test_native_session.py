@@ -73,12 +73,15 @@ def test_a_block_times_every_inference(models, library):
         feed.run_block(0)
 
 
-def test_waiting_is_taken_off(models, library):
+@pytest.mark.parametrize("latency_ns", [1e9, 1.0], ids=["of-each", "of-the-block"])
+def test_waiting_is_taken_off(models, library, latency_ns):
     path, make_feed = models["cnn"]
     feed = native.load().Session(library, str(path)).prepare(make_feed(np.random.default_rng(2)))
-    wall_ns, corrected_ns, _ = feed.run_block(50, delays=True)
-    if not corrected_ns.size:
+    meter = native.load().DelayMeter(1, latency_ns)
+    if not meter.available:
         pytest.skip("this system does not tell how long a thread waits for a processor (/proc/self/schedstat)")
+    assert meter.each_inference == (latency_ns == 1e9)
+    wall_ns, corrected_ns, _ = feed.run_block(50, meter)
     assert corrected_ns.shape == wall_ns.shape
     assert (corrected_ns > 0).all()
     assert (corrected_ns <= wall_ns).all()

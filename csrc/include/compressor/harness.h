@@ -58,8 +58,8 @@ struct Block {
   std::size_t dropped = 0;           // paced: times that passed without an inference
 };
 
-// How the run delay is read: around every inference where that costs less than a hundredth of it, else around the
-// block, whose delay is then taken off its longest inferences; not at all where the system does not tell.
+// How the run delay is read: after every inference that may have waited, where that costs less than a hundredth of one,
+// else around the block, whose delay is then taken off its longest inferences; not at all where the system does not tell.
 class DelayMeter {
  public:
   DelayMeter(int threads, double latency_ns);
