@@ -27,7 +27,7 @@ std::vector<Case> cases_of(const Request& request, const ModelRequest& model, co
 // The runtime's form of a case's inputs.
 ort::Inputs prepare(const ort::Session& session, const Case& one);
 
-// How an output compares with another: JSON members are written by report.cpp.
+// How an output compares with another: JSON members are written by result.cpp.
 struct Agreement {
   bool comparable = true;  // equal names, types' kinds and shapes
   std::size_t cases = 0;

@@ -4,7 +4,7 @@
 #include <memory>
 
 #include "compressor/json.h"
-#include "report.h"
+#include "result.h"
 #include "scenarios.h"
 
 namespace compressor {
@@ -138,7 +138,7 @@ std::string measure(const Request& request, const std::vector<LoadCost>& loads, 
     if (static_cast<double>(now - told_all) < kPartialEveryS * 1e9) return;
     told_all = now;
     measured.rounds = rounds;
-    tell({Line::kPartial, result_of(measured)});
+    tell({Line::kPartial, result_of(measured, conclude(measured))});
   };
   measured.rounds = run_rounds(request, models, sittings_of(request, loads), stop, {reopen, after_round});
   measured.after = read_machine("");
@@ -148,8 +148,9 @@ std::string measure(const Request& request, const std::vector<LoadCost>& loads, 
   if (!request.session.profile_prefix.empty()) {
     for (Loaded& model : models) measured.profiles.push_back(model.session().end_profile());
   }
-  for (const std::string& line : table_of(measured)) tell({Line::kTable, line});
-  return result_of(measured);
+  const Conclusions conclusions = conclude(measured);
+  for (const std::string& line : table_of(measured, conclusions)) tell({Line::kTable, line});
+  return result_of(measured, conclusions);
 }
 
 }  // namespace compressor

@@ -89,8 +89,8 @@ LoadCost measure_load(const Request& request, const ModelRequest& model, const T
 // file that cannot be read counts as 1.
 double drop_from_cache(const std::string& path);
 
-// Measures, tells on the way, a table for people in the end, and returns the result as JSON. `loads` has one cost for each model. Ends early when
-// `stop` is set, with what there is. Throws MeasureError, ort::Error.
+// Measures, tells on the way, a table for people in the end, and returns the result as JSON. `loads` has one cost for
+// each model. Ends early when `stop` is set, with what there is. Throws MeasureError, ort::Error.
 std::string measure(const Request& request, const std::vector<LoadCost>& loads, const std::atomic<bool>& stop,
                     const Tell& tell);
 
