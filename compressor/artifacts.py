@@ -14,8 +14,8 @@ STAGES = (
     "teacher",
     "teacher-onnx",
     "teacher-answers",
-    "signals",
     "student",
+    "signals",
     "distill",
     "control",
     "export",
@@ -56,14 +56,37 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class TeacherSignals:
-    """Teacher outputs on the training inputs: a float32 `.npy` of [rows, outputs], its SHA-256 checked at read."""
+class Shard:
+    """A file of consecutive rows, and its SHA-256."""
 
     path: Path
     sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class TapPair:
+    """Which tap of the student learns from which of the teacher (`distill.taps` says what their names mean)."""
+
+    student: str
+    teacher: str
+
+    @property
+    def kind(self) -> str:
+        return self.student.partition(".")[0]
+
+
+@dataclass(frozen=True)
+class TeacherSignals:
+    """What the teacher said on some inputs, in files that `distill.cache` describes, each checked at read.
+
+    `taps`: which of the student's taps are to learn from what was recorded beside the outputs.
+    """
+
+    shards: tuple[Shard, ...]
     rows: int
-    width: int
     seconds: float
+    taps: tuple[TapPair, ...] = ()
 
 
 @dataclass(frozen=True)

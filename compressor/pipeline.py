@@ -18,6 +18,7 @@ from compressor.artifacts import (
     Teacher,
     TeacherSignals,
 )
+from compressor.distill import intact
 from compressor.errors import GateError, UsageError
 from compressor.materials import Materials
 from compressor.outcome import Outcome, measured_on, publish, withdraw
@@ -25,8 +26,17 @@ from compressor.progress import SILENT, Progress
 from compressor.recipe import ClassDistillation, Recipe, portable
 from compressor.recipe_file import read_recipe
 from compressor.result import Result
-from compressor.store import Keyed, Run, WorkAhead, key_of
+from compressor.store import Keyed, Run, WorkAhead, key_of, sha256_file
 from compressor.verify.gate import choose
+
+# Recorded signals are used for long, so they depend on the code that makes them, and not on the version alone.
+_CODE = key_of(
+    [
+        sha256_file(path)
+        for part in ("distill", "tasks", "teachers")
+        for path in sorted((Path(__file__).parent / part).glob("*.py"))
+    ]
+)
 
 
 def compress(
@@ -71,11 +81,20 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
     answers = stage(
         "teacher-answers", TeacherSignals, lambda out: stages.teacher_answers(at, big.value, out), (big, held_out)
     )
-    signals = stage(
-        "signals", TeacherSignals, lambda out: stages.signals(at, out), (source, data), at.task.views, keep_partial=True
-    )
     shape = [recipe.student, at.fingerprints.get("student")]
     start = stage("student", Student, lambda out: stages.student(at, out), (source, data), shape)
+    # The teacher's answers serve every student; what is taken from inside it, those as deep as this one.
+    inside = stages.inside_signals(settings)
+    taken = [at.task.views, inside, inside and [getattr(recipe.student, "layers", None), _layers_map(recipe)], _CODE]
+    signals = stage(
+        "signals",
+        TeacherSignals,
+        lambda out: stages.signals(at, start.value, out),
+        (source, data),
+        taken,
+        keep_partial=True,
+        intact=lambda recorded: all(intact(shard) for shard in recorded.shards),
+    )
 
     def learn(out: Path) -> DistilledStudent:
         return stages.distill(at, start.value, signals.value, out)
@@ -129,6 +148,10 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
         [decision.shipped, portable(recipe), at.data.described],
     )
     return publish(found, decision, bundle.value, at, run)
+
+
+def _layers_map(recipe: Recipe) -> object:
+    return getattr(recipe.distill, "hidden_layers", None)
 
 
 def _sources(recipe: Recipe, at: Materials) -> tuple[Keyed[None], Keyed[None], Keyed[None]]:

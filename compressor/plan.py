@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compressor.distill import outputs_of, steps_per_epoch
-from compressor.distill.losses import loss_for
+from compressor.distill.mixture import Lesson, mixture
 from compressor.materials import Materials
 from compressor.pipeline import kept_stages
 from compressor.preprocess import by_length
@@ -119,13 +119,11 @@ def _rates(at: Materials, student: nn.Module) -> tuple[float, float, int]:
         teacher_s, target = _timed(lambda: outputs_of(teacher, feed))
     student_feed = {name: _within(array, student) for name, array in feed.items()}
     module = at.task.deployable(student).train()
-    loss, labels = loss_for(at.recipe.distill), at.data.labels
+    labels = None if at.data.labels is None else torch.from_numpy(at.data.labels[middle])
     target = target.clone()
 
     def step() -> torch.Tensor:
-        value = loss(
-            outputs_of(module, student_feed), target, None if labels is None else torch.from_numpy(labels[middle])
-        )
+        value = mixture(Lesson(outputs_of(module, student_feed), target, labels), at.recipe.distill, 0.0)
         value.backward()  # type: ignore[no-untyped-call]
         return value
 

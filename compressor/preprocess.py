@@ -53,6 +53,14 @@ class TextPreprocessor:
             raise DataError(f"expected text, got {next(type(t).__name__ for t in inputs if not isinstance(t, str))}")
         return [np.asarray(e.ids, dtype=np.int64) for e in self._tokenizer.encode_batch_fast(list(inputs))]
 
+    def tokens(self) -> NDArray[np.str_]:
+        """Every token's text by its id: [vocabulary size]; "" where no token has that id."""
+        vocabulary = self._tokenizer.get_vocab()
+        found = np.full(max(vocabulary.values()) + 1, "", dtype=object)
+        for token, number in vocabulary.items():
+            found[number] = token
+        return found.astype(np.str_)
+
     def vocabulary_size(self) -> int:
         """Number of token ids, added tokens included."""
         return int(self._tokenizer.get_vocab_size())

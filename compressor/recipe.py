@@ -33,6 +33,9 @@ def _path(value: object) -> object:
 FilePath = Annotated[Path, BeforeValidator(_path)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, BeforeValidator(_share), Field(ge=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+# One weight throughout, or where it begins and where it ends: it goes straight from the one to the other.
+Weight = NotNegative | Annotated[tuple[NotNegative, NotNegative], Field(strict=False)]
 
 
 class Settings(BaseModel):
@@ -180,20 +183,52 @@ class Distillation(Settings):
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
     seed: int = Field(0, ge=0, description="seed of the data order and of every random draw")
     patience: int | None = Field(None, ge=1, description="stop after this many epochs without a better held-out score")
-
-
-class EmbeddingDistillation(Distillation):
-    cosine_weight: float = Field(1.0, ge=0, description="weight of 1 - cosine(student, teacher)")
-    mse_weight: float = Field(0.0, ge=0, description="weight of the squared distance between the embeddings")
-    similarity_weight: float = Field(
-        1.0, ge=0, description="weight of the difference of the in-batch similarity matrices"
+    accumulate: int = Field(
+        1, ge=1, description="parts of a batch that go through the student one after the other, for less memory"
     )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="arithmetic of the forward pass; weights, their gradients and the loss stay float32"
+    )
+
+
+class TokenDistillation(Distillation):
+    """What a student can learn from inside a transformer, token by token; teacher and student read the same tokens."""
+
+    hidden_weight: Weight = Field(
+        0.0, description="weight of the relative squared distance between hidden states, after a learned projection"
+    )
+    hidden_layers: dict[int, int] | None = Field(
+        None, description="which of the student's layers learns from which of the teacher's, from 0; null spreads them"
+    )
+    relation_weight: Weight = Field(
+        0.0, description="weight of the relations among queries, keys and values of the last layer (MiniLMv2)"
+    )
+    relation_heads: int = Field(12, ge=1, description="heads that those relations are taken in")
+
+
+class EmbeddingDistillation(TokenDistillation):
+    cosine_weight: Weight = Field(1.0, description="weight of 1 - cosine(student, teacher)")
+    mse_weight: Weight = Field(0.0, description="weight of the squared distance between the embeddings")
+    similarity_weight: Weight = Field(1.0, description="weight of the difference of the in-batch similarity matrices")
+    contrastive_weight: Weight = Field(
+        0.0, description="weight of telling the teacher's embedding of the same text from the others in the batch"
+    )
+    contrastive_temperature: float = Field(0.05, gt=0, description="temperature of that choice")
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> EmbeddingDistillation:
-        if self.cosine_weight + self.mse_weight + self.similarity_weight == 0:
+        weights = (
+            self.cosine_weight,
+            self.mse_weight,
+            self.similarity_weight,
+            self.contrastive_weight,
+            self.hidden_weight,
+            self.relation_weight,
+        )
+        if all(weight in (0, (0, 0)) for weight in weights):
             raise ValueError(
-                "every loss weight is 0: give at least one of cosine_weight, mse_weight, similarity_weight"
+                "every loss weight is 0: give at least one of cosine_weight, mse_weight, similarity_weight,"
+                " contrastive_weight, hidden_weight, relation_weight"
             )
         return self
 
@@ -206,6 +241,10 @@ class ClassDistillation(Distillation):
         0.1, ge=0, le=1, description="share of the cross-entropy with the labels; the rest is the teacher's"
     )
     control: bool = Field(False, description="also train the same student on the labels alone, and report it beside")
+
+
+class TextDistillation(ClassDistillation, TokenDistillation):
+    pass
 
 
 class ImageDistillation(ClassDistillation):
@@ -263,7 +302,7 @@ class TextClassificationRecipe(_Recipe):
     teacher: FolderTeacher = Field(description="the model to learn from")
     data: LabelledText = Field(description="what to learn on, and what to be judged on")
     student: EncoderStudent = Field(EncoderStudent(), description="cut from the teacher's own weights")
-    distill: ClassDistillation = Field(ClassDistillation(), description="how to learn")
+    distill: TextDistillation = Field(TextDistillation(), description="how to learn")
 
 
 class ImageClassificationRecipe(_Recipe):

@@ -23,19 +23,31 @@ from compressor.artifacts import (
     Quality,
     QuantizedModels,
     Student,
+    TapPair,
     Teacher,
     TeacherSignals,
 )
 from compressor.benchmark import BenchmarkSettings, Candidate, latencies_of, measure
 from compressor.bundle.build import GOLDEN_CASES, Contents, write_bundle
-from compressor.distill import TrainingData, outputs_of, read_signals, record_signals, train
+from compressor.distill import (
+    Inputs,
+    SignalReader,
+    TrainingData,
+    is_on,
+    outputs_of,
+    record_signals,
+    tap_pairs,
+    train,
+    write_outputs,
+)
+from compressor.errors import StudentError
 from compressor.export import export_onnx
 from compressor.materials import BENCHMARK_INPUTS, Materials
 from compressor.onnxrt import first_outputs
-from compressor.preprocess import Preprocessor, by_length
+from compressor.preprocess import Preprocessor, TextPreprocessor, by_length
 from compressor.quantize import quantize
-from compressor.recipe import ClassDistillation, Distillation, portable
-from compressor.store import sha256_file, write_atomic
+from compressor.recipe import ClassDistillation, Distillation, TokenDistillation, portable
+from compressor.store import write_atomic
 from compressor.students import check_student, make_student, write_student
 from compressor.teachers import describe_teacher
 from compressor.verify import parity, quality
@@ -70,10 +82,23 @@ def export_teacher(at: Materials, folder: Path) -> OnnxModel:
     return _export(at, at.task.deployable(at.teacher), "teacher", at.teacher_preprocessor, folder)
 
 
-def signals(at: Materials, folder: Path) -> TeacherSignals:
-    """The teacher's outputs on the training data."""
+def signals(at: Materials, start: Student, folder: Path) -> TeacherSignals:
+    """The teacher's outputs on the training data, and what else of it the student is to learn from."""
     module = at.task.deployable(at.teacher).eval()
-    return record_signals(module, at.teacher_preprocessor, at.task, at.teacher_examples, folder, at.progress)
+    inputs = Inputs(at.teacher_examples, at.teacher_preprocessor, at.task.views, at.task.view)
+    settings, inside = at.recipe.distill, inside_signals(at.recipe.distill)
+    pairs: tuple[TapPair, ...] = ()
+    if inside and isinstance(settings, TokenDistillation):
+        pairs = tap_pairs(settings, "hidden" in inside, "relations" in inside, at.student(start.folder), module)
+    return record_signals(module, inputs, pairs, folder, at.progress)
+
+
+def inside_signals(settings: Distillation) -> tuple[str, ...]:
+    """Which signals from inside the teacher have a weight."""
+    if not isinstance(settings, TokenDistillation):
+        return ()
+    weights = {"hidden": settings.hidden_weight, "relations": settings.relation_weight}
+    return tuple(name for name, weight in weights.items() if is_on(weight))
 
 
 def student(at: Materials, folder: Path) -> Student:
@@ -111,11 +136,7 @@ def teacher_answers(at: Materials, exported: OnnxModel, folder: Path) -> Teacher
     """The teacher's ONNX outputs on the held-out inputs: the same for every student that it is compared with."""
     started = time.monotonic()
     outputs = _onnx_outputs(at, exported, at.teacher_preprocessor)
-    path = folder / "answers.npy"
-    np.save(path, outputs)
-    return TeacherSignals(
-        path, sha256_file(path), outputs.shape[0], outputs.shape[1], round(time.monotonic() - started, 3)
-    )
+    return write_outputs(outputs, folder, time.monotonic() - started)
 
 
 def verify(
@@ -125,7 +146,7 @@ def verify(
     folder = models.distilled.student.folder
     torch_student, preprocessor = at.student(folder), at.task.preprocessor(folder)
     parities = _parities(at, models, torch_student, preprocessor)
-    outputs = {"teacher": read_signals(teacher_answers)}
+    outputs = {"teacher": SignalReader(teacher_answers).outputs(np.arange(teacher_answers.rows))}
     for model in (models.student, *models.quantized):
         outputs[model.name] = _onnx_outputs(at, model, preprocessor)
     outputs["student-torch"] = _torch_outputs(torch_student, preprocessor, at.data.eval_inputs)
@@ -180,7 +201,9 @@ def _train(
 ) -> DistilledStudent:
     module = at.student(start.folder)
     preprocessor = at.task.preprocessor(start.folder)
-    data = TrainingData(preprocessor.encode(at.data.train), read_signals(recorded), at.data.labels, at.data.holdout)
+    examples = preprocessor.encode(at.data.train)
+    aligned = _aligned(at, preprocessor, examples) if recorded.taps else None
+    data = TrainingData(examples, SignalReader(recorded), at.data.labels, at.data.holdout, aligned)
     history = train(module, at.task, preprocessor, data, settings, folder, at.progress)
     raw = next(module.children())
     write_student(raw, folder)
@@ -188,6 +211,27 @@ def _train(
         write_atomic(folder / at.tokenizer_name, (start.folder / at.tokenizer_name).read_bytes())
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return DistilledStudent(replace(start, folder=folder), history)
+
+
+def _aligned(at: Materials, preprocessor: Preprocessor, examples: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
+    """bool [examples]: which are the same tokens to teacher and student. Raises StudentError when most are not."""
+    theirs = at.teacher_preprocessor
+    assert isinstance(preprocessor, TextPreprocessor)
+    assert isinstance(theirs, TextPreprocessor)
+    my_tokens, their_tokens = preprocessor.tokens(), theirs.tokens()
+    same = np.array(
+        [
+            np.array_equal(my_tokens[mine], their_tokens[other])
+            for mine, other in zip(examples, at.teacher_examples, strict=True)
+        ]
+    )
+    at.progress.log(f"  {same.mean():.1%} of the texts are the same tokens to teacher and student")
+    if same.mean() <= 0.5:
+        raise StudentError(
+            f"teacher and student cut only {same.mean():.1%} of the texts into the same tokens: learning token by token"
+            " needs the same tokenizer; set hidden_weight and relation_weight to 0, or a larger student.vocab"
+        )
+    return same
 
 
 def _export(at: Materials, module: nn.Module, name: str, preprocessor: Preprocessor, folder: Path) -> OnnxModel:

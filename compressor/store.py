@@ -152,17 +152,19 @@ class Run:
         settings: object = None,
         *,
         keep_partial: bool = False,
+        intact: Callable[[T], bool] | None = None,
     ) -> Keyed[T]:
         """The result of `make(folder)`, or the kept one of an earlier run with the same key.
 
         `make` writes its files into the folder it is given; the folder gets its final name only when it returns.
-        With `keep_partial` an unfinished folder is handed to `make` again, which continues from what is in it.
+        With `keep_partial` an unfinished folder is handed to `make` again, which continues from what is in it. With
+        `intact`, which looks closer at a kept result than at the sizes of its files, `make` also mends a damaged one.
         """
         key = key_of(__version__, name, settings, [upstream.key for upstream in after])
         remake = self.fresh or name == self.rerun_from or any(upstream.remade for upstream in after)
         final = self.folder / "stages" / f"{name}-{key[:16]}"
         started = time.monotonic()
-        if not remake and (kept := self._load(final, kind)) is not None:
+        if not remake and (kept := self._load(final, kind, intact)) is not None:
             self.progress.log(f"{name}: kept from an earlier run")
             self.times.append(StageTime(name, kept.seconds, reused=True))
             return Keyed(kept.value, key)
@@ -172,8 +174,11 @@ class Run:
         partial = final.with_name(final.name + ".partial")
         if partial.exists() and not (keep_partial and not remake):
             shutil.rmtree(partial)
+        if intact is not None and not remake and final.exists() and not partial.exists():
+            final.rename(partial)
         partial.mkdir(parents=True, exist_ok=True)
         _sweep(partial)
+        (partial / "artifact.json").unlink(missing_ok=True)
         made = make(partial)
         seconds = round(time.monotonic() - started, 3)
         self._seal(partial, kind, made, seconds)
@@ -190,7 +195,7 @@ class Run:
         sealed = _Sealed(_map_paths(made, lambda path: _relative(path, folder)), seconds, sizes)
         write_atomic(folder / "artifact.json", TypeAdapter(_Sealed[kind]).dump_json(sealed, indent=1))  # type: ignore[valid-type]
 
-    def _load(self, folder: Path, kind: type[T]) -> _Sealed[T] | None:
+    def _load(self, folder: Path, kind: type[T], intact: Callable[[T], bool] | None = None) -> _Sealed[T] | None:
         try:
             content = (folder / "artifact.json").read_bytes()
             sealed: _Sealed[T] = TypeAdapter(_Sealed[kind]).validate_json(content)  # type: ignore[valid-type]
@@ -205,6 +210,9 @@ class Run:
                 self.progress.log(f"  {folder.name}: {name} is missing or cut; the stage runs again")
                 return None
         placed: T = _map_paths(sealed.value, lambda path: path if path.is_absolute() else folder / path)
+        if intact is not None and not intact(placed):
+            self.progress.log(f"  {folder.name}: a file is not what was written; the stage runs again")
+            return None
         return dataclasses.replace(sealed, value=placed)
 
     @contextmanager

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from compressor.distill.signals import outputs_of, read_signals, record_signals
+from compressor.distill.cache import SignalReader, intact
+from compressor.distill.mixture import is_on
+from compressor.distill.record import Inputs, outputs_of, record_signals, write_outputs
+from compressor.distill.taps import tap_pairs
 from compressor.distill.training import TrainingData, steps_per_epoch, train
 
-__all__ = ["TrainingData", "outputs_of", "read_signals", "record_signals", "steps_per_epoch", "train"]
+__all__ = [
+    "Inputs",
+    "SignalReader",
+    "TrainingData",
+    "intact",
+    "is_on",
+    "outputs_of",
+    "record_signals",
+    "steps_per_epoch",
+    "tap_pairs",
+    "train",
+    "write_outputs",
+]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from compressor.errors import TrainingError
@@ -31,3 +33,25 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
             f"{path}: the checkpoint is damaged; run again with --from distill to start training anew"
         ) from None
     return state
+
+
+def random_states() -> dict[str, Any]:
+    """Of every generator that code in a module may draw from, as tensors, numbers and lists."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys, np.int64)), *rest],
+        "python": [list(part) if isinstance(part, tuple) else part for part in random.getstate()],
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Puts back what `random_states` gave."""
+    torch.set_rng_state(states["torch"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))

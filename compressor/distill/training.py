@@ -5,43 +5,49 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.artifacts import LossPoint, ScorePoint, TrainingHistory
 from compressor.distill.batches import epoch_batches, epoch_views
-from compressor.distill.checkpoint import load_checkpoint, save_checkpoint
-from compressor.distill.interrupt import deferred_interrupt
-from compressor.distill.losses import label_agreement, loss_for, teacher_agreement
-from compressor.distill.signals import outputs_of
+from compressor.distill.cache import SignalReader
+from compressor.distill.checkpoint import load_checkpoint, random_states, save_checkpoint, set_random_states
+from compressor.distill.interrupt import Interruption, deferred_interrupt
+from compressor.distill.learner import Learner, memory_for, still
+from compressor.distill.mixture import Lesson, across_processes, held_out_score, mixture
 from compressor.errors import TrainingError
 from compressor.kernels import selected_implementation
 from compressor.preprocess import Preprocessor, by_length
 from compressor.progress import Bar, Progress
-from compressor.recipe import ClassDistillation, Distillation
+from compressor.recipe import ClassDistillation, Distillation, EmbeddingDistillation
 from compressor.tasks import Task
 
 _CHECKPOINT_EVERY_S = 20.0
 _LOSS_POINTS = 200
+_MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Encoded training examples, the last `holdout` of them held out; teacher outputs float32 [views * rows, width]."""
+    """Encoded training examples, the last `holdout` of them held out, and what the teacher said of every view of each.
+
+    `aligned` bool [examples]: which of them teacher and student cut into the same tokens; None where that is all.
+    """
 
     examples: list[NDArray[Any]]
-    signals: NDArray[np.float32]
+    signals: SignalReader
     labels: NDArray[np.int64] | None
     holdout: int
+    aligned: NDArray[np.bool_] | None = None
 
     @property
     def rows(self) -> int:
@@ -74,22 +80,29 @@ class _Training:
     def __init__(
         self, module: nn.Module, task: Task, preprocessor: Preprocessor, data: TrainingData, settings: Distillation
     ) -> None:
-        for part in module.modules():
-            if isinstance(part, nn.Dropout):
-                part.p = 0.0  # the targets are exact: noise on the student's side only slows it down
         self.task, self.preprocessor, self.data, self.settings = task, preprocessor, data, settings
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        self.accelerator = _accelerator(settings)
+        self._check_split()
+        still(module)
+        widths = {pair: data.signals.tap_width(pair.teacher) for pair in data.signals.taps}
+        self.student, self.learner = module, Learner(module, widths, preprocessor.collate(data.examples[:1]))
         optimizer = torch.optim.AdamW(
-            module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            self.learner.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
-        self.raw = module
-        self.loss = loss_for(settings)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.learner, optimizer)
         self.lengths = np.array([len(example) for example in data.examples[: data.rows]], dtype=np.int64)
         self.per_epoch = len(epoch_batches(self.lengths, settings.batch_size, settings.seed, 0))
         self.total = self.per_epoch * settings.epochs
         self.at = _Progress()
         self.best: dict[str, Tensor] = {}
+
+    def _check_split(self) -> None:
+        parts = self.accelerator.num_processes * self.settings.accumulate
+        if self.settings.batch_size % parts or self.settings.batch_size // parts < 2:
+            raise TrainingError(
+                f"distill.batch_size: expected {parts} equal parts ({self.accelerator.num_processes} processes times"
+                f" accumulate {self.settings.accumulate}) of two examples or more, got {self.settings.batch_size}"
+            )
 
     def run(self, checkpoint: Path, progress: Progress) -> None:
         self._resume(checkpoint, progress)
@@ -102,75 +115,121 @@ class _Training:
                 batches = epoch_batches(self.lengths, self.settings.batch_size, self.settings.seed, epoch)
                 views = epoch_views(self.data.rows, self.task.views, self.settings.seed, epoch)
                 for batch in batches[self.at.step % self.per_epoch :]:
-                    with _memory_for(len(batch)):
-                        self._step(batch, views[batch], bar)
+                    stop = self._step(batch, views[batch], bar, interruption)
                     if self.at.step % self.per_epoch == 0:
                         break  # judged before it is saved: a checkpoint between the two would lose the score
                     now = time.monotonic()
-                    if interruption.requested or now - saved > _CHECKPOINT_EVERY_S:
+                    if stop or now - saved > _CHECKPOINT_EVERY_S:
                         self.at.seconds, started, saved = self.at.seconds + now - started, now, now
                         self._save(checkpoint)
-                    if interruption.requested:
+                    if stop:
                         raise KeyboardInterrupt
                 self._end_epoch(epoch + 1, progress)
                 self.at.seconds += time.monotonic() - started
                 self._save(checkpoint)
-                if interruption.requested:
+                if stop:
                     raise KeyboardInterrupt
 
-    def _step(self, batch: NDArray[np.int64], views: NDArray[np.int64], bar: Bar) -> None:
+    def _step(self, batch: NDArray[np.int64], views: NDArray[np.int64], bar: Bar, interruption: Interruption) -> bool:
+        """One step over this process's share of the batch. Whether any process was asked to stop."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * _schedule(self.at.step, self.total, self.settings.warmup)
-        self.module.train()
-        student = self._outputs(batch, views)
-        teacher = torch.from_numpy(self.data.signals[views * len(self.data.examples) + batch]).to(student.device)
-        labels = None if self.data.labels is None else torch.from_numpy(self.data.labels[batch]).to(student.device)
-        loss = self.loss(student, teacher, labels)
-        value = float(loss.detach())
+        self.wrapped.train()
+        self.optimizer.zero_grad()
+        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        parts = self.settings.accumulate
+        total = 0.0
+        for part in range(parts):
+            rows, shown = batch[mine][part::parts], views[mine][part::parts]
+            with memory_for(len(batch)), self._synchronised(part == parts - 1):
+                loss = self._loss(rows, shown) / parts
+                total += float(loss.detach())
+                self.accelerator.backward(loss)  # also of a loss that is not finite: other processes wait for it
+        value, stop = self._agreed(total, interruption.requested)
         if not math.isfinite(value):
             kept = "; the last good checkpoint is kept" if self.at.scores else ""  # there is one after each epoch
             raise TrainingError(
                 f"the loss is {value} at step {self.at.step + 1}: lower distill.learning_rate"
                 f" (now {self.settings.learning_rate}){kept}"
             )
-        self.optimizer.zero_grad()
-        self.accelerator.backward(loss)
         self.optimizer.step()
+        self._count(value)
+        bar.advance(note=f"loss {value:.4f}")
+        return stop or (self.accelerator.num_processes == 1 and interruption.requested)
+
+    def _synchronised(self, last: bool) -> Any:
+        """Gradients are exchanged with the last part of a batch only."""
+        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+
+    def _loss(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> Tensor:
+        shown = [self.task.view(self.data.examples[i], int(view)) for i, view in zip(rows, views, strict=True)]
+        output, taps = self.wrapped(self.preprocessor.collate(shown))
+        device, signals = output.device, self.data.signals
+        recorded = views * len(self.data.examples) + rows
+        labels = None if self.data.labels is None else torch.from_numpy(self.data.labels[rows]).to(device)
+        teacher, student = torch.from_numpy(signals.outputs(recorded)).to(device), output.float()
+        if isinstance(self.settings, EmbeddingDistillation):  # whose losses look at the whole batch
+            student, teacher = across_processes(student), across_processes(teacher)
+        lesson = Lesson(
+            student=student,
+            teacher=teacher,
+            labels=labels,
+            student_taps={pair: value.float() for pair, value in taps.items()},
+            teacher_taps={
+                pair: torch.from_numpy(signals.tokens(pair.teacher, recorded, value.shape[1])).to(device)
+                for pair, value in taps.items()
+            },
+            mask=self._mask(rows).to(device) if taps else None,
+        )
+        return mixture(lesson, self.settings, self.at.step / self.total)
+
+    def _mask(self, rows: NDArray[np.int64]) -> Tensor:
+        """bool [batch, sequence]: the tokens of rows that teacher and student cut alike."""
+        lengths = self.lengths[rows] if self.data.aligned is None else self.lengths[rows] * self.data.aligned[rows]
+        return torch.from_numpy(np.arange(self.lengths[rows].max()) < lengths[:, None])
+
+    def _agreed(self, loss: float, stop: bool) -> tuple[float, bool]:
+        """The mean loss of all processes, and whether any is to stop: they must leave the loop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return loss, stop
+        both = torch.tensor([loss, float(stop)], device=self.accelerator.device, dtype=torch.float64)
+        mean_loss, any_stop = self.accelerator.reduce(both, reduction="sum").tolist()
+        return mean_loss / self.accelerator.num_processes, any_stop > 0
+
+    def _count(self, loss: float) -> None:
         self.at.step += 1
-        self.at.loss_sum, self.at.loss_count = self.at.loss_sum + value, self.at.loss_count + 1
+        self.at.loss_sum, self.at.loss_count = self.at.loss_sum + loss, self.at.loss_count + 1
         if self.at.step % max(1, self.total // _LOSS_POINTS) == 0:
             self.at.losses.append([self.at.step, self.at.loss_sum / self.at.loss_count])
             self.at.loss_sum, self.at.loss_count = 0.0, 0
-        bar.advance(note=f"loss {value:.4f}")
-
-    def _outputs(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> Tensor:
-        shown = [self.task.view(self.data.examples[i], int(view)) for i, view in zip(rows, views, strict=True)]
-        return outputs_of(self.module, self.preprocessor.collate(shown))
 
     def _end_epoch(self, epoch: int, progress: Progress) -> None:
         score = self._held_out_score()
         self.at.scores.append([self.at.step, epoch, score])
         if score > self.at.best_score:
             self.at.best_score, self.at.best_step = score, self.at.step
-            self.best = copy.deepcopy(self.raw.state_dict())
+            self.best = copy.deepcopy(self.student.state_dict())
         progress.log(f"  epoch {epoch} of {self.settings.epochs}: held-out score {score:.4f}")
 
     def _held_out_score(self) -> float:
+        """Every process computes it, and all believe the first: they must agree on which weights are the best."""
         first = self.data.rows
         held = self.data.examples[first:]
         outputs: list[Tensor] = [torch.empty(0)] * len(held)
-        self.module.eval()
+        self.learner.eval()
         with torch.inference_mode():
             for batch in by_length([len(example) for example in held], 64):
-                rows = self._outputs(batch + first, np.zeros(len(batch), dtype=np.int64)).cpu()
+                rows = self.learner(self.preprocessor.collate([held[i] for i in batch]))[0].float().cpu()
                 for i, row in zip(batch, rows, strict=True):
                     outputs[i] = row
-        student = torch.stack(outputs)
-        if isinstance(self.settings, ClassDistillation) and self.settings.hard_weight == 1.0:
-            assert self.data.labels is not None
-            return label_agreement(student, torch.from_numpy(self.data.labels[first:]))
-        teacher = torch.from_numpy(np.array(self.data.signals[first : len(self.data.examples)]))
-        return teacher_agreement(student, teacher, self.settings)
+        labels = None if self.data.labels is None else torch.from_numpy(self.data.labels[first:])
+        teacher = torch.from_numpy(self.data.signals.outputs(np.arange(first, len(self.data.examples))))
+        score = held_out_score(torch.stack(outputs), teacher, labels, self.settings)
+        if self.accelerator.num_processes > 1:
+            shared = torch.tensor(score, device=self.accelerator.device, dtype=torch.float64)
+            torch.distributed.broadcast(shared, 0)
+            score = float(shared)
+        return score
 
     def _out_of_patience(self) -> bool:
         patience = self.settings.patience
@@ -181,12 +240,16 @@ class _Training:
         )
 
     def _save(self, path: Path) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
         save_checkpoint(
             path,
             {
-                "module": self.raw.state_dict(),
+                "learner": self.learner.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "random": torch.get_rng_state(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "random": random_states(),
                 "best": self.best,
                 "at": asdict(self.at),
             },
@@ -196,9 +259,11 @@ class _Training:
         state = load_checkpoint(path)
         if state is None:
             return
-        self.raw.load_state_dict(state["module"])
+        self.learner.load_state_dict(state["learner"])
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        set_random_states(state["random"])
         self.best = state["best"]
         self.at = _Progress(**state["at"])
         progress.log(f"  continues at step {self.at.step} of {self.total}")
@@ -216,11 +281,15 @@ def train(
     """Trains the deployable `module` in place and leaves it with the weights that scored best on held-out data.
 
     AdamW with a linear warm-up and a linear decay to zero. A checkpoint in `folder` is replaced every few seconds;
-    where one exists, training continues from it. Raises TrainingError when the loss is not finite or memory runs out.
+    where one exists, training continues from it. Called in every process of a distributed run, with the same arguments,
+    each takes its share of every batch. Raises TrainingError when the loss is not finite or memory runs out.
     """
     torch.manual_seed(settings.seed)
     run = _Training(module, task, preprocessor, data, settings)
-    run.run(folder / "checkpoint.pt", progress)
+    try:
+        run.run(folder / "checkpoint.pt", progress)
+    finally:
+        run.learner.close()
     module.load_state_dict(run.best)
     kernel = (
         selected_implementation(next(module.parameters()).new_zeros(1, 2))  # where and in what its logits are
@@ -238,19 +307,12 @@ def train(
     )
 
 
-@contextmanager
-def _memory_for(batch_size: int) -> Iterator[None]:
-    """Turns an exhausted memory into the batch size to try. On the CPU torch raises a plain RuntimeError for it."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(
-            words in str(error) for words in ("can't allocate memory", "out of memory")
-        ):
-            raise
-        raise TrainingError(
-            f"out of memory at a batch of {batch_size}; try --set distill.batch_size={max(2, batch_size // 2)}"
-        ) from None
+def _accelerator(settings: Distillation) -> Accelerator:
+    # A transformer may have parts, such as a pooler, that no loss reaches.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    on_cpu = not torch.cuda.is_available()
+    AcceleratorState._reset_state()  # or a second training in this process could not have another precision
+    return Accelerator(cpu=on_cpu, mixed_precision=_MIXED[settings.precision], kwargs_handlers=[unused])
 
 
 def _schedule(step: int, total: int, warmup: float) -> float:

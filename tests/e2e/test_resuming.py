@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import safetensors.numpy
 from command_runs import Ended
+from made_inputs import Inputs
 from run_folders import assert_whole, weights_of
 from shared_runs import Begun, Run
 
@@ -81,3 +83,29 @@ def test_a_damaged_stage_runs_again(begun: Begun, run: Run, tmp_path: Path) -> N
     (artifact,) = (tmp_path / "out" / "stages").glob("verify-*/artifact.json")
     artifact.write_bytes(artifact.read_bytes()[:40])
     _assert_ran(run("compress", recipe), ["verify"])
+
+
+def test_a_flipped_bit_in_what_the_teacher_said_is_found_and_mended(begun: Begun, run: Run, tmp_path: Path) -> None:
+    """Of the same size as before, and found although nothing that is left to do would read it."""
+    recipe = begun(tmp_path / "out")
+    (shard,) = (tmp_path / "out" / "stages").glob("signals-*/signals-00000.safetensors")
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-50] + bytes([content[-50] ^ 1]) + content[-49:])
+    ended = run("compress", recipe)
+    _assert_ran(ended, ["signals"])
+    assert "a file is not what was written; the stage runs again" in ended.stderr
+    assert shard.read_bytes() == content
+
+
+def test_learning_from_inside_the_teacher(inputs: dict[str, Inputs], run: Run, tmp_path: Path) -> None:
+    """Hidden states and relations are recorded beside the outputs, and the student learns from them."""
+    recipe = inputs["sentence-embedding"].write_recipe(tmp_path / "out")
+    inside = ["--set", "distill.hidden_weight=[1, 0.5]", "--set", "distill.relation_weight=1"]
+    ended = run("compress", recipe, *inside, "--set", "distill.relation_heads=4")
+    _assert_ran(ended, STAGES)
+    assert "of the texts are the same tokens to teacher and student" in ended.stderr
+    (shard,) = (tmp_path / "out" / "stages").glob("signals-*/*.safetensors")
+    assert {"outputs", "tokens", "hidden.1", "qkv.3"} < set(safetensors.numpy.load_file(shard))
+    # Another weight needs nothing more of the teacher.
+    again = run("compress", recipe, *inside, "--set", "distill.relation_heads=2")
+    _assert_ran(again, STAGES[STAGES.index("distill") :])

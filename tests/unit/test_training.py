@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.artifacts import TrainingHistory
-from compressor.distill import TrainingData, train
+from compressor.distill import SignalReader, TrainingData, train, write_outputs
 from compressor.errors import TrainingError
 from compressor.preprocess import Feed
 from compressor.progress import SILENT, Bar, Progress
@@ -70,18 +73,24 @@ class StopAt(Progress):
         yield Pressing()
 
 
-def data() -> TrainingData:
+def made() -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
+    """Examples, and what the teacher says of each."""
     draws = np.random.default_rng(0)
     examples = list(draws.standard_normal((ROWS + HELD_OUT, 6)).astype(np.float32))
-    signals = (np.stack(examples) @ draws.standard_normal((6, CLASSES))).astype(np.float32)
-    return TrainingData(examples, signals, signals.argmax(axis=1).astype(np.int64), HELD_OUT)
+    return examples, (np.stack(examples) @ draws.standard_normal((6, CLASSES))).astype(np.float32)
+
+
+def data(folder: Path) -> TrainingData:
+    examples, outputs = made()
+    signals = SignalReader(write_outputs(outputs, folder, 0.0))
+    return TrainingData(examples, signals, outputs.argmax(axis=1).astype(np.int64), HELD_OUT)
 
 
 def learn(folder: Path, progress: Progress = SILENT, **changes: Any) -> tuple[Linear, TrainingHistory]:
     folder.mkdir(exist_ok=True)
     module, plain = Linear(), Plain()
     values = {"epochs": EPOCHS, "batch_size": BATCH, "learning_rate": 0.05, **changes}
-    history = train(module, plain, plain, data(), ClassDistillation(**values), folder, progress)  # type: ignore[arg-type]
+    history = train(module, plain, plain, data(folder), ClassDistillation(**values), folder, progress)  # type: ignore[arg-type]
     return module, history
 
 
@@ -108,10 +117,11 @@ def test_the_best_weights_are_kept(tmp_path: Path) -> None:
     module, history = learn(tmp_path, epochs=6)
     best = max(history.scores, key=lambda point: point.score)
     assert history.best_step == best.step
-    held = torch.from_numpy(np.stack(data().examples[ROWS:]))
+    examples, outputs = made()
+    held = torch.from_numpy(np.stack(examples[ROWS:]))
     with torch.no_grad():
         log_student = module(held)[0].double().log_softmax(-1)
-    teacher = torch.from_numpy(data().signals[ROWS:]).double().log_softmax(-1)
+    teacher = torch.from_numpy(outputs[ROWS:]).double().log_softmax(-1)
     divergence = (teacher.exp() * (teacher - log_student)).sum(-1).mean()
     assert -divergence == pytest.approx(best.score, rel=1e-4)
 
@@ -125,3 +135,50 @@ def test_patience_ends_early(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_at_once(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"step [2-8]: lower distill\.learning_rate"):
         learn(tmp_path, learning_rate=1e30, warmup=0.0)
+
+
+def test_parts_of_a_batch_add_up_to_it(tmp_path: Path) -> None:
+    """A mean over the batch is the mean over its parts: the same steps, but for rounding."""
+    whole, history = learn(tmp_path / "whole")
+    parts, in_parts = learn(tmp_path / "parts", accumulate=2)
+    torch.testing.assert_close(parts.layer.weight, whole.layer.weight, rtol=1e-4, atol=1e-5)
+    assert [p.loss for p in in_parts.losses] == pytest.approx([p.loss for p in history.losses], rel=1e-4)
+
+
+def test_a_batch_that_cannot_be_parted_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"expected 3 equal parts \(1 processes times accumulate 3\).* got 4"):
+        learn(tmp_path, accumulate=3)
+
+
+def test_half_precision_learns_nearly_the_same(tmp_path: Path) -> None:
+    _, history = learn(tmp_path / "whole", epochs=10)
+    _, half = learn(tmp_path / "half", epochs=10, precision="bfloat16")
+    assert half.losses[-1].loss == pytest.approx(history.losses[-1].loss, rel=0.2)
+    assert half.losses[-1].loss != history.losses[-1].loss
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"temperature": 2.0}, {"cosine_weight": 1.0, "similarity_weight": 1.0, "contrastive_weight": 0.1}],
+    ids=["classes", "embeddings"],
+)
+def test_two_processes_learn_what_one_learns(tmp_path: Path, values: dict[str, Any]) -> None:
+    """By torchrun over gloo. The losses of embeddings look at the whole batch, of which each process has a half."""
+    asked = {"epochs": 4, "batch_size": BATCH, "learning_rate": 0.05, **values}
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        script = Path(__file__).with_name("training_process.py")
+        alone = [sys.executable] if processes == 1 else launch
+        done = subprocess.run(
+            [*alone, str(script), str(folder), json.dumps(asked)], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads((folder / "found.json").read_text()))
+    one, two = found
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert two["scores"] == pytest.approx(one["scores"], rel=1e-3, abs=1e-6)
+    np.testing.assert_allclose(two["weight"], one["weight"], rtol=1e-3, atol=1e-5)

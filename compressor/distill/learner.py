@@ -1,0 +1,81 @@
+"""The student as it is trained: with taps, and with projections onto the teacher's widths that do not ship."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from compressor.artifacts import TapPair
+from compressor.distill.taps import HIDDEN, Taps
+from compressor.errors import StudentError, TrainingError
+from compressor.preprocess import Feed
+
+
+class Learner(nn.Module):
+    """The deployable student; `forward` gives its first output, and its taps at the teacher's widths.
+
+    Hidden states of another width than the teacher's go through a linear map that learns with the student; relations
+    are compared whatever their width.
+    """
+
+    def __init__(self, student: nn.Module, teacher_widths: dict[TapPair, int], feed: Feed) -> None:
+        super().__init__()
+        self.student = student
+        self._taps = Taps(student, list(dict.fromkeys(pair.student for pair in teacher_widths)), StudentError)
+        with torch.inference_mode():
+            student(**_tensors(feed, student))
+        widths = {name: value.shape[-1] for name, value in self._taps.take().items()}
+        self.projections = nn.ModuleDict()
+        for pair, width in teacher_widths.items():
+            if pair.kind == HIDDEN and widths[pair.student] != width:
+                self.projections[_key(pair)] = nn.Linear(widths[pair.student], width, bias=False)
+        self._pairs = tuple(teacher_widths)
+
+    def forward(self, feed: Feed) -> tuple[Tensor, dict[TapPair, Tensor]]:
+        """float [batch, width], and of each pair float [batch, sequence, the teacher's width]."""
+        output = self.student(**_tensors(feed, self.student))[0]
+        values = self._taps.take()
+        found = {}
+        for pair in self._pairs:
+            value = values[pair.student]
+            found[pair] = self.projections[_key(pair)](value) if _key(pair) in self.projections else value
+        return output, found
+
+    def close(self) -> None:
+        """The student without its hooks, as it was."""
+        self._taps.close()
+
+
+def _key(pair: TapPair) -> str:
+    return f"{pair.student}-{pair.teacher}".replace(".", "_")
+
+
+def _tensors(feed: Feed, module: nn.Module) -> dict[str, Tensor]:
+    device = next(module.parameters()).device
+    return {name: torch.from_numpy(array).to(device) for name, array in feed.items()}
+
+
+def still(module: nn.Module) -> None:
+    """Turns dropout off: the targets are exact, and noise on the student's side only slows it down."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+
+
+@contextmanager
+def memory_for(batch_size: int) -> Iterator[None]:
+    """Turns an exhausted memory into the batch size to try. On the CPU torch raises a plain RuntimeError for it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(
+            words in str(error) for words in ("can't allocate memory", "out of memory")
+        ):
+            raise
+        raise TrainingError(
+            f"out of memory at a batch of {batch_size}; try --set distill.batch_size={max(2, batch_size // 2)},"
+            " or a larger distill.accumulate"
+        ) from None

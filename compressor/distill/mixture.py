@@ -1,0 +1,111 @@
+"""The mixture of losses that a recipe describes, and the score on held-out data that goes with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+from compressor.artifacts import TapPair
+from compressor.distill import losses
+from compressor.distill.taps import HIDDEN
+from compressor.kernels import distillation_loss
+from compressor.recipe import ClassDistillation, Distillation, EmbeddingDistillation, TokenDistillation, Weight
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Of one batch: what the student said, and what it should have said.
+
+    `student`, `teacher` float32 [batch, width]; `labels` int64 [batch] or None. Of each pair of taps float32 [batch,
+    sequence, width], the student's after its projection; `mask` bool [batch, sequence]: tokens of rows that teacher and
+    student cut into the same tokens.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    labels: Tensor | None
+    student_taps: dict[TapPair, Tensor] = field(default_factory=dict)
+    teacher_taps: dict[TapPair, Tensor] = field(default_factory=dict)
+    mask: Tensor | None = None
+
+
+def weight_at(weight: Weight, share: float) -> float:
+    """The weight after `share` (0..1) of the steps."""
+    if isinstance(weight, tuple):
+        begin, end = weight
+        return begin + (end - begin) * share
+    return weight
+
+
+def is_on(weight: Weight) -> bool:
+    """Whether the weight is above 0 at any time."""
+    return weight not in (0, (0, 0))
+
+
+def mixture(lesson: Lesson, settings: Distillation, share: float) -> Tensor:
+    """The weighted sum of the losses that the recipe names, after `share` of the steps; a scalar."""
+    if isinstance(settings, EmbeddingDistillation):
+        total = _of_embeddings(lesson, settings, share)
+    else:
+        assert isinstance(settings, ClassDistillation)
+        total = distillation_loss(
+            lesson.student,
+            lesson.teacher,
+            lesson.labels,
+            temperature=settings.temperature,
+            hard_weight=settings.hard_weight,
+        )
+    return total + _of_taps(lesson, settings, share) if lesson.student_taps else total
+
+
+def _of_embeddings(lesson: Lesson, settings: EmbeddingDistillation, share: float) -> Tensor:
+    student, teacher = lesson.student, lesson.teacher
+    total = student.new_zeros(())
+    if weight := weight_at(settings.cosine_weight, share):
+        total = total + weight * losses.cosine_loss(student, teacher)
+    if weight := weight_at(settings.mse_weight, share):
+        total = total + weight * losses.squared_distance_loss(student, teacher)
+    if weight := weight_at(settings.similarity_weight, share):
+        total = total + weight * losses.similarity_loss(student, teacher)
+    if weight := weight_at(settings.contrastive_weight, share):
+        total = total + weight * losses.contrastive_loss(student, teacher, settings.contrastive_temperature)
+    return total
+
+
+def _of_taps(lesson: Lesson, settings: Distillation, share: float) -> Tensor:
+    """Hidden states: the mean over the pairs of layers. Relations: of the last layer."""
+    assert isinstance(settings, TokenDistillation)
+    assert lesson.mask is not None
+    hidden = [pair for pair in lesson.student_taps if pair.kind == HIDDEN]
+    total = lesson.student.new_zeros(())
+    for pair, student in lesson.student_taps.items():
+        teacher = lesson.teacher_taps[pair]
+        if pair.kind == HIDDEN:
+            weight = weight_at(settings.hidden_weight, share) / len(hidden)
+            total = total + weight * losses.hidden_loss(student, teacher, lesson.mask)
+        else:
+            weight = weight_at(settings.relation_weight, share)
+            total = total + weight * losses.relation_loss(student, teacher, lesson.mask, settings.relation_heads)
+    return total
+
+
+def held_out_score(student: Tensor, teacher: Tensor, labels: Tensor | None, settings: Distillation) -> float:
+    """Higher is better: closeness to the teacher's outputs, or to the labels where the teacher has no weight."""
+    if isinstance(settings, EmbeddingDistillation):
+        return losses.embedding_agreement(student, teacher)
+    assert isinstance(settings, ClassDistillation)
+    if settings.hard_weight == 1.0:
+        assert labels is not None
+        return losses.label_agreement(student, labels)
+    return losses.class_agreement(student, teacher)
+
+
+def across_processes(values: Tensor) -> Tensor:
+    """Rows of all processes, float32 [all rows, width]; gradients reach this process's own rows."""
+    if not torch.distributed.is_initialized():
+        return values
+    gathered: tuple[Tensor, ...] = all_gather(values)  # type: ignore[no-untyped-call]
+    return torch.cat(gathered)
