@@ -42,8 +42,13 @@ def compress(options: argparse.Namespace) -> None:
         plan = make_plan(recipe, progress)
         _print_json(asdict(plan)) if options.json else print("\n".join(plan_lines(plan)))
         return
+    from compressor.distill import team
+    from compressor.pipeline import assist
     from compressor.pipeline import compress as run
 
+    if not team.leads():
+        assist(recipe)
+        return
     result = run(recipe, fresh=options.fresh, rerun_from=options.rerun_from, progress=progress)
     if options.json:
         sys.stdout.write((recipe.out / "result.json").read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from compressor.artifacts import (
     Teacher,
     TeacherSignals,
 )
-from compressor.distill import intact
+from compressor.distill import intact, team
 from compressor.errors import GateError, UsageError
 from compressor.materials import Materials
 from compressor.outcome import Outcome, measured_on, publish, withdraw
@@ -57,9 +57,18 @@ def compress(
     if rerun_from is not None and rerun_from not in STAGES:
         raise UsageError(f"--from {rerun_from}: expected one of {', '.join(STAGES)}")
     run, at = Run(recipe.out, progress, fresh, rerun_from), Materials(recipe, progress)
-    at.fingerprints  # noqa: B018 (what is missing or not permitted is refused before the run folder is made)
-    with run.held():
-        return _compress(recipe, run, at)
+    try:
+        at.fingerprints  # noqa: B018 (what is missing or not permitted is refused before the run folder is made)
+        with run.held():
+            return _compress(recipe, run, at)
+    finally:
+        team.dismiss()
+
+
+def assist(recipe: Recipe) -> None:
+    """Trains with the process that runs `compress` on the same recipe; for the others that torchrun has started."""
+    at = Materials(recipe, SILENT)
+    team.follow(lambda work: stages.share(at, work))
 
 
 def kept_stages(recipe: Recipe, at: Materials) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from compressor.artifacts import (
     TapPair,
     Teacher,
     TeacherSignals,
+    TrainingHistory,
 )
 from compressor.benchmark import BenchmarkSettings, Candidate, latencies_of, measure
 from compressor.bundle.build import GOLDEN_CASES, Contents, write_bundle
@@ -37,6 +38,7 @@ from compressor.distill import (
     outputs_of,
     record_signals,
     tap_pairs,
+    team,
     train,
     write_outputs,
 )
@@ -110,13 +112,26 @@ def student(at: Materials, folder: Path) -> Student:
 
 def distill(at: Materials, start: Student, recorded: TeacherSignals, folder: Path) -> DistilledStudent:
     """Trains the student on the recorded signals."""
-    return _train(at, start, recorded, at.recipe.distill, folder)
+    with team.together(team.Work(start, recorded, False, folder)):
+        history = _train(at, start, recorded, at.recipe.distill, folder)
+    return DistilledStudent(replace(start, folder=folder), history)
 
 
 def control(at: Materials, start: Student, recorded: TeacherSignals, folder: Path) -> DistilledStudent:
     """The same student, data, steps and seed with the labels alone: what distillation is worth is the difference."""
+    with team.together(team.Work(start, recorded, True, folder)):
+        history = _train(at, start, recorded, _labels_alone(at), folder)
+    return DistilledStudent(replace(start, folder=folder), history)
+
+
+def share(at: Materials, work: team.Work) -> None:
+    """What a process that does not lead does of a training: its part of every batch. It writes nothing."""
+    _train(at, work.start, work.recorded, _labels_alone(at) if work.control else at.recipe.distill, work.folder)
+
+
+def _labels_alone(at: Materials) -> Distillation:
     assert isinstance(at.recipe.distill, ClassDistillation)
-    return _train(at, start, recorded, at.recipe.distill.model_copy(update={"hard_weight": 1.0}), folder)
+    return at.recipe.distill.model_copy(update={"hard_weight": 1.0})
 
 
 def export_student(at: Materials, distilled: DistilledStudent, folder: Path) -> OnnxModel:
@@ -198,19 +213,19 @@ def bundle(at: Materials, models: Models, taught_by: Teacher, judged: Quality, f
 
 def _train(
     at: Materials, start: Student, recorded: TeacherSignals, settings: Distillation, folder: Path
-) -> DistilledStudent:
+) -> TrainingHistory:
     module = at.student(start.folder)
     preprocessor = at.task.preprocessor(start.folder)
     examples = preprocessor.encode(at.data.train)
     aligned = _aligned(at, preprocessor, examples) if recorded.taps else None
     data = TrainingData(examples, SignalReader(recorded), at.data.labels, at.data.holdout, aligned)
     history = train(module, at.task, preprocessor, data, settings, folder, at.progress)
-    raw = next(module.children())
-    write_student(raw, folder)
-    if at.tokenizer_name:
-        write_atomic(folder / at.tokenizer_name, (start.folder / at.tokenizer_name).read_bytes())
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
-    return DistilledStudent(replace(start, folder=folder), history)
+    if team.leads():
+        write_student(next(module.children()), folder)
+        if at.tokenizer_name:
+            write_atomic(folder / at.tokenizer_name, (start.folder / at.tokenizer_name).read_bytes())
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return history
 
 
 def _aligned(at: Materials, preprocessor: Preprocessor, examples: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compressor.distill import team
 from compressor.distill.cache import SignalReader, intact
 from compressor.distill.mixture import is_on
 from compressor.distill.record import Inputs, outputs_of, record_signals, write_outputs
@@ -18,6 +19,7 @@ __all__ = [
     "record_signals",
     "steps_per_epoch",
     "tap_pairs",
+    "team",
     "train",
     "write_outputs",
 ]

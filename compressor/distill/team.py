@@ -1,0 +1,97 @@
+"""Several processes, started by `torchrun` or `accelerate launch`, at one run: the first leads, the others train with it.
+
+The leader runs the whole pipeline. When it comes to training, it tells the others what; they load the same student and
+data, take their share of every batch, and wait for the next call. All see the same run folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from pydantic import TypeAdapter
+
+from compressor.artifacts import Student, TeacherSignals
+
+_PATIENCE = timedelta(days=7)  # the leader may export, quantize and measure between two calls
+
+
+@dataclass(frozen=True)
+class Work:
+    """A training: of which student, on what, and where its files go. `control`: on the labels alone."""
+
+    start: Student
+    recorded: TeacherSignals
+    control: bool
+    folder: Path
+
+
+def size() -> int:
+    """How many processes there are, by what the launcher put into the environment."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def leads() -> bool:
+    """Whether this process runs the pipeline."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def together(work: Work) -> Iterator[None]:
+    """The leader's side of a training. When it fails, the others are where nobody can call them: the launcher ends
+    them, because this process ends.
+    """
+    if size() == 1:
+        yield
+        return
+    _tell(TypeAdapter(Work).dump_json(work))
+    _training.append(work)
+    yield
+    _training.clear()
+
+
+def dismiss() -> None:
+    """The leader has no more work. Nothing happens where there is nobody, or where a training failed."""
+    if size() > 1 and not _training:
+        _tell(b"")
+
+
+def follow(share: Callable[[Work], None]) -> None:
+    """The other processes' side: does its share of every training until it is dismissed."""
+    while message := _hear():
+        share(TypeAdapter(Work).validate_json(message))
+
+
+_training: list[Work] = []  # under way, or failed
+
+
+@cache
+def _line() -> torch.distributed.ProcessGroup:
+    """For messages between the trainings; gloo, whatever the gradients travel by."""
+    PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+    group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    assert isinstance(group, torch.distributed.ProcessGroup)
+    return group
+
+
+def _tell(message: bytes) -> None:
+    line = _line()
+    torch.distributed.broadcast(torch.tensor([len(message)]), 0, group=line)
+    if message:
+        torch.distributed.broadcast(torch.frombuffer(bytearray(message), dtype=torch.uint8), 0, group=line)
+
+
+def _hear() -> bytes:
+    line, length = _line(), torch.zeros(1, dtype=torch.int64)
+    torch.distributed.broadcast(length, 0, group=line)
+    content = torch.zeros(int(length), dtype=torch.uint8)
+    if len(content):
+        torch.distributed.broadcast(content, 0, group=line)
+    return content.numpy().tobytes()
