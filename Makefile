@@ -1,5 +1,5 @@
-# demo, test, test-ort-matrix, sanitize, sanitize-threads, bench, lint: each sets up what it needs. Everything lives in
-# .venv and .cache.
+# demo, test, test-ort-matrix, sanitize, sanitize-threads, kills, bench, lint: each sets up what it needs. Everything
+# lives in .venv and .cache.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +10,7 @@ NATIVE := CMakeLists.txt $(shell find csrc -type f)
 SANITIZED := build/sanitize
 THREADS := build/sanitize-threads
 
-.PHONY: demo demo-images test test-ort-matrix sanitize sanitize-threads bench lint lock clean
+.PHONY: demo demo-images test test-ort-matrix sanitize sanitize-threads kills bench lint lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/fetch.py minilm-snli
@@ -56,6 +56,11 @@ sanitize-threads: $(INSTALLED)
 	$(BIN)/python -m cmake --build $(THREADS) --target compressor_runner
 	COMPRESSOR_RUNNER=$(CURDIR)/$(THREADS)/compressor-runner TSAN_OPTIONS=exitcode=66:halt_on_error=1 \
 	  $(BIN)/python -m pytest -p no:cacheprovider tests/native/test_runner_threads.py
+
+# Training and caching, killed at 100 random moments and resumed; KILLS says how often.
+KILLS ?= 100
+kills: $(INSTALLED)
+	$(BIN)/python tests/kills --kills $(KILLS)
 
 bench: $(INSTALLED)
 	@echo "python -m bench CASE --json FILE; cases:" $(basename $(notdir $(filter-out bench/_%,$(wildcard bench/*.py))))

@@ -1,7 +1,7 @@
-"""Several processes, started by `torchrun` or `accelerate launch`, at one run: the first leads, the others train with it.
+"""Several processes at one run, by `torchrun` or `accelerate launch`: the first leads, the others train with it.
 
-The leader runs the whole pipeline. When it comes to training, it tells the others what; they load the same student and
-data, take their share of every batch, and wait for the next call. All see the same run folder.
+The leader runs the whole pipeline. When it comes to training, it tells the others what; they load the same
+student and data, take their share of every batch, and wait for the next call. All see the same run folder.
 """
 
 from __future__ import annotations
