@@ -78,11 +78,12 @@ def percentile(samples: ArrayLike, chunk: int, share: float, confidence: float) 
     it with the given confidence, corrected by the design effect of chunks of `chunk`; NaN for a side that the samples
     do not support."""
 
-def stationarity(medians: ArrayLike, least_change: float) -> tuple[bool, float, float, int]:
+def stationarity(medians: ArrayLike, least_change: float) -> tuple[bool, float, float, int] | None:
     """Whether a series of block medians (above 0) stays where it is; the p-value of Pettitt's test, the relative change
     of the median across the likeliest break, and how many values lie before it.
 
-    Moving is what the test finds at 1% and what changes by more than `least_change`.
+    Moving is what the test finds at 1% and what changes by more than `least_change`. None of fewer than ten medians,
+    of which no order is as rare as that.
     """
 
 def compare(log_ratios: ArrayLike, confidence: float, least_effect: float) -> tuple[float, float, float, str]:
@@ -105,8 +106,17 @@ def slope(x: ArrayLike, y: ArrayLike, confidence: float) -> tuple[float, float, 
 def warm_up_length(times: ArrayLike) -> int | None:
     """How many of `times` pass until the model has warmed up; None if it does not."""
 
+def thin_out(times: ArrayLike, most: int, seed: int) -> tuple[list[float], float]:
+    """Of the times of a block: at most `most`, one at random of each run of neighbours, and the sum of all."""
+
 def memory_use() -> tuple[int, int]:
     """Resident and peak resident bytes of this process; -1 where the system does not say."""
+
+def external_data(model: str) -> list[bytes]:
+    """Where an ONNX file says that its tensors lie outside of it: paths relative to its folder, as written there.
+
+    Nothing of a file that cannot be read or is no protobuf. Does not follow what it finds.
+    """
 
 class OrtError(RuntimeError):
     """ONNX Runtime refused: the library, the model, or an inference."""

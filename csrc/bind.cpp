@@ -1,4 +1,5 @@
-// With bind_machine.cpp and bind_stats.cpp all that knows Python. It checks extents and types, releases the GIL, and calls the core.
+// With bind_machine.cpp and bind_stats.cpp all that knows Python. It checks extents and types, releases the GIL, and
+// calls the core.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -215,6 +216,15 @@ py::tuple run_block(Feed& feed, std::size_t count, const compressor::DelayMeter*
   return py::make_tuple(array(block.wall_ns), array(block.corrected_ns), block.process_cpu_ns);
 }
 
+// Of times of one block: those that are kept, and the sum of all.
+py::tuple thin_out(std::vector<double> times, std::size_t most, std::uint64_t seed) {
+  if (most == 0) throw py::value_error("most must be 1 or more");
+  compressor::Block block;
+  block.wall_ns = std::move(times);
+  compressor::sum_and_thin_out(block, most, seed);
+  return py::make_tuple(block.wall_ns, block.wall_sum_ns);
+}
+
 // Nanoseconds of `count` inferences with one reading of the clock before and one after all of them.
 double run_bare(Feed& feed, std::size_t count) {
   py::gil_scoped_release released;
@@ -271,6 +281,7 @@ PYBIND11_MODULE(_native, module) {
     const compressor::MemoryUse use = compressor::memory_use();
     return py::make_tuple(use.resident_bytes, use.peak_bytes);
   });
+  module.def("thin_out", &thin_out, py::arg("times"), py::arg("most"), py::arg("seed"));
   bind_stats(module);
   bind_machine(module);
   bind_runtime(module);

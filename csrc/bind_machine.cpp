@@ -12,6 +12,7 @@
 #include "bind.h"
 #include "compressor/json.h"
 #include "compressor/machine.h"
+#include "compressor/measure.h"
 #include "compressor/npy.h"
 
 namespace py = pybind11;
@@ -196,6 +197,11 @@ void bind_machine(py::module_& module) {
   module.def("probe_ns", &compressor::probe_ns, py::call_guard<py::gil_scoped_release>());
   module.def("run_delay", &run_delay, py::arg("all_threads"));
   module.def("json_text", &json_text, py::arg("value"));
+  module.def("external_data", [](const std::string& model) {
+    std::vector<py::bytes> places;  // names of files have no encoding
+    for (const std::string& place : compressor::external_data(model)) places.emplace_back(place);
+    return places;
+  }, py::arg("model"));
   module.def("read_npy", &read_npy, py::arg("path"));
   module.def("write_npy", &write_npy, py::arg("path"), py::arg("array"));
 }

@@ -96,13 +96,14 @@ Interval percentile(const Array& samples, std::size_t chunk, double share, doubl
   return interval(compressor::percentile(values_of(samples, "samples"), chunk, share, confidence));
 }
 
-std::tuple<bool, double, double, std::size_t> stationarity(const Array& medians, double least_change) {
+std::optional<std::tuple<bool, double, double, std::size_t>> stationarity(const Array& medians, double least_change) {
   check_least(least_change, "least_change");
   const std::vector<double> values = values_of(medians, "medians");
   const double smallest = *std::min_element(values.begin(), values.end());
   demand(smallest > 0.0, "medians must be above 0", smallest);
-  const compressor::Stationarity found = compressor::stationarity(values, least_change);
-  return {found.stationary, found.p_value, found.change, found.at};
+  const std::optional<compressor::Stationarity> found = compressor::stationarity(values, least_change);
+  if (!found) return std::nullopt;
+  return std::tuple{found->stationary, found->p_value, found->change, found->at};
 }
 
 std::tuple<double, double, double, const char*> compare(const Array& log_ratios, double confidence,

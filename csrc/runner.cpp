@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "compressor/harness.h"
 #include "compressor/json.h"
 #include "compressor/machine.h"
 #include "compressor/measure.h"
@@ -18,6 +19,7 @@
 
 namespace {
 
+using compressor::Cold;
 using compressor::ColdStarts;
 using compressor::Json;
 using compressor::Line;
@@ -55,7 +57,7 @@ constexpr char kHelp[] =
     "  --seed N                   of made-up inputs and of the order (0)\n"
     "  --profile PREFIX           writes ONNX Runtime's profile of each model to a file beginning so\n"
     "  --outputs FOLDER           writes each model's outputs as .npy into a folder that is there\n"
-    "  --memory-limit MIB         of address space of the process that opens the models\n"
+    "  --memory-limit MIB         of address space of the process that opens the models (what the machine has left)\n"
     "  --silence SECONDS          after so long without progress a model counts as hanging (120)\n"
     "  --json                     the result as JSON, one line (default: a table)\n"
     "  --events                   JSON lines: progress, partial results, the result\n"
@@ -142,8 +144,9 @@ void add_shape(Request& request, const std::string& text) {
 }
 
 enum Flag : int {
-  kOrt = 256, kModel, kName, kCases, kShape, kBatch, kScenario, kThreads, kOptimization, kSpin, kProvider, kSamples, kBudget,
-  kPeriod, kSessions, kCallers, kDuration, kProcesses, kLeastEffect, kSittings, kSeed, kProfile, kOutputs, kMemoryLimit, kSilence,
+  kOrt = 256, kModel, kName, kCases, kShape, kBatch, kScenario, kThreads, kOptimization, kSpin, kProvider, kSamples,
+  kBudget, kPeriod, kSessions, kCallers, kDuration, kProcesses, kLeastEffect, kSittings, kSeed, kProfile, kOutputs,
+  kMemoryLimit, kSilence,
   kJson, kEvents, kVersion, kHelpFlag,
 };
 
@@ -256,6 +259,19 @@ Options options_of(int count, char** arguments) {
   return options;
 }
 
+// What the machine has left, and what threads only reserve: a model that asks for more cannot run here, and would take
+// the machine down with it. None for other execution providers, which reserve far more than they use, and under sanitizers.
+std::int64_t default_memory_mib(const Request& request) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  return 0;
+#endif
+  constexpr std::int64_t kReservedMib = 512, kReservedByThreadMib = 128;
+  const std::int64_t left = compressor::available_mib();
+  if (left < 0 || request.session.provider != "cpu") return 0;
+  const std::int64_t threads = std::int64_t{request.session.threads} * request.sessions + request.callers;
+  return left + kReservedMib + threads * kReservedByThreadMib;
+}
+
 // A descriptor below 3 that is closed would become one of the pipe to the child, with what anybody prints in it. Opened
 // so, writing to it still fails.
 void fill_descriptors() {
@@ -303,13 +319,15 @@ std::string version_of(const Options& options) {
   return version;
 }
 
-std::string cold(const Options& options, const Tell& on_line) {
+std::string cold_starts(const Options& options, const Tell& on_line) {
   const Request& request = options.request;
-  const std::string version = version_of(options);
-  std::vector<ColdStarts> starts(request.models.size());
+  Cold cold{version_of(options), std::vector<ColdStarts>(request.models.size()), compressor::read_machine(""), {}};
+  std::vector<ColdStarts>& starts = cold.starts;
   for (int done = 0; done < request.processes && (!compressor::stop_asked || done == 0); ++done) {
     for (std::size_t i = 0; i < request.models.size(); ++i) {
-      for (const std::string& path : {request.library, request.models[i].path}) {
+      std::vector<std::string> files = compressor::files_of(request.models[i].path);
+      files.push_back(request.library);
+      for (const std::string& path : files) {
         starts[i].still_cached = std::max(starts[i].still_cached, compressor::drop_from_cache(path));
       }
       starts[i].disk_cold.push_back(load(options, request.models[i], on_line));
@@ -317,8 +335,9 @@ std::string cold(const Options& options, const Tell& on_line) {
     }
     on_line({Line::kProgress, Json().object().member("done", done + 1).member("of", request.processes).end().text()});
   }
-  for (const std::string& row : compressor::cold_table(request, starts)) on_line({Line::kTable, row});
-  return compressor::cold_result(request, version, starts);
+  cold.after = compressor::read_machine("");
+  for (const std::string& row : compressor::cold_table(request, cold)) on_line({Line::kTable, row});
+  return compressor::cold_result(request, cold);
 }
 
 std::string timed(const Options& options, const Tell& on_line) {
@@ -337,7 +356,9 @@ std::string timed(const Options& options, const Tell& on_line) {
 void show(const Options& options, const Line& line) {
   if (line.kind == Line::kTable && !options.events && !options.json) print_line(line.text);
   if (!options.events) return;
-  if (line.kind == Line::kModel) print_line(Json().object().member("event", "model").member("model", line.text).end().text());
+  if (line.kind == Line::kModel) {
+    print_line(Json().object().member("event", "model").member("model", line.text).end().text());
+  }
   if (line.kind == Line::kProgress) print_event("progress", "progress", line.text);
   if (line.kind == Line::kPartial) print_event("partial", "result", line.text);
 }
@@ -346,17 +367,20 @@ void show(const Options& options, const Line& line) {
 
 int main(int count, char** arguments) {
   fill_descriptors();
-  const Options options = options_of(count, arguments);
+  Options options = options_of(count, arguments);
+  if (options.limits.memory_mib == 0) options.limits.memory_mib = default_memory_mib(options.request);
   compressor::catch_signals();
   const Tell on_line = [&](const Line& line) { show(options, line); };
   try {
     const std::string result =
-        options.request.scenario == Scenario::kCold ? cold(options, on_line) : timed(options, on_line);
+        options.request.scenario == Scenario::kCold ? cold_starts(options, on_line) : timed(options, on_line);
     if (options.events) print_event("result", "result", result);
     if (options.json && !options.events) print_line(result);
     return 0;
   } catch (const std::exception& error) {
-    if (options.events) put_line(Json().object().member("event", "failed").member("message", error.what()).end().text());
+    if (options.events) {
+      put_line(Json().object().member("event", "failed").member("message", error.what()).end().text());
+    }
     std::fprintf(stderr, "compressor-runner: %s\n", error.what());
     return kFailed;
   }

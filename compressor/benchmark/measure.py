@@ -75,7 +75,8 @@ def _there(
             f"{machine_of(library)}; give --runner and --ort for the device"
         )
     files = [(program, PROGRAM), (library, LIBRARY)]
-    files += [(path, f"model-{i}/{path.name}") for i, model in enumerate(work.models) for path in model]
+    for i, model in enumerate(work.models):
+        files += [(path, f"model-{i}/{path.relative_to(model[0].parent)}") for path in model]
     files += [(path, f"{path.parent.name}/{path.name}") for path in sorted(work.folder.glob("cases-*/*"))]
     flags = runner_flags(
         work,
@@ -122,14 +123,11 @@ def problems_of(run: RunFound, candidates: Sequence[Candidate]) -> list[str]:
     """What is wrong with the models' answers, one line each: not finite, or further off than a tolerance allows."""
     problems = []
     for model, candidate in zip(run.models, candidates, strict=True):
-        answers = model.answers
-        if answers is None:
-            continue
-        if not answers.finite:
+        if model.outputs_finite is False:
             problems.append(f"{model.name}: its outputs are not finite")
             continue
-        tolerance = candidate.tolerance
-        if tolerance is None or answers.against != "expected":
+        answers, tolerance = model.answers, candidate.tolerance
+        if answers is None or tolerance is None or answers.against != "expected":
             continue
         if answers.min_cosine is None or answers.min_cosine < tolerance.min_cosine:
             problems.append(

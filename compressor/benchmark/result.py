@@ -175,6 +175,7 @@ class ModelFound:
     stationarity: Stationarity | None = None
     pacing: Pacing | None = None
     drift: Drift | None = None
+    outputs_finite: bool | None = None
     answers: AnswersFound | None = None
     answers_unknown: str | None = None
     still_cached: float | None = None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from compressor import native
 from compressor.benchmark.request import BenchmarkSettings, Candidate
 from compressor.errors import BenchmarkError
 
@@ -52,10 +54,15 @@ def _write_cases(candidate: Candidate, folder: Path) -> None:
 
 
 def _files_of(model: Path) -> tuple[Path, ...]:
-    """The model's file, and its external data where that has one of the usual names beside it."""
+    """The model's file, and those that hold its external data. Raises BenchmarkError where one lies elsewhere."""
     own = model.resolve()
-    beside = [own.with_name(own.name + ending) for ending in (".data", "_data")]
-    return (own, *(path for path in beside if path.is_file()))
+    files = [own]
+    for place in native.load().external_data(str(own)):
+        path = own.parent / os.fsdecode(place)
+        if not path.resolve().is_relative_to(own.parent) or not path.is_file():
+            raise BenchmarkError(f"{model}: its external data must be a file in its folder, got {os.fsdecode(place)}")
+        files.append(path)
+    return tuple(files)
 
 
 def runner_flags(

@@ -20,12 +20,6 @@ std::vector<double> all_of(const Loaded& model, Times times) {
   return all;
 }
 
-double mean_of(const std::vector<double>& values) {
-  double sum = 0.0;
-  for (const double value : values) sum += value;
-  return values.empty() ? std::nan("") : sum / static_cast<double>(values.size());
-}
-
 double total(const Loaded& model, double Block::*what) {
   double sum = 0.0;
   for (const Block& block : model.blocks) sum += block.*what;
@@ -44,14 +38,17 @@ std::vector<double> block_medians(const Loaded& model) {
   return medians;
 }
 
-Percentiles percentiles_of(const Loaded& model, Times times) {
+// `sum`: of all times, also those that are not kept. Samples that hang together may be too few for a percentile
+// although their number is not: then nothing bounds it above.
+Percentiles percentiles_of(const Loaded& model, Times times, double Block::*sum) {
   const std::vector<double> all = all_of(model, times);
   const std::size_t chunk = (model.blocks.front().*times).size();
-  Percentiles found{mean_of(all), {}};
+  Percentiles found{total(model, sum) / static_cast<double>(model.inferences()), {}};
   for (const Percent& percent : kPercents) {
     found.ns.emplace_back();
     if (all.size() < samples_for(percent.share, kReportable)) continue;
-    found.ns.back() = percentile(all, chunk, percent.share, kConfidence);
+    const Estimate estimate = percentile(all, chunk, percent.share, kConfidence);
+    if (percent.share == 0.5 || !std::isnan(estimate.high)) found.ns.back() = estimate;
   }
   return found;
 }
@@ -69,9 +66,9 @@ Distribution distribution_of(const Loaded& model) {
 }
 
 double throughput_of(const Loaded& model, const Request& request) {
-  const double batch_s = static_cast<double>(request.batch) * 1e9;
-  if (request.scenario != Scenario::kThroughput) return batch_s / mean_of(all_of(model, &Block::wall_ns));
-  return batch_s * static_cast<double>(model.inferences()) / total(model, &Block::span_ns);
+  const bool by_span = request.scenario == Scenario::kThroughput || request.scenario == Scenario::kPaced;
+  const double spent_ns = total(model, by_span ? &Block::span_ns : &Block::wall_sum_ns);
+  return static_cast<double>(request.batch) * 1e9 * static_cast<double>(model.inferences()) / spent_ns;
 }
 
 Pacing pacing_of(const Loaded& model) {
@@ -101,8 +98,10 @@ Findings findings_of(const Loaded& model, const Request& request) {
   const std::vector<double> medians = block_medians(model);
   Findings found{};
   found.samples = all_of(model, &Block::wall_ns).size();
-  found.raw = percentiles_of(model, &Block::wall_ns);
-  if (has_corrected(model)) found.corrected = percentiles_of(model, &Block::corrected_ns);
+  found.raw = percentiles_of(model, &Block::wall_ns, &Block::wall_sum_ns);
+  if (has_corrected(model)) {
+    found.corrected = percentiles_of(model, &Block::corrected_ns, &Block::corrected_sum_ns);
+  }
   found.distribution = distribution_of(model);
   found.throughput_per_s = throughput_of(model, request);
   found.cpu_ns = total(model, &Block::process_cpu_ns) / static_cast<double>(model.inferences());
@@ -143,22 +142,47 @@ std::optional<AgainstBaseline> against_baseline(const Measured& measured, std::s
 }
 
 // Where more threads are asked for than there are processors, they wait for each other: that disturbs nothing.
-Validity judged(const Measured& measured) {
+bool waits_for_itself(const Measured& measured) {
   const Request& request = measured.request;
   int threads = request.session.threads;
   if (request.scenario == Scenario::kThroughput) threads *= request.sessions * request.callers;
+  return threads > measured.target.processors || request.session.spin;
+}
+
+Validity judged(const Measured& measured) {
   ValidityBounds bounds;
-  if (threads > measured.target.processors || request.session.spin) {
-    bounds.run_delay_share = bounds.pressure_share = HUGE_VAL;
-  }
+  if (waits_for_itself(measured)) bounds.run_delay_share = bounds.pressure_share = HUGE_VAL;
   return judge(measured.before, *measured.after, measured.target, bounds);
 }
 
-std::string warning_of(const Loaded& model, const Stationarity& found) {
+std::string moved(const Loaded& model, const Stationarity& found) {
   char change[64];
   std::snprintf(change, sizeof change, "%+.1f%%", found.change * 100);
   return model.name + " is not stationary: its time changed by " + change + " after block " + std::to_string(found.at) +
          " of " + std::to_string(model.blocks.size());
+}
+
+std::vector<std::string> warnings_of(const Measured& measured, const Conclusions& found) {
+  std::vector<std::string> warnings;
+  for (std::size_t i = 0; i < measured.models.size(); ++i) {
+    const Loaded& model = measured.models[i];
+    if (!found.models[i]) continue;
+    const std::optional<Stationarity>& stationarity = found.models[i]->stationarity;
+    if (stationarity && !stationarity->stationary) warnings.push_back(moved(model, *stationarity));
+    if (!stationarity) {
+      warnings.push_back(model.name + ": too few blocks (" + std::to_string(model.blocks.size()) +
+                         ") to tell whether its time changed on the way");
+    }
+    if (!model.warmed_up.settled) warnings.push_back(model.name + ": its time had not settled when the warm-up ended");
+    if (found.comparisons[i] && found.comparisons[i]->sittings < 2) {
+      warnings.push_back(model.name + ": was opened once, and where its memory lies is worth some percent: no verdict");
+    }
+  }
+  if (waits_for_itself(measured)) {
+    warnings.push_back("threads wait for each other, or busily: waiting for a processor is not judged");
+  }
+  if (!measured.request.session.profile_prefix.empty()) warnings.push_back("times include ONNX Runtime's profiler");
+  return warnings;
 }
 
 }  // namespace
@@ -173,6 +197,12 @@ bool complete(const Request& request, const std::vector<ColdStarts>& starts) {
   return starts.back().disk_warm.size() == static_cast<std::size_t>(request.processes);
 }
 
+Validity judged(const Cold& cold, const Target& target) {
+  ValidityBounds bounds;
+  bounds.io_pressure_share = HUGE_VAL;
+  return judge(cold.before, cold.after, target, bounds);
+}
+
 Conclusions conclude(const Measured& measured) {
   Conclusions all;
   for (std::size_t i = 0; i < measured.models.size(); ++i) {
@@ -180,10 +210,10 @@ Conclusions conclude(const Measured& measured) {
     all.models.emplace_back();
     all.comparisons.emplace_back();
     if (!measured.target.emulator.empty() || model.blocks.empty()) continue;
-    const Findings& found = all.models.back().emplace(findings_of(model, measured.request));
+    all.models.back() = findings_of(model, measured.request);
     all.comparisons.back() = against_baseline(measured, i);
-    if (!found.stationarity.stationary) all.warnings.push_back(warning_of(model, found.stationarity));
   }
+  all.warnings = warnings_of(measured, all);
   if (measured.after) all.validity = judged(measured);
   return all;
 }

@@ -17,6 +17,7 @@ struct Answers {
   std::string against;  // "expected", or the baseline's name
   std::string reason;   // why they are not compared
   Agreement agreement;
+  std::optional<bool> finite;  // all outputs, compared or not; none where their type is not looked into
 };
 
 struct Measured {
@@ -64,9 +65,9 @@ struct Findings {
   Percentiles raw;
   std::optional<Percentiles> corrected;  // none where nobody tells how long the threads waited
   Distribution distribution;             // of the corrected times where there are any
-  double throughput_per_s;
+  double throughput_per_s;               // paced: as many as the period lets through
   double cpu_ns;
-  Stationarity stationarity;
+  std::optional<Stationarity> stationarity;  // none of too few blocks
   std::optional<Pacing> pacing;  // paced
   std::optional<Drift> drift;    // sustained, of three blocks or more
 
@@ -96,5 +97,8 @@ inline constexpr double kStillCachedMost = 0.1;
 
 // Whether as many cold starts were measured as were asked for.
 bool complete(const Request& request, const std::vector<ColdStarts>& starts);
+// Whether the machine let them be. Waiting for the disk is what they are for; how long the starting processes waited
+// for a processor is told by the whole machine's pressure alone.
+Validity judged(const Cold& cold, const Target& target);
 
 }  // namespace compressor

@@ -159,7 +159,8 @@ void check_shapes(const Request& request, const std::vector<const ort::Session*>
   for (const std::string& name : known) there += (there.empty() ? "" : ", ") + name;
   for (const auto& [name, size] : request.shapes) {
     if (known.count(name) > 0) continue;
-    throw MeasureError("no model has a dynamic dimension '" + name + "'; there are: " + (there.empty() ? "none" : there));
+    if (there.empty()) there = "none";
+    throw MeasureError("no model has a dynamic dimension '" + name + "'; there are: " + there);
   }
 }
 
@@ -193,8 +194,15 @@ Array copy_of(const ort::Output& output) {
   return array;
 }
 
+bool finite(const Array& array) {
+  for (std::size_t i = 0; i < array.count(); ++i) {
+    if (!std::isfinite(at(array, i))) return false;
+  }
+  return true;
+}
+
 void compare(const Array& got, const Array& wanted, Agreement& agreement) {
-  for (std::size_t i = 0; i < got.count(); ++i) agreement.finite = agreement.finite && std::isfinite(at(got, i));
+  agreement.finite = agreement.finite && finite(got);
   if (got.shape != wanted.shape) {
     agreement.comparable = agreement.equal = false;
     return;

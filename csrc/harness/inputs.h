@@ -37,6 +37,9 @@ struct Agreement {
   double min_cosine = 1.0; // of an output of a case, taken as one vector
 };
 
+// Whether no element is NaN or infinite.
+bool finite(const Array& array);
+
 // Adds one output to the agreement.
 void compare(const Array& got, const Array& wanted, Agreement& agreement);
 

@@ -14,6 +14,7 @@ constexpr double kProgressEveryS = 0.5;  // each line wakes whoever reads it, on
 constexpr double kPartialEveryS = 5.0;
 constexpr double kWarmAgainS = 0.1;      // of a model that was opened again
 constexpr double kReopeningShare = 0.5;  // of the budget
+constexpr double kFewestSittings = 3.0;  // of a comparison, also where opening takes longer than that
 
 std::vector<Array> outputs_of(Feed& feed) {
   std::vector<Array> arrays;
@@ -42,8 +43,23 @@ bool same_inputs(const Case& one, const Case& other) {
          });
 }
 
+// The first output whose elements are not looked into, as "output 'y' is a string"; "" where there is none.
+std::string opaque_output(const ort::Session& session) {
+  for (const ort::TensorInfo& output : session.outputs()) {
+    if (ort::element_size(output.type) > 0) continue;
+    return "its output '" + output.name + "' is " + ort::element_name(output.type) + ", which is not compared";
+  }
+  return "";
+}
+
+bool all_finite(const std::vector<std::vector<Array>>& answers) {
+  return std::all_of(answers.begin(), answers.end(), [](const std::vector<Array>& outputs) {
+    return std::all_of(outputs.begin(), outputs.end(), [](const Array& output) { return finite(output); });
+  });
+}
+
 Answers compared_with_expected(Loaded& model, const std::vector<std::vector<Array>>& got) {
-  Answers answers{"expected", "", {}};
+  Answers answers{"expected", "", {}, std::nullopt};
   for (std::size_t row = 0; row < got.size(); ++row) {
     const std::vector<Array>& expected = model.cases[row].expected;
     for (std::size_t i = 0; i < expected.size(); ++i) {
@@ -51,22 +67,24 @@ Answers compared_with_expected(Loaded& model, const std::vector<std::vector<Arra
     }
     answers.agreement.cases += !expected.empty();
   }
-  if (!answers.agreement.comparable) return {"", "an output's shape is not the expected one's", {}};
+  if (!answers.agreement.comparable) return {"", "an output's shape is not the expected one's", {}, std::nullopt};
   return answers;
 }
 
 Answers compared_with_baseline(Loaded& baseline, Loaded& model, const std::vector<std::vector<Array>>& wanted,
                                const std::vector<std::vector<Array>>& got) {
-  if (!same_names(baseline.session(), model.session())) return {"", "its outputs have other names than the baseline's", {}};
+  if (!same_names(baseline.session(), model.session())) {
+    return {"", "its outputs have other names than the baseline's", {}, std::nullopt};
+  }
   const bool same = baseline.cases.size() == model.cases.size() &&
                     std::equal(baseline.cases.begin(), baseline.cases.end(), model.cases.begin(), same_inputs);
-  if (!same) return {"", "its inputs are not the baseline's", {}};
-  Answers answers{baseline.name, "", {}};
+  if (!same) return {"", "its inputs are not the baseline's", {}, std::nullopt};
+  Answers answers{baseline.name, "", {}, std::nullopt};
   for (std::size_t row = 0; row < got.size(); ++row) {
     for (std::size_t i = 0; i < got[row].size(); ++i) compare(got[row][i], wanted[row][i], answers.agreement);
     ++answers.agreement.cases;
   }
-  if (!answers.agreement.comparable) return {"", "its outputs have other shapes than the baseline's", {}};
+  if (!answers.agreement.comparable) return {"", "its outputs have other shapes than the baseline's", {}, std::nullopt};
   return answers;
 }
 
@@ -85,17 +103,25 @@ std::vector<Answers> check_answers(const Request& request, std::vector<Loaded>& 
   std::vector<std::vector<Array>> of_baseline;
   for (std::size_t i = 0; i < models.size(); ++i) {
     Loaded& model = models[i];
+    const std::string opaque = opaque_output(model.session());
+    if (!opaque.empty()) {
+      all.push_back({"", opaque, {}, std::nullopt});
+      continue;
+    }
     std::vector<std::vector<Array>> got = answers_of(model);
     if (!request.outputs.empty()) save_answers(request.outputs, i, got);
     const bool expected = std::any_of(model.cases.begin(), model.cases.end(),
                                       [](const Case& one) { return !one.expected.empty(); });
     if (expected) {
       all.push_back(compared_with_expected(model, got));
+    } else if (i > 0 && of_baseline.empty()) {
+      all.push_back({"", "the baseline's outputs are of a type that is not compared", {}, std::nullopt});
     } else if (i > 0) {
       all.push_back(compared_with_baseline(models[0], model, of_baseline, got));
     } else {
-      all.push_back({"", "it is the baseline, and nothing says what its outputs should be", {}});
+      all.push_back({"", "it is the baseline, and nothing says what its outputs should be", {}, std::nullopt});
     }
+    all.back().finite = all_finite(got);
     if (i == 0) of_baseline = std::move(got);
   }
   return all;
@@ -108,7 +134,8 @@ std::size_t sittings_of(const Request& request, const std::vector<LoadCost>& loa
   double again_s = 0.0;
   for (const LoadCost& load : loads) again_s += load.session_ms / 1e3 + kWarmAgainS;
   const double times = kReopeningShare * request.budget_s / again_s;
-  return 1 + static_cast<std::size_t>(std::clamp(times, 0.0, static_cast<double>(request.sittings - 1)));
+  const double sittings = std::max(1.0 + times, kFewestSittings);
+  return static_cast<std::size_t>(std::min(sittings, static_cast<double>(request.sittings)));
 }
 
 std::string progress_of(const Rounds& rounds) {
@@ -130,17 +157,21 @@ std::string measure(const Request& request, const std::vector<LoadCost>& loads, 
     open_models(request, library, sitting, models, tell);
     for (Loaded& model : models) warm_up(model, request, kWarmAgainS, kWarmAgainS, stop);
   };
-  const auto after_round = [&](const Rounds& rounds) {
+  const auto after_block = [&](const Rounds& rounds) {
     const std::int64_t now = monotonic_ns();
     if (static_cast<double>(now - told) < kProgressEveryS * 1e9) return;
     told = now;
+    if (rounds.done == 0) {
+      tell({Line::kModel, ""});  // a sign of life: there is nothing yet that an interruption would keep
+      return;
+    }
     tell({Line::kProgress, progress_of(rounds)});
     if (static_cast<double>(now - told_all) < kPartialEveryS * 1e9) return;
     told_all = now;
     measured.rounds = rounds;
     tell({Line::kPartial, result_of(measured, conclude(measured))});
   };
-  measured.rounds = run_rounds(request, models, sittings_of(request, loads), stop, {reopen, after_round});
+  measured.rounds = run_rounds(request, models, sittings_of(request, loads), stop, {reopen, after_block});
   measured.after = read_machine("");
   measured.interrupted = stop;
   if (measured.rounds.done == 0) throw MeasureError("interrupted before anything was measured");

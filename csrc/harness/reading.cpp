@@ -105,6 +105,9 @@ void read_process(Reading& reading, double& own_cpu_ns) {
   reading.involuntary_switches = usage.ru_nivcsw;
   reading.major_faults = usage.ru_majflt;
   own_cpu_ns = ns_of(usage.ru_utime) + ns_of(usage.ru_stime);
+  // Children that have ended worked for this process.
+  rusage children{};
+  if (getrusage(RUSAGE_CHILDREN, &children) == 0) own_cpu_ns += ns_of(children.ru_utime) + ns_of(children.ru_stime);
 }
 
 void read_processors(const std::string& root, double own_cpu_ns, Reading& reading) {

@@ -1,7 +1,5 @@
 #include "result.h"
 
-#include <sys/stat.h>
-
 #include "compressor/json.h"
 
 namespace compressor {
@@ -55,12 +53,16 @@ void write_distribution(Json& json, const Findings& found) {
   json.end().end();
 }
 
-void write_stationarity(Json& json, const Stationarity& found) {
+void write_stationarity(Json& json, const std::optional<Stationarity>& found) {
+  if (!found) {
+    json.null("stationarity");
+    return;
+  }
   json.object("stationarity")
-      .member("stationary", found.stationary)
-      .member("p_value", found.p_value)
-      .member("change", found.change)
-      .member("at_block", found.at)
+      .member("stationary", found->stationary)
+      .member("p_value", found->p_value)
+      .member("change", found->change)
+      .member("at_block", found->at)
       .end();
 }
 
@@ -108,6 +110,7 @@ void write_load(Json& json, const char* key, const LoadCost& cost, bool with_tim
 }
 
 void write_answers(Json& json, const Answers& answers) {
+  answers.finite ? json.member("outputs_finite", *answers.finite) : json.null("outputs_finite");
   if (answers.against.empty()) {
     json.null("answers").member("answers_unknown", answers.reason);
     return;
@@ -123,14 +126,9 @@ void write_answers(Json& json, const Answers& answers) {
       .end();
 }
 
-std::int64_t file_bytes(const std::string& path) {
-  struct stat state {};
-  return stat(path.c_str(), &state) == 0 ? static_cast<std::int64_t>(state.st_size) : 0;
-}
-
 void write_model(Json& json, const Measured& measured, const std::optional<Findings>& found, std::size_t index) {
   const Loaded& model = measured.models[index];
-  json.object().member("name", model.name).member("bytes", file_bytes(model.path));
+  json.object().member("name", model.name).member("bytes", bytes_of(model.path));
   write_load(json, "load", measured.loads[index], measured.target.emulator.empty());
   json.object("warm_up")
       .member("inferences", model.warmed_up.inferences)
@@ -199,16 +197,13 @@ void write_texts(Json& json, const char* key, const std::vector<std::string>& te
   json.end();
 }
 
-void write_validity(Json& json, const Measured& measured, const Conclusions& conclusions) {
-  if (!conclusions.validity) {
-    json.null("validity");
-    return;
-  }
-  json.object("validity").member("valid", conclusions.validity->valid);
-  write_texts(json, "reasons", conclusions.validity->reasons);
-  write_texts(json, "warnings", conclusions.warnings);
-  write_texts(json, "unavailable", conclusions.validity->unavailable);
-  write_readings(json, measured.before, *measured.after);
+void write_validity(Json& json, const Validity& validity, const std::vector<std::string>& warnings,
+                    const Reading& before, const Reading& after) {
+  json.object("validity").member("valid", validity.valid);
+  write_texts(json, "reasons", validity.reasons);
+  write_texts(json, "warnings", warnings);
+  write_texts(json, "unavailable", validity.unavailable);
+  write_readings(json, before, after);
   json.end();
 }
 
@@ -255,7 +250,7 @@ void write_head(Json& json, const Request& request, const std::string& version, 
       .member("scenario", name_of(request.scenario))
       .object("runtime")
       .member("version", version)
-      .member("library_bytes", file_bytes(request.library))
+      .member("library_bytes", bytes_of_file(request.library))
       .end();
   write_target(json, target);
   write_conditions(json, request, rounds);
@@ -297,18 +292,23 @@ std::string result_of(const Measured& measured, const Conclusions& conclusions) 
   }
   json.end();
   write_comparisons(json, measured, conclusions);
-  write_validity(json, measured, conclusions);
+  if (conclusions.validity) {
+    write_validity(json, *conclusions.validity, conclusions.warnings, measured.before, *measured.after);
+  } else {
+    json.null("validity");
+  }
   return json.end().text();
 }
 
-std::string cold_result(const Request& request, const std::string& version, const std::vector<ColdStarts>& starts) {
+std::string cold_result(const Request& request, const Cold& cold) {
+  const std::vector<ColdStarts>& starts = cold.starts;
   const Target target = describe_target("");
   const bool timed = target.emulator.empty();
   Json json;
-  write_head(json, request, version, target, {});
+  write_head(json, request, cold.version, target, {});
   json.member("complete", complete(request, starts)).array("models");
   for (std::size_t i = 0; i < starts.size(); ++i) {
-    json.object().member("name", request.models[i].name).member("bytes", file_bytes(request.models[i].path));
+    json.object().member("name", request.models[i].name).member("bytes", bytes_of(request.models[i].path));
     json.member("still_cached", starts[i].still_cached);
     const bool dropped = starts[i].still_cached <= kStillCachedMost;
     timed && dropped ? write_starts(json, "disk_cold", starts[i].disk_cold) : (void)json.null("disk_cold");
@@ -316,7 +316,9 @@ std::string cold_result(const Request& request, const std::string& version, cons
     write_load(json, "load", starts[i].disk_warm.front(), timed);
     json.end();
   }
-  return json.end().end().text();
+  json.end();
+  write_validity(json, judged(cold, target), {}, cold.before, cold.after);
+  return json.end().text();
 }
 
 }  // namespace compressor

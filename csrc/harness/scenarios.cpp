@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <random>
+#include <system_error>
 #include <thread>
 
 #include "compressor/stats.h"
@@ -15,11 +16,13 @@ namespace {
 constexpr std::size_t kLeastRounds = 50;          // fewer and a step of some percent goes unseen
 constexpr std::size_t kFewestRounds = 6;      // that give a 95% interval of a median
 constexpr double kBudgetOverrun = 3.0;        // times the budget, then what there is must do
-constexpr double kStreamBlockNs = 5e6;        // short against the moods of the machine, long against the change of models
+constexpr double kAlmostAll = 0.999;
+constexpr double kStreamBlockNs = 5e6;        // short against the machine's moods, long against the change of models
 constexpr double kPacedBlockNs = 1e9;
 constexpr double kSustainedBlockNs = 0.5e9;
 constexpr double kThroughputBlockS = 0.25;
 constexpr std::size_t kSmallestBlock = 10, kLargestBlock = 1000;
+constexpr double kLongestBlockNs = 0.5e9;     // of a slow model, whose block may have fewer inferences
 constexpr std::size_t kKeptOfBlock = 1000;    // times of a block; more tell nothing and fill the memory
 
 double since_s(std::int64_t begin) noexcept { return static_cast<double>(monotonic_ns() - begin) / 1e9; }
@@ -79,7 +82,8 @@ Block one_block(const Request& request, Loaded& model, const Rounds& rounds, con
   if (request.scenario == Scenario::kPaced) return paced_block(model, request, rounds.block, stop);
   std::vector<Feed>& feeds = model.callers.front().feeds;
   const std::size_t start = rounds.done * rounds.block;
-  if (request.scenario == Scenario::kStream) run_block(feeds.data(), feeds.size(), start, 1, nullptr);  // pays for the caches others took
+  // One before it pays for the caches that others took.
+  if (request.scenario == Scenario::kStream) run_block(feeds.data(), feeds.size(), start, 1, nullptr);
   return run_block(feeds.data(), feeds.size(), start, rounds.block, model.meter.get());
 }
 
@@ -89,7 +93,7 @@ void add_block(const Request& request, Loaded& model, const Rounds& rounds, std:
   Block block = naming(model.name, [&] { return one_block(request, model, rounds, stop); });
   block.at_s = at_s;
   block.sitting = rounds.sitting;
-  thin_out(block, kKeptOfBlock);
+  sum_and_thin_out(block, kKeptOfBlock, request.seed + model.blocks.size());
   if (block.inferences > 0) model.blocks.push_back(std::move(block));
 }
 
@@ -97,13 +101,21 @@ Rounds in_turn(const Request& request, std::vector<Loaded>& models, Rounds round
                const RoundHooks& hooks) {
   Orders orders(models.size(), request.seed);
   const std::int64_t begin = monotonic_ns();
-  for (; rounds.done < rounds.wanted && !stop; hooks.after_round(rounds)) {
+  while (rounds.done < rounds.wanted && !stop) {
     const double spent_s = since_s(begin);
     if (spent_s >= request.budget_s && rounds.done >= kFewestRounds) break;
     if (spent_s >= kBudgetOverrun * request.budget_s && rounds.done > 0) break;
-    const std::size_t sitting = rounds.done * rounds.sittings / rounds.wanted;
-    if (sitting != rounds.sitting) hooks.reopen(rounds.sitting = sitting);
-    for (const std::size_t index : orders.of(rounds.done)) add_block(request, models[index], rounds, begin, stop);
+    // By what ends the run: its rounds, or its budget.
+    const double share = std::max(static_cast<double>(rounds.done) / static_cast<double>(rounds.wanted),
+                                  std::min(spent_s / request.budget_s, kAlmostAll));
+    const auto due = static_cast<std::size_t>(share * static_cast<double>(rounds.sittings));
+    if (due > rounds.sitting) hooks.reopen(rounds.sitting += 1);
+    for (const std::size_t index : orders.of(rounds.done)) {
+      if (stop) return rounds;
+      add_block(request, models[index], rounds, begin, stop);
+      if (stop && models[index].blocks.size() <= rounds.done) return rounds;  // it did not come to an inference
+      hooks.after_block(rounds);
+    }
     ++rounds.done;
   }
   return rounds;
@@ -120,7 +132,7 @@ Rounds one_after_the_other(const Request& request, std::vector<Loaded>& models, 
       ++rounds.done;
       const double share = std::min(since_s(begin) / total_s, 1.0);
       rounds.wanted = std::max(rounds.done, static_cast<std::size_t>(static_cast<double>(rounds.done) / share));
-      hooks.after_round(rounds);
+      hooks.after_block(rounds);
     }
   }
   return rounds;
@@ -167,7 +179,8 @@ void warm_up(Loaded& model, const Request& request, double least_s, double most_
   const std::int64_t begin = monotonic_ns();
   for (int passes = 0; !stop; ++passes) {
     // One pass over the inputs is one time: inputs of different length must not look like a change.
-    const Block block = naming(model.name, [&] { return run_block(feeds.data(), feeds.size(), 0, feeds.size(), nullptr); });
+    const auto pass = [&] { return run_block(feeds.data(), feeds.size(), 0, feeds.size(), nullptr); };
+    const Block block = naming(model.name, pass);
     model.warmed_up.inferences += feeds.size();
     model.warmed_up.settled = averages.settled(block.span_ns) || model.warmed_up.settled;
     last = block.wall_ns;
@@ -221,23 +234,31 @@ Block throughput_block(Loaded& model, double seconds) {
   std::vector<std::vector<double>> walls(count);
   std::vector<std::string> failures(count);
   std::vector<std::thread> threads;
+  std::string not_started;
   const std::int64_t cpu_begin = process_cpu_ns(), begin = monotonic_ns();
   const auto end = begin + static_cast<std::int64_t>(seconds * 1e9);
-  for (std::size_t i = 0; i < count; ++i) {
-    threads.emplace_back([&, i] {
-      std::vector<Feed>& feeds = model.callers[i].feeds;
-      try {
-        for (std::size_t k = 0; monotonic_ns() < end; ++k) {
-          const std::int64_t start = monotonic_ns();
-          feeds[k % feeds.size()].run();
-          walls[i].push_back(static_cast<double>(monotonic_ns() - start));
-        }
-      } catch (const std::exception& error) {
-        failures[i] = error.what();  // an exception must not leave the thread
+  const auto call = [&](std::size_t i) {
+    std::vector<Feed>& feeds = model.callers[i].feeds;
+    try {
+      for (std::size_t k = 0; monotonic_ns() < end; ++k) {
+        const std::int64_t start = monotonic_ns();
+        feeds[k % feeds.size()].run();
+        walls[i].push_back(static_cast<double>(monotonic_ns() - start));
       }
-    });
+    } catch (const std::exception& error) {
+      failures[i] = error.what();  // an exception must not leave the thread
+    }
+  };
+  try {
+    for (std::size_t i = 0; i < count; ++i) threads.emplace_back(call, i);
+  } catch (const std::system_error& error) {
+    not_started = error.what();  // those that run must end before it is told
   }
   for (std::thread& thread : threads) thread.join();
+  if (!not_started.empty()) {
+    throw MeasureError("only " + std::to_string(threads.size()) + " of " + std::to_string(count) +
+                       " threads could be started (" + not_started + "); ask for fewer sessions or callers");
+  }
   Block block;
   block.span_ns = static_cast<double>(monotonic_ns() - begin);
   block.process_cpu_ns = static_cast<double>(process_cpu_ns() - cpu_begin);
@@ -266,7 +287,8 @@ Rounds run_rounds(const Request& request, std::vector<Loaded>& models, std::size
     const auto in_time = static_cast<std::size_t>(kPacedBlockNs / (request.period_ms * 1e6));
     rounds.block = std::max<std::size_t>(1, std::min(in_time, block_size(models, kPacedBlockNs)));
   } else {
-    rounds.block = std::clamp(block_size(models, kStreamBlockNs), kSmallestBlock, kLargestBlock);
+    const std::size_t smallest = std::min(kSmallestBlock, block_size(models, kLongestBlockNs));
+    rounds.block = std::clamp(block_size(models, kStreamBlockNs), smallest, kLargestBlock);
   }
   const auto least = static_cast<double>(request.min_samples) / static_cast<double>(rounds.block);
   rounds.wanted = std::max(kLeastRounds, static_cast<std::size_t>(std::ceil(least)));

@@ -62,7 +62,7 @@ struct Rounds {
 
 struct RoundHooks {
   std::function<void(std::size_t sitting)> reopen;  // before the first round of every sitting but the first
-  std::function<void(const Rounds&)> after_round;
+  std::function<void(const Rounds&)> after_block;
 };
 
 // Takes the models through the rounds of the request's scenario, in `sittings` of equal length.

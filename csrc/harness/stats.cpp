@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <random>
 
 namespace compressor {
 namespace {
@@ -66,16 +68,68 @@ struct Break {
 };
 
 // The largest |U_t|: how much the first t values lie above or below the others, counted over all pairs.
-Break likeliest_break(const std::vector<double>& values) {
-  const std::vector<double> ranks = midranks(values);
-  const double middle = (static_cast<double>(values.size()) + 1.0) / 2.0;
+Break likeliest_break(const std::vector<double>& ranks) noexcept {
+  const double middle = (static_cast<double>(ranks.size()) + 1.0) / 2.0;
   Break found{-1.0, 0};
   double u = 0.0;
-  for (std::size_t t = 1; t < values.size(); ++t) {
+  for (std::size_t t = 1; t < ranks.size(); ++t) {
     u += 2.0 * (ranks[t - 1] - middle);
     if (std::abs(u) > found.strength) found = {std::abs(u), t};
   }
   return found;
+}
+
+// How often a random order of the ranks has a break as strong: exact but for the number of orders that are drawn, which
+// are the same at every call. Pettitt's formula is too timid with few values.
+double break_p_value(std::vector<double> order, double strength) {
+  constexpr int kOrders = 10'000;
+  constexpr double kRounding = 1e-9;
+  std::mt19937_64 generator(1979);
+  int as_strong = 0;
+  for (int i = 0; i < kOrders; ++i) {
+    // Written out, for std::shuffle draws differently in other libraries.
+    for (std::size_t k = order.size(); k > 1; --k) std::swap(order[k - 1], order[generator() % k]);
+    as_strong += likeliest_break(order).strength >= strength - kRounding;
+  }
+  return static_cast<double>(as_strong + 1) / (kOrders + 1);
+}
+
+// The probability that |T| <= t of Student's t with `freedom` degrees: Abramowitz & Stegun (1964), 26.7.3 and 26.7.4.
+double student_within(double t, std::size_t freedom) noexcept {
+  const double angle = std::atan(t / std::sqrt(static_cast<double>(freedom)));
+  const double cosine = std::cos(angle), sine = std::sin(angle);
+  const bool odd = freedom % 2 == 1;
+  double term = odd ? cosine : 1.0, sum = freedom == 1 ? 0.0 : term;
+  for (std::size_t k = odd ? 3 : 2; k + 2 <= freedom; k += 2) {
+    term *= cosine * cosine * static_cast<double>(k - 1) / static_cast<double>(k);
+    sum += term;
+  }
+  return odd ? 2.0 / std::acos(-1.0) * (angle + sine * sum) : sine * sum;
+}
+
+// The t within which Student's t lies with the given confidence.
+double student_quantile(double confidence, std::size_t freedom) noexcept {
+  double low = 0.0, high = 1.0;
+  while (student_within(high, freedom) < confidence && high < 1e9) high *= 2.0;
+  for (int i = 0; i < 64; ++i) {
+    const double middle = (low + high) / 2.0;
+    (student_within(middle, freedom) < confidence ? low : high) = middle;
+  }
+  return high;
+}
+
+// What encloses the middle of values with the given confidence: two of them where there are enough, whatever their
+// distribution; else Student's interval, which takes them for normal. NaN of one value.
+Estimate middle_of(const std::vector<double>& ascending, double confidence) {
+  const std::size_t count = ascending.size(), rank = median_rank(count, confidence);
+  if (rank > 0) return {kNone, ascending[rank - 1], ascending[count - rank]};
+  if (count < 2) return {kNone, kNone, kNone};
+  const double n = static_cast<double>(count);
+  const double mean = std::accumulate(ascending.begin(), ascending.end(), 0.0) / n;
+  double squares = 0.0;
+  for (const double value : ascending) squares += (value - mean) * (value - mean);
+  const double reach = student_quantile(confidence, count - 1) * std::sqrt(squares / (n - 1.0) / n);
+  return {mean, mean - reach, mean + reach};
 }
 
 // Ascending; pairs at the same x have no slope.
@@ -164,16 +218,19 @@ Estimate percentile(const std::vector<double>& samples, std::size_t chunk, doubl
   return found;
 }
 
-Stationarity stationarity(const std::vector<double>& medians, double least_change) {
-  constexpr std::size_t kFewest = 8;
+std::optional<Stationarity> stationarity(const std::vector<double>& medians, double least_change) {
+  constexpr std::size_t kFewest = 10, kMany = 50;
   constexpr double kSignificant = 0.01;
-  if (medians.size() < kFewest) return {true, 1.0, 0.0, 0};
-  const auto [strength, at] = likeliest_break(medians);
+  if (medians.size() < kFewest) return std::nullopt;
+  const std::vector<double> ranks = midranks(medians);
+  const auto [strength, at] = likeliest_break(ranks);
   const double n = static_cast<double>(medians.size());
-  const double p_value = std::min(1.0, 2.0 * std::exp(-6.0 * strength * strength / (n * n * n + n * n)));
+  const double p_value = medians.size() < kMany
+                             ? break_p_value(ranks, strength)
+                             : std::min(1.0, 2.0 * std::exp(-6.0 * strength * strength / (n * n * n + n * n)));
   const double* const begin = medians.data();
   const double change = median(begin + at, begin + medians.size()) / median(begin, begin + at) - 1.0;
-  return {!(p_value < kSignificant && std::abs(change) > least_change), p_value, change, at};
+  return Stationarity{!(p_value < kSignificant && std::abs(change) > least_change), p_value, change, at};
 }
 
 namespace {
@@ -209,10 +266,14 @@ Comparison compare(const std::vector<std::vector<double>>& sittings, double conf
   }
   Comparison found = compare(std::move(all), confidence, least_effect);
   std::sort(medians.begin(), medians.end());
-  const std::size_t rank = median_rank(medians.size(), confidence);
-  if (rank == 0 || std::isnan(found.speedup.low)) return found;
-  found.speedup.low = std::min(found.speedup.low, std::exp(medians[rank - 1]));
-  found.speedup.high = std::max(found.speedup.high, std::exp(medians[medians.size() - rank]));
+  const Estimate between = middle_of(medians, confidence);
+  if (std::isnan(found.speedup.low) || std::isnan(between.low)) {
+    found.speedup.low = found.speedup.high = kNone;
+    found.verdict = Verdict::kInconclusive;
+    return found;
+  }
+  found.speedup.low = std::min(found.speedup.low, std::exp(between.low));
+  found.speedup.high = std::max(found.speedup.high, std::exp(between.high));
   found.verdict = verdict_of(found.speedup, least_effect);
   return found;
 }

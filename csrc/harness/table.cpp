@@ -71,8 +71,10 @@ std::vector<std::string> table_of(const Measured& measured, const Conclusions& c
   return lines;
 }
 
-std::vector<std::string> cold_table(const Request& request, const std::vector<ColdStarts>& starts) {
-  const bool timed = describe_target("").emulator.empty();
+std::vector<std::string> cold_table(const Request& request, const Cold& cold) {
+  const std::vector<ColdStarts>& starts = cold.starts;
+  const Target target = describe_target("");
+  const bool timed = target.emulator.empty();
   std::vector<TableRow> rows{{"model", "disk cache", "library ms", "session ms", "first inference ms"}};
   const auto add = [&](const std::string& name, const char* state, const std::vector<LoadCost>& costs) {
     TableRow row{name, state};
@@ -88,7 +90,7 @@ std::vector<std::string> cold_table(const Request& request, const std::vector<Co
     add(request.models[i].name, "warm", starts[i].disk_warm);
   }
   std::vector<std::string> lines = aligned(rows);
-  if (!timed) lines.push_back("INVALID: instructions are emulated: times say nothing of a processor");
+  for (const std::string& reason : judged(cold, target).reasons) lines.push_back("INVALID: " + reason);
   if (!complete(request, starts)) lines.push_back(kInterrupted);
   return lines;
 }

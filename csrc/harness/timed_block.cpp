@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
+#include <random>
 
 #include "compressor/harness.h"
 
@@ -53,13 +55,20 @@ void take_off_longest(std::vector<double>& values, double delay_ns) {
   }
 }
 
-void thin_out(Block& block, std::size_t most) {
-  const std::size_t step = (block.wall_ns.size() + most - 1) / std::max<std::size_t>(most, 1);
+void sum_and_thin_out(Block& block, std::size_t most, std::uint64_t seed) {
+  block.wall_sum_ns = std::accumulate(block.wall_ns.begin(), block.wall_ns.end(), 0.0);
+  block.corrected_sum_ns = std::accumulate(block.corrected_ns.begin(), block.corrected_ns.end(), 0.0);
+  const std::size_t count = block.wall_ns.size(), step = (count + most - 1) / std::max<std::size_t>(most, 1);
   if (step < 2) return;
-  for (std::vector<double>* times : {&block.wall_ns, &block.corrected_ns}) {
-    for (std::size_t i = 0; i * step < times->size(); ++i) (*times)[i] = (*times)[i * step];
-    times->resize((times->size() + step - 1) / step);
+  std::mt19937_64 generator(seed);
+  std::size_t kept = 0;
+  for (std::size_t first = 0; first < count; first += step, ++kept) {
+    const std::size_t chosen = first + generator() % std::min(step, count - first);
+    block.wall_ns[kept] = block.wall_ns[chosen];
+    if (!block.corrected_ns.empty()) block.corrected_ns[kept] = block.corrected_ns[chosen];
   }
+  block.wall_ns.resize(kept);
+  if (!block.corrected_ns.empty()) block.corrected_ns.resize(kept);
 }
 
 Block run_block(Feed* feeds, std::size_t feed_count, std::size_t start, std::size_t count, const DelayMeter* meter) {

@@ -34,8 +34,13 @@ std::size_t element_size(ElementType type) noexcept {
 }
 
 std::string element_name(ElementType type) {
-  const ElementKind* kind = find(type);
-  return kind == nullptr ? "unsupported (type " + std::to_string(static_cast<int>(type)) + ")" : kind->name;
+  if (const ElementKind* kind = find(type)) return kind->name;
+  // Of onnx.proto's TensorProto.DataType, what is met in models.
+  switch (static_cast<int>(type)) {
+    case 8: return "string";
+    case 16: return "bfloat16";
+    default: return "unsupported (type " + std::to_string(static_cast<int>(type)) + ")";
+  }
 }
 
 bool accepted_as_input(ElementType type) noexcept {

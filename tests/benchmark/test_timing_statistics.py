@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from scipy.signal import lfilter
-from scipy.stats import binom, norm, theilslopes
+from scipy.stats import binom, norm, t, theilslopes
 
 from compressor import native
 
@@ -33,6 +33,27 @@ def shifted_blocks(generator, count, size=100, weight=0.7):
     """Standard normal values of which those of a block have a part in common."""
     shared = np.repeat(generator.standard_normal(count // size), size)
     return weight * shared + math.sqrt(1.0 - weight**2) * generator.standard_normal(count)
+
+
+# Which times of a block are kept
+
+
+@pytest.mark.parametrize("period", [2, 3, 8])
+def test_what_is_kept_does_not_keep_step_with_the_inputs(period):
+    """Inputs of different length come round in turn: of every sort there must be as many left as there were."""
+    times = np.arange(8000) % period + 1.0
+    kept, total = native.load().thin_out(times, 1000, 3)
+    assert total == times.sum()
+    assert len(kept) == 1000
+    for sort in range(1, period + 1):
+        assert np.mean(np.array(kept) == sort) == pytest.approx(1 / period, abs=0.06)
+
+
+def test_few_times_are_all_kept():
+    assert native.load().thin_out([3.0, 1.0, 2.0], 3, 0) == ([3.0, 1.0, 2.0], 6.0)
+    kept, total = native.load().thin_out([3.0, 1.0, 2.0], 2, 0)
+    assert (len(kept), total) == (2, 6.0)
+    assert kept[1] == 2.0
 
 
 # How many samples a percentile needs
@@ -205,7 +226,7 @@ def brute_force_pettitt(values):
 
 
 @pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("count", [8, 9, 30, 101])
+@pytest.mark.parametrize("count", [50, 51, 101])
 def test_pettitts_test_by_brute_force(count, ties):
     for seed in range(20):
         values = seeded(seed).lognormal(0.0, 0.3, count) + np.linspace(0.0, seed / 20.0, count)
@@ -271,14 +292,37 @@ def test_what_is_certain_but_small_is_not_called_moving():
     assert moving(lambda generator: noisy(generator, level, 0.003), 100, least_change=0.001) == 1.0
 
 
-@pytest.mark.parametrize("count", [1, 2, 7])
+@pytest.mark.parametrize("count", [1, 2, 9])
 def test_few_values_say_nothing(count):
-    assert native.load().stationarity(2.0 ** np.arange(count), 0.0) == (True, 1.0, 0.0, 0)
+    assert native.load().stationarity(2.0 ** np.arange(count), 0.0) is None
 
 
-@pytest.mark.parametrize(("count", "stationary"), [(15, True), (16, False)])
-def test_a_break_shows_from_sixteen_values_on(count, stationary):
-    assert native.load().stationarity(np.arange(count) // 8 + 1.0, 0.1)[0] is stationary
+@pytest.mark.parametrize("count", [10, 12, 15, 30])
+def test_a_doubling_in_the_middle_shows_even_among_few(count):
+    stationary, p_value, change, at = native.load().stationarity(np.arange(count) // ((count + 1) // 2) + 1.0, 0.1)
+    assert (stationary, change, at) == (False, 1.0, (count + 1) // 2)
+    assert p_value < 0.01
+
+
+@pytest.mark.parametrize("count", [10, 11])
+def test_few_values_by_all_their_orders(count):
+    """Of two kinds of value there are few enough orders to count them all: by combinations."""
+    ones = count // 2
+    strengths = []
+    for places in itertools.combinations(range(count), ones):
+        values = np.zeros(count)
+        values[list(places)] = 1.0
+        strengths.append((brute_force_pettitt(values + 1.0)[0], values + 1.0))
+    all_strengths = np.array([strength for strength, _ in strengths])
+    for strength, values in strengths[:: len(strengths) // 7]:
+        want = np.mean(all_strengths >= strength)
+        assert native.load().stationarity(values, 0.0)[1] == pytest.approx(want, abs=0.02)
+
+
+@pytest.mark.parametrize("count", [10, 20, 49])
+def test_few_values_that_stay_are_seldom_called_moving(count):
+    found = [native.load().stationarity(seeded(s).lognormal(0.0, 0.5, count), 0.0)[0] for s in range(500)]
+    assert 0.975 <= np.mean(found) <= 1.0
 
 
 def test_equal_values_stay():
@@ -385,10 +429,38 @@ def test_a_slowdown_is_found_through_sittings():
     assert found.count("slower") >= 0.95 * 200
 
 
-def test_too_few_sittings_leave_the_rounds():
-    compare, compare_sittings = native.load().compare, native.load().compare_sittings
-    ratios = sitting_ratios(seeded(0), sittings=3, rounds=20)
-    assert compare_sittings(ratios, 0.95, 0.02) == compare(np.concatenate(ratios), 0.95, 0.02)
+@pytest.mark.parametrize("sittings", [2, 3, 4, 5])
+def test_few_sittings_have_students_interval(sittings):
+    """Against SciPy, and no narrower than that of all rounds."""
+    ratios = sitting_ratios(seeded(sittings), sittings=sittings, rounds=20)
+    medians = np.array([np.median(row) for row in ratios])
+    want = t.interval(0.95, sittings - 1, medians.mean(), medians.std(ddof=1) / math.sqrt(sittings))
+    rounds = native.load().compare(np.concatenate(ratios), 0.95, 0.02)[1:3]
+    low, high = native.load().compare_sittings(ratios, 0.95, 0.02)[1:3]
+    assert low == pytest.approx(min(math.exp(want[0]), rounds[0]))
+    assert high == pytest.approx(max(math.exp(want[1]), rounds[1]))
+
+
+@pytest.mark.parametrize(("sittings", "confidence"), [(2, 0.95), (3, 0.95), (5, 0.95), (8, 0.9929), (3, 0.9929)])
+def test_few_sittings_hold_the_truth(sittings, confidence):
+    held = 0
+    for seed in range(400):
+        ratios = sitting_ratios(seeded(seed), sittings=sittings, rounds=20)
+        low, high = native.load().compare_sittings(ratios, confidence, 0.0)[1:3]
+        held += low <= 1 <= high
+    assert held / 400 >= confidence - 0.02
+
+
+def test_one_sitting_gives_no_verdict():
+    value, low, high, verdict = native.load().compare_sittings([np.full(50, 0.7)], 0.95, 0.02)
+    assert value == pytest.approx(math.exp(0.7))
+    assert math.isnan(low)
+    assert math.isnan(high)
+    assert verdict == "inconclusive"
+
+
+def test_no_sittings_are_refused():
+    compare_sittings = native.load().compare_sittings
     with pytest.raises(ValueError, match="sittings must be one or more, got 0"):
         compare_sittings([], 0.95, 0.02)
 

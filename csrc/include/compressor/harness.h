@@ -49,6 +49,7 @@ struct Block {
   std::size_t inferences = 0;
   std::vector<double> wall_ns;       // of each inference, or of as many of them as are kept
   std::vector<double> corrected_ns;  // less what its threads waited for a processor; empty where that is not known
+  double wall_sum_ns = 0.0, corrected_sum_ns = 0.0;  // of all inferences
   double process_cpu_ns = 0.0;       // of all of them together
   double span_ns = 0.0;              // from the first's begin to the last's end
   std::size_t sitting = 0;           // since when the sessions are open
@@ -59,7 +60,7 @@ struct Block {
 };
 
 // How the run delay is read: after every inference that may have waited, where that costs less than a hundredth of one,
-// else around the block, whose delay is then taken off its longest inferences; not at all where the system does not tell.
+// else around the block, whose delay is then taken off its longest inferences; not where the system does not tell.
 class DelayMeter {
  public:
   DelayMeter(int threads, double latency_ns);
@@ -77,8 +78,9 @@ class DelayMeter {
 // ort::Error when an inference fails.
 Block run_block(Feed* feeds, std::size_t feed_count, std::size_t start, std::size_t count, const DelayMeter* meter);
 
-// Keeps at most `most` evenly spaced times of the block.
-void thin_out(Block& block, std::size_t most);
+// Sums up the block's times and keeps at most `most` of them, one at random of each run of neighbours: evenly spaced
+// ones would, of inputs that come round in turn, be always the same inputs'. `seed` says which.
+void sum_and_thin_out(Block& block, std::size_t most, std::uint64_t seed);
 
 // Takes `delay_ns` off the largest of the values, none below the median.
 void take_off_longest(std::vector<double>& values, double delay_ns);
@@ -87,6 +89,10 @@ struct MemoryUse {
   std::int64_t resident_bytes;  // now; -1 where the system does not say
   std::int64_t peak_bytes;      // the most so far; -1 where the system does not say
 };
+
+// What is left for a process, in MiB: of the machine, or of the memory that its control group may have; -1 where the
+// system does not say.
+std::int64_t available_mib();
 
 // Of this process, from /proc/self/status.
 MemoryUse memory_use();

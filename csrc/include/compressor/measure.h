@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "compressor/machine.h"
 #include "compressor/ort.h"
 
 namespace compressor {
@@ -85,6 +86,16 @@ struct LoadCost {
 // Loads a model and runs it once in this process, which must have no runtime open yet. Throws MeasureError, ort::Error.
 LoadCost measure_load(const Request& request, const ModelRequest& model, const Tell& tell);
 
+// Where an ONNX file says that its tensors lie outside of it, each place once, as written: relative to its folder.
+// Nothing of a file that cannot be read or is no protobuf. Does not follow what it finds.
+std::vector<std::string> external_data(const std::string& model);
+// The ONNX file and those.
+std::vector<std::string> files_of(const std::string& model);
+// Of one file; 0 where it is not there.
+std::int64_t bytes_of_file(const std::string& path);
+// Of the ONNX file and its external data together.
+std::int64_t bytes_of(const std::string& model);
+
 // Asks the system to forget what it keeps of the file, and returns the share of it that is still in memory, in 0..1; a
 // file that cannot be read counts as 1.
 double drop_from_cache(const std::string& path);
@@ -100,9 +111,16 @@ struct ColdStarts {
   double still_cached = 0.0;  // the largest share of library and model that stayed in memory
 };
 
+// All cold starts of a run, and what the machine did meanwhile.
+struct Cold {
+  std::string version;              // of the runtime
+  std::vector<ColdStarts> starts;   // of each model
+  Reading before, after;
+};
+
 // The result of Scenario::kCold as JSON, one element for each model.
-std::string cold_result(const Request& request, const std::string& version, const std::vector<ColdStarts>& starts);
+std::string cold_result(const Request& request, const Cold& cold);
 // The same as lines of a table.
-std::vector<std::string> cold_table(const Request& request, const std::vector<ColdStarts>& starts);
+std::vector<std::string> cold_table(const Request& request, const Cold& cold);
 
 }  // namespace compressor

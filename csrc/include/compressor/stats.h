@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 namespace compressor {
@@ -35,15 +36,15 @@ Estimate percentile(const std::vector<double>& samples, std::size_t chunk, doubl
 
 // Whether a series of block medians stays where it is: Pettitt's test (1979), whose statistic finds a step anywhere and
 // a drift, at 1%; and a change of the median across the likeliest break of more than `least_change`, so that what is
-// certain but small does not count. The test cannot reach 1% with fewer than 16 values. Fewer than 8 are not looked at:
-// stationary, with the p-value 1, no change, at 0.
+// certain but small does not count. Below 50 values the p-value is that of random orders of them (10,000, always the
+// same), from then on Pettitt's approximation. Nothing below 10, where no order is as rare as 1%.
 struct Stationarity {
   bool stationary;
   double p_value;  // of Pettitt's test, the approximation for one break
   double change;   // median after the likeliest break / median before it - 1
   std::size_t at;  // how many values lie before that break
 };
-Stationarity stationarity(const std::vector<double>& medians, double least_change);
+std::optional<Stationarity> stationarity(const std::vector<double>& medians, double least_change);
 
 enum class Verdict { kFaster, kSlower, kInconclusive };
 
@@ -54,9 +55,10 @@ struct Comparison {
   Verdict verdict;
 };
 Comparison compare(std::vector<double> log_ratios, double confidence, double least_effect);
-// The same of several sittings, before each of which the sessions were opened anew: where their memory lies is worth some
-// percent and stays as it is for a sitting, so rounds of one sitting tell nothing of it. The interval encloses that of all
-// rounds and that of the sittings' medians, where there are enough of these for the confidence.
+// The same of several sittings, before each of which the sessions were opened anew: where memory lies is worth some
+// percent and stays as it is for a sitting, so rounds of one sitting tell nothing of it. The interval encloses that of
+// all rounds and that of the sittings' medians: their order statistics, or Student's interval where they are too few
+// for the confidence. One sitting has no interval and gives no verdict.
 Comparison compare(const std::vector<std::vector<double>>& sittings, double confidence, double least_effect);
 
 // The confidence of each of `comparisons` intervals that hold together with the given one (Bonferroni).
