@@ -61,17 +61,27 @@ def predict_bytes(at: Materials, students: Sequence[nn.Module]) -> list[Bytes]:
     if not is_derived(at.recipe) or not isinstance(first, PreTrainedModel):
         return [_file_bytes(at, student) for student in students]
     at.progress.log("  exporting the student with one and with two layers")
-    graphs = [_graph_bytes(at, depth) for depth in (1, 2)]
-    return [
-        {
-            precision: graphs[0][precision]
-            + (student.config.num_hidden_layers - 1) * (graphs[1][precision] - graphs[0][precision])
-            + weight_bytes(student, precision)
-            for precision in graphs[0]
-        }
-        for student in students
-        if isinstance(student, PreTrainedModel)
+    skeletons = [_skeleton(at, depth) for depth in (1, 2)]
+    weighed = [(skeleton, _file_bytes(at, skeleton)) for skeleton in skeletons]
+    return [extrapolate(student, *weighed) for student in students]
+
+
+def extrapolate(student: nn.Module, one: tuple[nn.Module, Bytes], two: tuple[nn.Module, Bytes]) -> Bytes:
+    """Bytes of the student's files, from those of the same student with one layer and with two.
+
+    Models of transformers, whose config says how many layers they have.
+    """
+    config: Any = student.config
+    graphs = [
+        {precision: size - weight_bytes(model, precision) for precision, size in sizes.items()}
+        for model, sizes in (one, two)
     ]
+    return {
+        precision: graph
+        + (config.num_hidden_layers - 1) * (graphs[1][precision] - graph)
+        + weight_bytes(student, precision)
+        for precision, graph in graphs[0].items()
+    }
 
 
 def weight_bytes(student: nn.Module, precision: str) -> int:
@@ -119,13 +129,9 @@ def _with_student(recipe: Any, name: str, value: Any) -> Any:
     return recipe.model_copy(update={"student": recipe.student.model_copy(update={name: value})})
 
 
-def _graph_bytes(at: Materials, depth: int) -> Bytes:
-    """What the files of the recipe's student with `depth` layers hold beside the weights."""
-    assert isinstance(at.teacher, PreTrainedModel)
-    skeleton = blank_student(_with_student(at.recipe, "layers", depth), at.teacher, at.teacher_examples)
-    return {
-        precision: size - weight_bytes(skeleton, precision) for precision, size in _file_bytes(at, skeleton).items()
-    }
+def _skeleton(at: Materials, depth: int) -> nn.Module:
+    """The recipe's student with so many layers."""
+    return blank_student(_with_student(at.recipe, "layers", depth), at.teacher, at.teacher_examples)
 
 
 def _file_bytes(at: Materials, student: nn.Module) -> Bytes:

@@ -105,8 +105,8 @@ def cut_model(model: PreTrainedModel, parts: Parts, shape: Shape, cut: Cut) -> P
         source, index, rest = _source(name, parts, shape)
         if source not in teacher:
             raise StudentError(
-                f"a {model.config.model_type} student of these sizes, with layers {list(shape.layers)}, has {source},"
-                " which the teacher has not: keep layer 0, and student.hidden as it is"
+                f"a {model.config.model_type} student of these sizes has {source}, which the teacher has not: keep"
+                " student.hidden as it is"
             )
         tensor = teacher[source]
         if rest is not None:

@@ -65,6 +65,7 @@ def resolve(model: PreTrainedModel, parts: Parts, spec: EncoderStudent, layers: 
     skeleton = _with_head_dim(model, parts, config, heads)
     head_dim = width_in(skeleton.get_submodule(f"{parts.stack}.0"), parts.writes) // heads
     _check_head_dim(parts, config, heads, head_dim)
+    _check_layers(model, parts, skeleton, layers)
     return Shape(layers, hidden, heads, kv_heads, head_dim, ffn, skeleton)
 
 
@@ -143,6 +144,17 @@ def _check_head_dim(parts: Parts, config: PretrainedConfig, heads: int, head_dim
             f"student.heads: {kind} are {head_dim} wide; expected at most the teacher's {parts.head_dim}, or a multiple"
             f" of it: choose hidden = heads x {parts.head_dim}"
         )
+
+
+def _check_layers(model: PreTrainedModel, parts: Parts, skeleton: PreTrainedModel, layers: tuple[int, ...]) -> None:
+    """Some models build their first layer otherwise: ModernBERT's has no norm in front."""
+    for new, old in enumerate(layers):
+        wanted = skeleton.get_submodule(f"{parts.stack}.{new}").state_dict().keys()
+        if wanted != model.get_submodule(f"{parts.stack}.{old}").state_dict().keys():
+            raise StudentError(
+                f"student.layers: layer {old} of a {model.config.model_type} model cannot be layer {new} of a student,"
+                f" which is built otherwise; keep layer {new} in its place"
+            )
 
 
 def _at_most(name: str, wanted: int | None, limit: int) -> int:
