@@ -1,8 +1,8 @@
 """What a student's ONNX files will weigh, before anything is trained.
 
 A file is its weights and its graph. The weights are counted; the graph (and what the quantizer adds to it) grows by the
-same number of bytes with each layer, so the student is exported and quantized with one and with two layers, its
-weights without meaning, and what these files hold beside their weights tells the rest.
+same number of bytes with each layer, so the student is exported and quantized at two small depths, its weights without
+meaning, and what these files hold beside their weights tells the rest.
 """
 
 from __future__ import annotations
@@ -60,26 +60,24 @@ def predict_bytes(at: Materials, students: Sequence[nn.Module]) -> list[Bytes]:
     first = students[0]
     if not is_derived(at.recipe) or not isinstance(first, PreTrainedModel):
         return [_file_bytes(at, student) for student in students]
-    at.progress.log("  exporting the student with one and with two layers")
-    skeletons = [_skeleton(at, depth) for depth in (1, 2)]
-    weighed = [(skeleton, _file_bytes(at, skeleton)) for skeleton in skeletons]
-    return [extrapolate(student, *weighed) for student in students]
+    depths = _depths(first.config.num_hidden_layers)
+    at.progress.log(f"  exporting the student with {depths[0]} and with {depths[1]} layers")
+    skeletons = [_skeleton(at, depth, first) for depth in depths]
+    shallow, deep = [(skeleton, _file_bytes(at, skeleton)) for skeleton in skeletons]
+    return [extrapolate(student, shallow, deep) for student in students if isinstance(student, PreTrainedModel)]
 
 
-def extrapolate(student: nn.Module, one: tuple[nn.Module, Bytes], two: tuple[nn.Module, Bytes]) -> Bytes:
-    """Bytes of the student's files, from those of the same student with one layer and with two.
-
-    Models of transformers, whose config says how many layers they have.
-    """
-    config: Any = student.config
+def extrapolate(
+    student: PreTrainedModel, shallow: tuple[PreTrainedModel, Bytes], deep: tuple[PreTrainedModel, Bytes]
+) -> Bytes:
+    """Bytes of the student's files, from those of the same student with fewer layers and with one more than these."""
+    layers = student.config.num_hidden_layers - shallow[0].config.num_hidden_layers
     graphs = [
         {precision: size - weight_bytes(model, precision) for precision, size in sizes.items()}
-        for model, sizes in (one, two)
+        for model, sizes in (shallow, deep)
     ]
     return {
-        precision: graph
-        + (config.num_hidden_layers - 1) * (graphs[1][precision] - graph)
-        + weight_bytes(student, precision)
+        precision: graph + layers * (graphs[1][precision] - graph) + weight_bytes(student, precision)
         for precision, graph in graphs[0].items()
     }
 
@@ -129,9 +127,21 @@ def _with_student(recipe: Any, name: str, value: Any) -> Any:
     return recipe.model_copy(update={"student": recipe.student.model_copy(update={name: value})})
 
 
-def _skeleton(at: Materials, depth: int) -> nn.Module:
-    """The recipe's student with so many layers."""
-    return blank_student(_with_student(at.recipe, "layers", depth), at.teacher, at.teacher_examples)
+def _depths(layers: int) -> tuple[int, int]:
+    """At most the student's own, for some models build their first layer, or the mask of their second, differently."""
+    shallow = min(max(layers - 1, 1), 2)
+    return shallow, shallow + 1
+
+
+def _skeleton(at: Materials, depth: int, own: PreTrainedModel) -> PreTrainedModel:
+    """The recipe's student with so many layers; a teacher of one layer is taken to have none to spare."""
+    if depth == own.config.num_hidden_layers:
+        return own
+    assert isinstance(at.teacher, PreTrainedModel)
+    within = min(depth, at.teacher.config.num_hidden_layers)
+    blank = blank_student(_with_student(at.recipe, "layers", within), at.teacher, at.teacher_examples)
+    assert isinstance(blank, PreTrainedModel)
+    return blank
 
 
 def _file_bytes(at: Materials, student: nn.Module) -> Bytes:

@@ -16,6 +16,7 @@ from compressor.store import write_atomic
 from compressor.students.derive import count
 from compressor.students.encoder import load_student_folder, write_encoder, write_module
 from compressor.students.vocabulary import for_device
+from compressor.teachers.folder import check_folder
 from compressor.teachers.module import build_module
 
 
@@ -28,6 +29,7 @@ def load_existing(recipe: TextRecipe, teacher: nn.Module) -> nn.Module:
     spec = recipe.student
     if spec.folder is not None:
         try:
+            check_folder(spec.folder)
             student: nn.Module = load_student_folder(spec.folder, recipe.task, spec.max_length)
         except (TeacherError, OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]

@@ -33,7 +33,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-HIDDEN, HEADS, FFN, LAYERS, VOCAB = 32, 4, 64, 3, 300
+HIDDEN, HEADS, FFN, LAYERS, VOCAB = 32, 4, 64, 4, 300
 
 
 @dataclass(frozen=True)
