@@ -15,7 +15,7 @@ from compressor.errors import DataError, StudentError
 from compressor.preprocess import Preprocessor
 from compressor.progress import Progress
 from compressor.recipe import ModuleTeacher, Recipe
-from compressor.store import sha256_file
+from compressor.store import sha256_file, sha256_tree
 from compressor.students import load_student
 from compressor.tasks import Task, TaskData, task_for
 from compressor.teachers import fingerprint, load_teacher, rights
@@ -53,6 +53,11 @@ class Materials:
         module = getattr(self.recipe.student, "module", None)
         if module is not None:
             found["student"] = sha256_file(source_file(module, StudentError))
+        folder = getattr(self.recipe.student, "folder", None)
+        if folder is not None:
+            if not folder.is_dir():
+                raise StudentError(f"student.folder: expected a folder in Hugging Face layout at {folder}, found none")
+            found["student"] = sha256_tree(folder)
         return found
 
     @cached_property

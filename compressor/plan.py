@@ -17,12 +17,11 @@ from compressor.distill import outputs_of, steps_per_epoch
 from compressor.distill.mixture import Lesson, mixture
 from compressor.materials import Materials
 from compressor.pipeline import kept_stages
+from compressor.prediction import predict_bytes
 from compressor.preprocess import by_length
 from compressor.progress import Progress
-from compressor.recipe import ImageClassificationRecipe, Recipe
-from compressor.students import new_image_student
-from compressor.students.encoder import find_parts, student_config
-from compressor.students.vocabulary import trim_vocabulary
+from compressor.recipe import Recipe
+from compressor.students import blank_student
 
 # Exports, quantization, parity and the bundle, beside what is measured.
 _FIXED_S = 60.0
@@ -49,7 +48,8 @@ def make_plan(recipe: Recipe, progress: Progress) -> Plan:
     """Loads teacher and data, builds the student's shape, times a few batches. Writes nothing but the data cache."""
     at = Materials(recipe, progress)
     at.fingerprints  # noqa: B018 (missing files are found before anything is loaded)
-    data, student = at.data, _student_shape(at)
+    data = at.data
+    student = blank_student(recipe, at.teacher, at.teacher_examples if at.tokenizer_name else [])
     rows = len(data.train) - data.holdout
     steps = steps_per_epoch(rows, recipe.distill.batch_size) * recipe.distill.epochs
     signals = at.task.views * len(data.train)
@@ -60,7 +60,7 @@ def make_plan(recipe: Recipe, progress: Progress) -> Plan:
         out=str(recipe.out),
         teacher_parameters=_count(at.teacher),
         student_parameters=_count(student),
-        predicted_onnx_bytes=_predicted_bytes(student),
+        predicted_onnx_bytes=predict_bytes(at, [student])[0],
         training_examples=rows,
         evaluation_examples=len(data.truth),
         steps=steps,
@@ -83,28 +83,6 @@ def plan_lines(plan: Plan) -> list[str]:
         f"kept        {', '.join(plan.kept_stages) or 'nothing'} from earlier runs in {plan.out}",
         f"time        about {plan.seconds / 60:.0f} minutes on this machine, if nothing is kept",
     ]
-
-
-def _student_shape(at: Materials) -> nn.Module:
-    """The student with its weights left out of account."""
-    recipe = at.recipe
-    if isinstance(recipe, ImageClassificationRecipe):
-        return new_image_student(recipe)
-    assert isinstance(at.teacher, PreTrainedModel)
-    vocabulary = at.teacher.config.vocab_size
-    if recipe.student.vocab is not None:
-        tokenizer = recipe.teacher.path / "tokenizer.json"
-        vocabulary = len(trim_vocabulary(tokenizer, at.teacher_examples, recipe.student.vocab).kept_ids)
-    config = student_config(at.teacher.config, find_parts(at.teacher), recipe.student, vocabulary)
-    return type(at.teacher)(config)
-
-
-def _predicted_bytes(student: nn.Module) -> dict[str, int]:
-    """Four bytes a parameter; in int8 one byte for everything that is a matrix. The pooler is not exported."""
-    shipped = [parameter for name, parameter in student.named_parameters() if "pooler" not in name]
-    matrices = sum(parameter.numel() for parameter in shipped if parameter.ndim > 1)
-    vectors = sum(parameter.numel() for parameter in shipped if parameter.ndim <= 1)
-    return {"float32": 4 * (matrices + vectors), "int8": matrices + 4 * vectors}
 
 
 def _rates(at: Materials, student: nn.Module) -> tuple[float, float, int]:

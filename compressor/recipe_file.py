@@ -22,7 +22,9 @@ from compressor.recipe import RECIPES, Recipe
 _MAX_RECIPE_BYTES = 1_000_000
 _MAX_NESTING = 50
 _MAX_RECIPE_VALUES = 10_000  # aliases of aliases can stand for more values than memory holds
-_PATHS = (("teacher", "path"), ("teacher", "weights"), ("data", "train"), ("data", "eval"), ("out",))
+_PATHS = (
+    ("teacher", "path"), ("teacher", "weights"), ("data", "train"), ("data", "eval"), ("student", "folder"), ("out",),
+)  # fmt: skip
 _MODULES = (("teacher", "module"), ("student", "module"))
 _ORDER = ("task", "out", "teacher", "data", "student", "distill")
 

@@ -1,11 +1,10 @@
-"""Students: cut from the teacher's weights (encoders) or built small (images)."""
+"""Students: cut from the teacher's weights (transformers), built small (images), or brought along."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -14,22 +13,46 @@ from transformers import PreTrainedModel
 from compressor.artifacts import Student
 from compressor.errors import StudentError
 from compressor.recipe import ImageClassificationRecipe, Recipe
-from compressor.store import write_atomic
-from compressor.students.encoder import derive_encoder, find_parts, student_config, write_encoder
+from compressor.students.derive import blank_model, count
+from compressor.students.encoder import (
+    derive_encoder,
+    load_student_folder,
+    load_weights,
+    trimmed_for,
+    write_encoder,
+    write_module,
+)
+from compressor.students.existing import load_existing, write_existing
 from compressor.students.separable import SeparableCnn
-from compressor.teachers.folder import load_folder
 from compressor.teachers.module import build_module
 
-__all__ = ["check_student", "load_student", "make_student", "new_image_student", "write_student"]
+__all__ = [
+    "blank_student",
+    "check_student",
+    "is_derived",
+    "load_student",
+    "make_student",
+    "new_image_student",
+    "write_student",
+]
+
+
+def is_derived(recipe: Recipe) -> bool:
+    """Whether the student is cut from the teacher's weights, rather than built small or brought along."""
+    if isinstance(recipe, ImageClassificationRecipe):
+        return False
+    return recipe.student.folder is None and recipe.student.module is None
 
 
 def check_student(recipe: Recipe, teacher: nn.Module) -> None:
     """Raises StudentError when the recipe's student cannot be built, as far as that is known without the data."""
     if isinstance(recipe, ImageClassificationRecipe):
         new_image_student(recipe)
-        return
-    assert isinstance(teacher, PreTrainedModel)
-    student_config(teacher.config, find_parts(teacher), recipe.student, teacher.config.vocab_size)
+    elif not is_derived(recipe):
+        load_existing(recipe, teacher)
+    else:
+        assert isinstance(teacher, PreTrainedModel)
+        blank_model(teacher, recipe.student, teacher.config.vocab_size)
 
 
 def make_student(recipe: Recipe, teacher: nn.Module, training_ids: list[NDArray[np.int64]], folder: Path) -> Student:
@@ -38,31 +61,44 @@ def make_student(recipe: Recipe, teacher: nn.Module, training_ids: list[NDArray[
     `training_ids` are the training text's token ids under the teacher's tokenizer; unused for images.
     Raises StudentError, also when the student would not be smaller than its teacher.
     """
+    torch.manual_seed(recipe.distill.seed)
     if isinstance(recipe, ImageClassificationRecipe):
-        torch.manual_seed(recipe.distill.seed)
         model = new_image_student(recipe)
         write_student(model, folder)
         student = Student(
-            folder, _count(model), (recipe.student.module or f"widths {', '.join(map(str, recipe.student.widths))}",)
+            folder, count(model), (recipe.student.module or f"widths {', '.join(map(str, recipe.student.widths))}",)
         )
+    elif not is_derived(recipe):
+        student = write_existing(recipe, load_existing(recipe, teacher), folder)
     else:
         assert isinstance(teacher, PreTrainedModel)
         student = derive_encoder(teacher, recipe.teacher.path / "tokenizer.json", recipe.student, training_ids, folder)
-    if student.parameters >= _count(teacher):
+    if student.parameters >= count(teacher):
         raise StudentError(
-            f"the student has {student.parameters:,} parameters, its teacher {_count(teacher):,}:"
+            f"the student has {student.parameters:,} parameters, its teacher {count(teacher):,}:"
             " choose fewer layers or smaller widths"
         )
     return student
 
 
+def blank_student(recipe: Recipe, teacher: nn.Module, training_ids: list[NDArray[np.int64]]) -> nn.Module:
+    """The student's shape, its weights without meaning: what it would weigh and cost. Raises StudentError."""
+    if isinstance(recipe, ImageClassificationRecipe):
+        return new_image_student(recipe)
+    if not is_derived(recipe):
+        return load_existing(recipe, teacher)
+    assert isinstance(teacher, PreTrainedModel)
+    trimmed = trimmed_for(teacher.config, recipe.teacher.path / "tokenizer.json", recipe.student, training_ids)
+    return blank_model(teacher, recipe.student, len(trimmed.kept_ids))
+
+
 def load_student(recipe: Recipe, folder: Path) -> nn.Module:
     """The raw student model of a folder, in evaluation mode."""
     if isinstance(recipe, ImageClassificationRecipe):
-        model = new_image_student(recipe)
-        model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-        return model.eval()
-    return load_folder(folder, recipe.task, recipe.student.max_length)
+        return _loaded(new_image_student(recipe), folder)
+    if recipe.student.module is not None:
+        return _loaded(build_module(recipe.student.module, StudentError), folder)
+    return load_student_folder(folder, recipe.task, recipe.student.max_length)
 
 
 def write_student(model: nn.Module, folder: Path) -> None:
@@ -70,8 +106,7 @@ def write_student(model: nn.Module, folder: Path) -> None:
     if isinstance(model, PreTrainedModel):
         write_encoder(model, folder)
     else:
-        state = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
-        write_atomic(folder / "model.safetensors", safetensors.torch.save(state))
+        write_module(model, folder)
 
 
 def new_image_student(recipe: ImageClassificationRecipe) -> nn.Module:
@@ -82,5 +117,6 @@ def new_image_student(recipe: ImageClassificationRecipe) -> nn.Module:
     return SeparableCnn(len(recipe.data.mean), len(recipe.data.classes), spec.widths, spec.strides)
 
 
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def _loaded(model: nn.Module, folder: Path) -> nn.Module:
+    load_weights(model, folder)
+    return model.eval()

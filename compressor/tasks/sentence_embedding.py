@@ -35,6 +35,9 @@ class SentenceEncoder(nn.Module):
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
         pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
+        # A student narrower than its teacher brings a map to the teacher's width; after the mean it costs one row.
+        if (projection := getattr(self.encoder, "output_projection", None)) is not None:
+            pooled = projection(pooled)
         return (nn.functional.normalize(pooled, dim=-1),)
 
 
