@@ -42,8 +42,8 @@ class Materials:
 
         The first thing that every run asks for: what permits the teacher is settled before any of it is loaded.
         """
-        found = {"teacher": fingerprint(self.recipe)}
         rights(self.recipe)
+        found = {"teacher": fingerprint(self.recipe)}
         found["train"] = sha256_file(self.recipe.data.train)
         found["eval"] = sha256_file(self.recipe.data.eval)
         if found["train"] == found["eval"]:

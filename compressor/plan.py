@@ -23,6 +23,7 @@ from compressor.recipe import ImageClassificationRecipe, Recipe
 from compressor.students import new_image_student
 from compressor.students.encoder import find_parts, student_config
 from compressor.students.vocabulary import trim_vocabulary
+from compressor.teachers import teacher_folder
 
 # Exports, quantization, parity and the bundle, beside what is measured.
 _FIXED_S = 60.0
@@ -93,7 +94,7 @@ def _student_shape(at: Materials) -> nn.Module:
     assert isinstance(at.teacher, PreTrainedModel)
     vocabulary = at.teacher.config.vocab_size
     if recipe.student.vocab is not None:
-        tokenizer = recipe.teacher.path / "tokenizer.json"
+        tokenizer = teacher_folder(recipe.teacher) / "tokenizer.json"
         vocabulary = len(trim_vocabulary(tokenizer, at.teacher_examples, recipe.student.vocab).kept_ids)
     config = student_config(at.teacher.config, find_parts(at.teacher), recipe.student, vocabulary)
     return type(at.teacher)(config)

@@ -51,6 +51,7 @@ class TeacherRights(Settings):
         " null when a permissive licence does, set here or read from the model card in its folder",
     )
     reference: str | None = Field(None, description="where that permission can be read: a file, a URL, a contract")
+    terms: str | None = Field(None, description="terms of service that apply to the teacher: a URL, or their text")
 
     @model_validator(mode="after")
     def _evidence(self) -> TeacherRights:
@@ -62,7 +63,12 @@ class TeacherRights(Settings):
 
 
 class FolderTeacher(TeacherRights):
-    path: FilePath = Field(description="folder in Hugging Face layout: config.json, *.safetensors, tokenizer.json")
+    path: FilePath = Field(
+        description="folder in Hugging Face or sentence-transformers layout: config.json, *.safetensors, tokenizer.json"
+    )
+    trust_remote_code: bool = Field(
+        False, description="run Python code that the folder brings along; recorded in the bundle's lineage"
+    )
 
 
 class ModuleTeacher(TeacherRights):

@@ -42,9 +42,11 @@ on {quality["examples"]:,} held-out examples:
 ## Teacher
 
 - source: {lineage.source}
-- SHA-256: {lineage.sha256}
+- SHA-256: {lineage.sha256 or "unknown: it was reached by its outputs alone"}
 - licence of the weights: {lineage.license or "not stated"}
 - permission to distil: {lineage.permission}{f" ({lineage.reference})" if lineage.reference else ""}
+- terms of service: {lineage.terms or "none stated"}
+- code of the teacher's own: {"allowed to run" if lineage.remote_code else "not run"}
 
 ## Limits
 

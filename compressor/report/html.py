@@ -188,7 +188,9 @@ def _facts(result: Result) -> list[tuple[str, list[tuple[str, str]]]]:
         ("License", lineage.license or "none stated"),
         ("Permission", lineage.permission),
         ("Reference", lineage.reference or "none given"),
-        ("SHA-256", lineage.sha256),
+        ("Terms of service", lineage.terms or "none stated"),
+        ("Code of its own", "allowed to run" if lineage.remote_code else "not run"),
+        ("SHA-256", lineage.sha256 or "unknown"),
     ]
     environment = [
         ("Machine", machine.machine),

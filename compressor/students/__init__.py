@@ -17,6 +17,7 @@ from compressor.recipe import ImageClassificationRecipe, Recipe
 from compressor.store import write_atomic
 from compressor.students.encoder import derive_encoder, find_parts, student_config, write_encoder
 from compressor.students.separable import SeparableCnn
+from compressor.teachers import teacher_folder
 from compressor.teachers.folder import load_folder
 from compressor.teachers.module import build_module
 
@@ -29,6 +30,8 @@ def check_student(recipe: Recipe, teacher: nn.Module) -> None:
         new_image_student(recipe)
         return
     assert isinstance(teacher, PreTrainedModel)
+    if recipe.teacher.trust_remote_code and type(teacher).__module__.startswith("transformers_modules."):
+        raise StudentError("the teacher is built by code of its own folder: no student can be cut from it")
     student_config(teacher.config, find_parts(teacher), recipe.student, teacher.config.vocab_size)
 
 
@@ -47,7 +50,8 @@ def make_student(recipe: Recipe, teacher: nn.Module, training_ids: list[NDArray[
         )
     else:
         assert isinstance(teacher, PreTrainedModel)
-        student = derive_encoder(teacher, recipe.teacher.path / "tokenizer.json", recipe.student, training_ids, folder)
+        tokenizer = teacher_folder(recipe.teacher) / "tokenizer.json"
+        student = derive_encoder(teacher, tokenizer, recipe.student, training_ids, folder)
     if student.parameters >= _count(teacher):
         raise StudentError(
             f"the student has {student.parameters:,} parameters, its teacher {_count(teacher):,}:"

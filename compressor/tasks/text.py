@@ -13,6 +13,7 @@ from compressor.artifacts import TensorSpec
 from compressor.errors import TeacherError
 from compressor.preprocess import Feed, TextPreprocessor
 from compressor.recipe import TextRecipe
+from compressor.teachers import teacher_folder
 
 GRAPH_INPUTS = [
     TensorSpec("input_ids", "int64", ("batch", "sequence")),
@@ -47,7 +48,7 @@ def holdout_size(rows: int) -> int:
 
 def text_preprocessor(recipe: TextRecipe, folder: Path | None) -> TextPreprocessor:
     """Of a student's folder, or of the teacher. Raises TeacherError where the teacher has no tokenizer.json."""
-    tokenizer = (folder or recipe.teacher.path) / "tokenizer.json"
+    tokenizer = (folder or teacher_folder(recipe.teacher)) / "tokenizer.json"
     if folder is None and not tokenizer.is_file():
         raise TeacherError(f"{recipe.teacher.path}: expected a tokenizer.json in the teacher's folder, found none")
     return TextPreprocessor(tokenizer, recipe.student.max_length)
