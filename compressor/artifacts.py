@@ -54,7 +54,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher that loads, and what is known of it without running it again."""
+    """A teacher that loads, and what is known of it without running it again; `parameters` is 0 where unknown."""
 
     kind: str
     parameters: int

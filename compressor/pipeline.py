@@ -24,6 +24,7 @@ from compressor.outcome import Outcome, measured_on, publish, withdraw
 from compressor.progress import SILENT, Progress
 from compressor.recipe import ClassDistillation, Recipe, portable
 from compressor.recipe_file import read_recipe
+from compressor.recipe_teacher import EndpointTeacher
 from compressor.result import Result
 from compressor.store import Keyed, Run, WorkAhead, key_of
 from compressor.verify.gate import choose
@@ -67,7 +68,10 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
 
     teacher = stage("teacher", Teacher, lambda _: stages.teacher(at), (source,), [recipe.teacher, recipe.student])
     graph = [recipe.export, recipe.data.graph(), _text_length(recipe)]
-    big = stage("teacher-onnx", OnnxModel, lambda out: stages.export_teacher(at, out), (source,), graph)
+    # Behind an endpoint there is no model to export: the students are then compared with each other alone.
+    big: Keyed[OnnxModel] | Keyed[None] = Keyed(None, source.key)
+    if not isinstance(recipe.teacher, EndpointTeacher):
+        big = stage("teacher-onnx", OnnxModel, lambda out: stages.export_teacher(at, out), (source,), graph)
     answers = stage(
         "teacher-answers", TeacherSignals, lambda out: stages.teacher_answers(at, big.value, out), (big, held_out)
     )
@@ -117,7 +121,8 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
 
     found = Outcome(recipe, teacher.value, models, quantized.value.refused, verified.value, timed.value)
     try:
-        decision = choose(models.onnx, found.qualities, found.latencies, found.parities, recipe.gate)
+        candidates = (models.student, *models.quantized)
+        decision = choose(models.teacher, candidates, found.qualities, found.latencies, found.parities, recipe.gate)
     except GateError as error:
         withdraw(found, error, at, run)
         raise

@@ -9,73 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-Permission = Literal["own-model", "license-permits", "written-permission"]
+from compressor.recipe_base import MODULE_PATTERN, FilePath, Positive, Settings, Share, distinct
+from compressor.recipe_teacher import (
+    ClassifierTeacher,
+    EmbeddingTeacher,
+    ImageTeacher,
+)
+
 Precision = Literal["dynamic-int8", "static-int8"]
-MODULE_PATTERN = r"^[\w./-]+:\w+$"
-
-
-def _share(value: object) -> object:
-    """Accepts 0.02 and "2%"."""
-    if isinstance(value, str) and value.strip().endswith("%"):
-        try:
-            return float(value.strip()[:-1]) / 100
-        except ValueError:
-            return value
-    return value
-
-
-def _path(value: object) -> object:
-    return Path(value) if isinstance(value, str) and value else value
-
-
-FilePath = Annotated[Path, BeforeValidator(_path)]
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, BeforeValidator(_share), Field(ge=0, lt=1)]
-
-
-class Settings(BaseModel):
-    """Unknown keys and wrong types are refused; nothing changes after validation."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class TeacherRights(Settings):
-    """Whose weights these are; each kind of teacher adds where they lie."""
-
-    license: str | None = Field(None, description="licence of the teacher's weights, as an SPDX identifier")
-    permission: Permission | None = Field(
-        None,
-        description="what permits distilling this teacher: own-model, license-permits or written-permission;"
-        " null when a permissive licence does, set here or read from the model card in its folder",
-    )
-    reference: str | None = Field(None, description="where that permission can be read: a file, a URL, a contract")
-    terms: str | None = Field(None, description="terms of service that apply to the teacher: a URL, or their text")
-
-    @model_validator(mode="after")
-    def _evidence(self) -> TeacherRights:
-        if self.permission == "license-permits" and not self.license:
-            raise ValueError("permission license-permits needs the licence: set teacher.license, such as Apache-2.0")
-        if self.permission == "written-permission" and not self.reference:
-            raise ValueError("permission written-permission needs where it can be read: set teacher.reference")
-        return self
-
-
-class FolderTeacher(TeacherRights):
-    path: FilePath = Field(
-        description="folder in Hugging Face or sentence-transformers layout: config.json, *.safetensors, tokenizer.json"
-    )
-    trust_remote_code: bool = Field(
-        False, description="run Python code that the folder brings along; recorded in the bundle's lineage"
-    )
-
-
-class ModuleTeacher(TeacherRights):
-    module: str = Field(
-        pattern=MODULE_PATTERN, description="file.py:callable or package.module:callable that returns a torch module"
-    )
-    weights: FilePath = Field(description="its state dict (safetensors)")
 
 
 class Data(Settings):
@@ -119,19 +62,13 @@ class LabelledText(Data):
     max_train: int | None = Field(None, ge=1, description="use at most this many training rows")
 
 
-def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
-    if repeated := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
-        raise ValueError(f"{repeated[0]!r} is named twice")
-    return values
-
-
 class LabelledImages(Data):
     train: FilePath = Field(
         description="training images: .npz with `images` uint8 [N,H,W] or [N,H,W,C] and `labels` [N]"
     )
     eval: FilePath = Field(description="held-out images in the same form")
     size: tuple[Positive, Positive] = Field(strict=False, description="height and width of the images in pixels")
-    classes: Annotated[tuple[str, ...], AfterValidator(_distinct)] = Field(
+    classes: Annotated[tuple[str, ...], AfterValidator(distinct)] = Field(
         min_length=2, strict=False, description="class names, in the order of the labels"
     )
     mean: tuple[float, ...] = Field((0.5,), strict=False, description="per channel, of pixels scaled to 0..1")
@@ -223,7 +160,7 @@ class Export(Settings):
 
 
 class Quantization(Settings):
-    precisions: Annotated[tuple[Precision, ...], AfterValidator(_distinct)] = Field(
+    precisions: Annotated[tuple[Precision, ...], AfterValidator(distinct)] = Field(
         ("dynamic-int8", "static-int8"),
         strict=False,
         description="candidates beside float32; all are measured, the best ships",
@@ -258,7 +195,7 @@ class _Recipe(Settings):
 
 class SentenceEmbeddingRecipe(_Recipe):
     task: Literal["sentence-embedding"]
-    teacher: FolderTeacher = Field(description="the model to learn from")
+    teacher: EmbeddingTeacher = Field(description="the model to learn from")
     data: TextPairs = Field(description="what to learn on, and what to be judged on")
     student: EncoderStudent = Field(EncoderStudent(), description="cut from the teacher's own weights")
     distill: EmbeddingDistillation = Field(EmbeddingDistillation(), description="how to learn")
@@ -266,7 +203,7 @@ class SentenceEmbeddingRecipe(_Recipe):
 
 class TextClassificationRecipe(_Recipe):
     task: Literal["text-classification"]
-    teacher: FolderTeacher = Field(description="the model to learn from")
+    teacher: ClassifierTeacher = Field(description="the model to learn from")
     data: LabelledText = Field(description="what to learn on, and what to be judged on")
     student: EncoderStudent = Field(EncoderStudent(), description="cut from the teacher's own weights")
     distill: ClassDistillation = Field(ClassDistillation(), description="how to learn")
@@ -274,7 +211,7 @@ class TextClassificationRecipe(_Recipe):
 
 class ImageClassificationRecipe(_Recipe):
     task: Literal["image-classification"]
-    teacher: ModuleTeacher = Field(description="the model to learn from")
+    teacher: ImageTeacher = Field(description="the model to learn from")
     data: LabelledImages = Field(description="what to learn on, and what to be judged on")
     student: ImageStudent = Field(ImageStudent(), description="a depthwise-separable CNN, or your own module")
     distill: ImageDistillation = Field(ImageDistillation(), description="how to learn")

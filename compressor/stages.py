@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -49,36 +50,47 @@ _EVALUATION_BATCH = 16
 class Models:
     """The ONNX models that are judged and timed together, and the torch student that they come from."""
 
-    teacher: OnnxModel
+    teacher: OnnxModel | None  # None: out of reach
     student: OnnxModel
     quantized: tuple[OnnxModel, ...]
     distilled: DistilledStudent
 
     @property
     def onnx(self) -> tuple[OnnxModel, ...]:
-        return (self.teacher, self.student, *self.quantized)
+        return (*([self.teacher] if self.teacher else []), self.student, *self.quantized)
 
 
 def teacher(at: Materials) -> Teacher:
     """Loads the teacher, records what it is, and refuses a student that cannot be made from it before any work."""
-    check_student(at.recipe, at.teacher)
-    return describe_teacher(at.recipe, at.teacher, at.fingerprints["teacher"])
+    module, file = at.teacher_weights, at.onnx_teacher
+    check_student(at.recipe, module)
+    if module is not None:
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+    else:
+        parameters = file.file.parameters if file else 0
+    return describe_teacher(at.recipe, parameters, at.fingerprints["teacher"])
 
 
 def export_teacher(at: Materials, folder: Path) -> OnnxModel:
-    """The teacher as float32 ONNX: what the student is compared with on the same runtime."""
+    """The teacher as ONNX, float32 unless it came as a file: what the student is compared with on the same runtime."""
+    if at.onnx_teacher is not None:
+        copy = folder / "teacher.onnx"
+        shutil.copyfile(at.onnx_teacher.file.path, copy)
+        return replace(at.onnx_teacher.file, path=copy)
     return _export(at, at.task.deployable(at.teacher), "teacher", at.teacher_preprocessor, folder)
 
 
 def signals(at: Materials, folder: Path) -> TeacherSignals:
     """The teacher's outputs on the training data."""
-    module = at.task.deployable(at.teacher).eval()
-    return record_signals(module, at.teacher_preprocessor, at.task, at.teacher_examples, folder, at.progress)
+    recorded = record_signals(at.answers, at.task, at.teacher_examples, folder, at.progress)
+    if not at.black_box:
+        at.teacher.cpu()  # where the student and what compares them expect it
+    return recorded
 
 
 def student(at: Materials, folder: Path) -> Student:
     """The untrained student."""
-    made = make_student(at.recipe, at.teacher, at.teacher_examples if at.tokenizer_name else [], folder)
+    made = make_student(at.recipe, at.teacher_weights, at.teacher_examples if at.tokenizer_name else [], folder)
     at.progress.log(f"  {made.parameters:,} parameters: {'; '.join(made.notes)}")
     return made
 
@@ -107,10 +119,13 @@ def quantize_student(at: Materials, distilled: DistilledStudent, exported: OnnxM
     return quantize(exported, sample, preprocessor, at.recipe.quantize, folder, at.progress)
 
 
-def teacher_answers(at: Materials, exported: OnnxModel, folder: Path) -> TeacherSignals:
-    """The teacher's ONNX outputs on the held-out inputs: the same for every student that it is compared with."""
+def teacher_answers(at: Materials, exported: OnnxModel | None, folder: Path) -> TeacherSignals:
+    """The teacher's outputs on the held-out inputs, in ONNX unless it is a black box: the same for every student."""
     started = time.monotonic()
-    outputs = _onnx_outputs(at, exported, at.teacher_preprocessor)
+    if at.black_box or exported is None:
+        outputs = _black_box_outputs(at)
+    else:
+        outputs = _onnx_outputs(at, exported, at.teacher_preprocessor)
     path = folder / "answers.npy"
     np.save(path, outputs)
     return TeacherSignals(
@@ -146,6 +161,8 @@ def benchmark(at: Materials, models: Models) -> Latencies:
             else at.task.preprocessor(models.distilled.student.folder)
         )
         feeds = tuple(own.collate([example]) for example in own.encode(raw))
+        if model is models.teacher and at.onnx_teacher is not None:
+            feeds = tuple(at.onnx_teacher.feed(feed) for feed in feeds)
         candidates.append(Candidate(model.name, model.path, feeds))
     wanted = at.recipe.benchmark
     settings = BenchmarkSettings(threads=wanted.threads, min_samples=wanted.min_samples, budget_s=wanted.budget_s)
@@ -202,20 +219,23 @@ def _parities(
     at: Materials, models: Models, torch_student: nn.Module, preprocessor: Preprocessor
 ) -> tuple[Parity, ...]:
     raw = at.parity_inputs
-    taught, learnt = at.teacher_preprocessor.encode(raw), preprocessor.encode(raw)
-    teacher_module = at.task.deployable(at.teacher).eval()
-    teacher_parity = parity.compare(
-        "teacher",
-        "teacher in torch",
-        parity.onnx_outputs(models.teacher, at.teacher_preprocessor, taught),
-        parity.torch_outputs(teacher_module, at.teacher_preprocessor, taught),
-        exact=True,
-    )
+    learnt = preprocessor.encode(raw)
+    found = []
+    if models.teacher is not None and not at.black_box:  # a black box was not converted
+        taught = at.teacher_preprocessor.encode(raw)
+        teacher_parity = parity.compare(
+            "teacher",
+            "teacher in torch",
+            parity.onnx_outputs(models.teacher, at.teacher_preprocessor, taught),
+            parity.torch_outputs(at.task.deployable(at.teacher).eval(), at.teacher_preprocessor, taught),
+            exact=True,
+        )
+        found.append(parity.require(teacher_parity))
     exported = parity.onnx_outputs(models.student, preprocessor, learnt)
     student_parity = parity.compare(
         "student", "student in torch", exported, parity.torch_outputs(torch_student, preprocessor, learnt), exact=True
     )
-    found = [parity.require(teacher_parity), parity.require(student_parity)]
+    found.append(parity.require(student_parity))
     for model in models.quantized:
         outputs = parity.onnx_outputs(model, preprocessor, learnt)
         found.append(parity.compare(model.name, "student", outputs, exported, exact=False))
@@ -250,6 +270,18 @@ def _torch_outputs(
             outputs = outputs_of(module, preprocessor.collate([examples[i] for i in batch])).numpy()
             for i, row in zip(batch, outputs, strict=True):
                 rows[i] = row
+    return np.stack(rows)
+
+
+def _black_box_outputs(at: Materials) -> NDArray[np.float32]:
+    """What a black box answers to all held-out inputs."""
+    examples = at.teacher_inputs(at.data.eval_inputs)
+    rows: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(examples)
+    with at.progress.bar("teacher", len(examples), "example") as bar:
+        for batch in by_length([len(example) for example in examples], _EVALUATION_BATCH):
+            for i, row in zip(batch, at.answers([examples[i] for i in batch]), strict=True):
+                rows[i] = row
+            bar.advance(len(batch))
     return np.stack(rows)
 
 

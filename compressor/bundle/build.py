@@ -38,7 +38,7 @@ class Contents:
     """What goes into a bundle beside the model."""
 
     task: str
-    teacher: OnnxModel
+    teacher: OnnxModel | None
     answer: dict[str, Any]
     golden_inputs: Sequence[Any]
     tokenizer: Path | None
@@ -114,7 +114,7 @@ def _evidence(model: OnnxModel, contents: Contents) -> dict[str, Any]:
     return {
         "parameters": model.parameters,
         "bytes": model.bytes,
-        "teacher_bytes": contents.teacher.bytes,
-        "teacher_parameters": contents.teacher.parameters,
+        "teacher_bytes": contents.teacher.bytes if contents.teacher else None,
+        "teacher_parameters": contents.teacher.parameters if contents.teacher else None,
         "quality": asdict(contents.quality),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from torch import nn
 
 from compressor.artifacts import TeacherSignals
 from compressor.errors import TeacherError
-from compressor.preprocess import Feed, Preprocessor, by_length
+from compressor.preprocess import Feed, by_length
 from compressor.progress import Progress
 from compressor.store import sha256_file, write_atomic
 from compressor.tasks import Task
+from compressor.teachers import Answers
 
 _BATCH = 64
 _SAVE_EVERY_S = 10.0
@@ -35,14 +37,13 @@ def outputs_of(module: nn.Module, feed: Feed) -> torch.Tensor:
 
 
 def record_signals(
-    module: nn.Module,
-    preprocessor: Preprocessor,
+    answers: Answers,
     task: Task,
-    examples: list[NDArray[Any]],
+    examples: Sequence[Any],
     folder: Path,
     progress: Progress,
 ) -> TeacherSignals:
-    """Writes the outputs of the deployable teacher for every view of every example.
+    """Writes what the teacher answers to every view of every example.
 
     Row `view * len(examples) + i` belongs to view `view` of example i. An interrupted recording continues at the last
     saved batch. Raises TeacherError when an output is not finite.
@@ -52,14 +53,12 @@ def record_signals(
     path, done_file = folder / "signals.npy", folder / "done.json"
     done = json.loads(done_file.read_text()) if done_file.is_file() and path.is_file() else 0
     started = saved = time.monotonic()
-    if torch.cuda.is_available():
-        module.cuda()
-    with torch.inference_mode(), progress.bar("teacher", rows, "example") as bar:
+    with progress.bar("teacher", rows, "example") as bar:
         bar.advance(sum(len(batch) for batch in batches[:done]))
         signals: np.memmap[Any, Any] | None = open_memmap(path, "r+") if done else None
         for number, batch in enumerate(batches[done:], done + 1):
             views = [task.view(examples[i % len(examples)], int(i) // len(examples)) for i in batch]
-            output = outputs_of(module, preprocessor.collate(views)).cpu().numpy()
+            output = answers(views)
             if not np.isfinite(output).all():
                 raise TeacherError("the teacher's outputs are not finite on the training data: its weights are damaged")
             if signals is None:
@@ -73,7 +72,6 @@ def record_signals(
     assert signals is not None
     signals.flush()
     done_file.unlink(missing_ok=True)
-    module.cpu()
     return TeacherSignals(path, sha256_file(path), rows, signals.shape[1], round(time.monotonic() - started, 3))
 
 

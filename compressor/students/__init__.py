@@ -17,28 +17,36 @@ from compressor.recipe import ImageClassificationRecipe, Recipe
 from compressor.store import write_atomic
 from compressor.students.encoder import derive_encoder, find_parts, student_config, write_encoder
 from compressor.students.separable import SeparableCnn
-from compressor.teachers import teacher_folder
+from compressor.tasks.text import teacher_tokenizer
 from compressor.teachers.folder import load_folder
 from compressor.teachers.module import build_module
 
 __all__ = ["check_student", "load_student", "make_student", "new_image_student", "write_student"]
 
 
-def check_student(recipe: Recipe, teacher: nn.Module) -> None:
-    """Raises StudentError when the recipe's student cannot be built, as far as that is known without the data."""
+def check_student(recipe: Recipe, teacher: nn.Module | None) -> None:
+    """Raises StudentError when the recipe's student cannot be built, as far as that is known without the data.
+
+    `teacher` is None where it is a black box.
+    """
     if isinstance(recipe, ImageClassificationRecipe):
         new_image_student(recipe)
         return
+    if teacher is None:
+        raise StudentError("no student can be cut from a black box; expected a teacher whose weights are in reach")
     assert isinstance(teacher, PreTrainedModel)
-    if recipe.teacher.trust_remote_code and type(teacher).__module__.startswith("transformers_modules."):
+    if type(teacher).__module__.startswith("transformers_modules."):
         raise StudentError("the teacher is built by code of its own folder: no student can be cut from it")
     student_config(teacher.config, find_parts(teacher), recipe.student, teacher.config.vocab_size)
 
 
-def make_student(recipe: Recipe, teacher: nn.Module, training_ids: list[NDArray[np.int64]], folder: Path) -> Student:
+def make_student(
+    recipe: Recipe, teacher: nn.Module | None, training_ids: list[NDArray[np.int64]], folder: Path
+) -> Student:
     """Writes the untrained student into `folder`.
 
-    `training_ids` are the training text's token ids under the teacher's tokenizer; unused for images.
+    `teacher` is None where it is a black box. `training_ids` are the training text's token ids under the teacher's
+    tokenizer; unused for images.
     Raises StudentError, also when the student would not be smaller than its teacher.
     """
     if isinstance(recipe, ImageClassificationRecipe):
@@ -50,9 +58,9 @@ def make_student(recipe: Recipe, teacher: nn.Module, training_ids: list[NDArray[
         )
     else:
         assert isinstance(teacher, PreTrainedModel)
-        tokenizer = teacher_folder(recipe.teacher) / "tokenizer.json"
+        tokenizer = teacher_tokenizer(recipe)
         student = derive_encoder(teacher, tokenizer, recipe.student, training_ids, folder)
-    if student.parameters >= _count(teacher):
+    if teacher is not None and student.parameters >= _count(teacher):
         raise StudentError(
             f"the student has {student.parameters:,} parameters, its teacher {_count(teacher):,}:"
             " choose fewer layers or smaller widths"

@@ -19,9 +19,11 @@ from compressor.metrics import auroc, mean_cosine
 from compressor.preprocess import Feed, Preprocessor, TextPreprocessor
 from compressor.progress import Progress
 from compressor.recipe import SentenceEmbeddingRecipe, TextPairs
+from compressor.recipe_teacher import OnnxEmbeddingTeacher
 from compressor.tasks.base import TaskData
 from compressor.tasks.tables import read_columns
 from compressor.tasks.text import EDGE_TEXTS, GRAPH_INPUTS, distinct, holdout_size, text_preprocessor, text_shape_feeds
+from compressor.teachers import root_folder
 from compressor.teachers.sentence import Dense, Pooling, SentenceHead, read_head
 
 
@@ -117,7 +119,8 @@ class SentenceEmbedding:
 
     @cached_property
     def _head(self) -> SentenceHead:
-        return read_head(self.recipe.teacher.path)
+        teacher = self.recipe.teacher
+        return SentenceHead() if isinstance(teacher, OnnxEmbeddingTeacher) else read_head(root_folder(teacher))
 
     def load_data(self, cache: Path, progress: Progress) -> TaskData:
         data = self.recipe.data

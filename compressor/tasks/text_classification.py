@@ -17,6 +17,7 @@ from compressor.metrics import accuracy
 from compressor.preprocess import Feed, Preprocessor, TextPreprocessor
 from compressor.progress import Progress
 from compressor.recipe import TextClassificationRecipe
+from compressor.recipe_teacher import EndpointTeacher, OnnxClassifierTeacher
 from compressor.tasks.base import TaskData
 from compressor.tasks.tables import read_columns
 from compressor.tasks.text import EDGE_TEXTS, GRAPH_INPUTS, holdout_size, text_preprocessor, text_shape_feeds
@@ -67,7 +68,10 @@ class TextClassification:
 
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the teacher's logits. Raises TeacherError."""
-        config = teacher_folder(self.recipe.teacher) / "config.json"
+        teacher = self.recipe.teacher
+        if isinstance(teacher, OnnxClassifierTeacher | EndpointTeacher):
+            return teacher.classes
+        config = teacher_folder(teacher) / "config.json"
         try:
             id2label = json.loads(config.read_text(encoding="utf-8")).get("id2label")
         except (OSError, ValueError, AttributeError):

@@ -1,71 +1,107 @@
-"""Teachers: one file per kind. Here: which kind a recipe names, and whose it is."""
+"""Teachers: one file per kind. Here: which kind a recipe names, what it is, and where its parts lie."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from compressor.artifacts import Provenance, Teacher
 from compressor.errors import TeacherError
-from compressor.recipe import FolderTeacher, ImageClassificationRecipe, Recipe
+from compressor.recipe import Recipe
+from compressor.recipe_teacher import EndpointTeacher, FolderTeacher, HubTeacher, ModuleTeacher, OnnxTeacher
 from compressor.store import key_of, sha256_file, sha256_tree
 from compressor.teachers.folder import check_folder, load_folder
+from compressor.teachers.hub import hub_commit, hub_folder
 from compressor.teachers.module import load_module, source_file
+from compressor.teachers.onnx_file import check_onnx_file
 from compressor.teachers.rights import rights
 from compressor.teachers.sentence import encoder_folder
 
-__all__ = ["describe_teacher", "fingerprint", "load_teacher", "rights", "teacher_folder"]
+__all__ = ["Answers", "describe_teacher", "fingerprint", "load_teacher", "rights", "root_folder", "teacher_folder"]
+
+# What a teacher answers to examples, in any number: float32 [examples, width], logits or embeddings.
+Answers = Callable[[Sequence[Any]], NDArray[np.float32]]
 
 
 def load_teacher(recipe: Recipe) -> nn.Module:
-    """The raw teacher model, float32, in evaluation mode, without gradients. Raises TeacherError."""
-    if isinstance(recipe, ImageClassificationRecipe):
-        model: nn.Module = load_module(recipe.teacher.module, recipe.teacher.weights)
-    else:
+    """The raw teacher model, float32, in evaluation mode, without gradients. Raises TeacherError.
+
+    Only for teachers whose weights are in reach: folders, the hub, torch modules.
+    """
+    teacher = recipe.teacher
+    if isinstance(teacher, ModuleTeacher):
+        model: nn.Module = load_module(teacher.module, teacher.weights)
+    elif isinstance(teacher, FolderTeacher | HubTeacher):
         model = load_folder(
-            teacher_folder(recipe.teacher),
+            teacher_folder(teacher),
             recipe.task,
-            recipe.student.max_length,
-            remote_code=recipe.teacher.trust_remote_code,
+            recipe.student.max_length,  # type: ignore[union-attr]  # of text: images have no such teacher
+            remote_code=teacher.trust_remote_code,
         )
+    else:
+        raise TeacherError("a black box has no weights to load; only its outputs can be had")
     return model.requires_grad_(False)
 
 
-def teacher_folder(teacher: FolderTeacher) -> Path:
+def root_folder(teacher: FolderTeacher | HubTeacher) -> Path:
+    """The folder that a teacher is; fetched from the hub where it has to be. Raises TeacherError."""
+    return hub_folder(teacher) if isinstance(teacher, HubTeacher) else teacher.path
+
+
+def teacher_folder(teacher: FolderTeacher | HubTeacher) -> Path:
     """Where the model of a folder lies: config.json, weights, tokenizer.json. Raises TeacherError."""
-    folder = encoder_folder(teacher.path)
+    folder = encoder_folder(root_folder(teacher))
     check_folder(folder)
     return folder
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """SHA-256 over everything that makes the teacher what it is. Raises TeacherError."""
+    """SHA-256 over everything that makes the teacher's answers what they are. Raises TeacherError."""
     teacher = recipe.teacher
-    if isinstance(teacher, FolderTeacher):
+    if isinstance(teacher, FolderTeacher | HubTeacher):
         teacher_folder(teacher)
-        return sha256_tree(teacher.path)
+        return sha256_tree(root_folder(teacher))
+    if isinstance(teacher, OnnxTeacher):
+        check_onnx_file(teacher.onnx)
+        tokenizer: Path | None = getattr(teacher, "tokenizer", None)
+        if tokenizer is not None and not tokenizer.is_file():
+            raise TeacherError(f"{tokenizer}: expected the teacher's tokenizer.json, found none")
+        read = teacher.model_dump(include={"output", "gives", "classes"})
+        return key_of(sha256_file(teacher.onnx), tokenizer and sha256_file(tokenizer), read)
+    if isinstance(teacher, EndpointTeacher):
+        return key_of(
+            teacher.model_dump(
+                include={"endpoint", "model", "classes", "prompt", "top_logprobs", "label_probability", "max_tokens"}
+            )
+        )
     if not teacher.weights.is_file():
         raise TeacherError(f"{teacher.weights}: expected the teacher's weights (safetensors), found none")
     return key_of(sha256_file(teacher.weights), sha256_file(source_file(teacher.module, TeacherError)))
 
 
-def describe_teacher(recipe: Recipe, model: nn.Module, sha256: str) -> Teacher:
-    """What is recorded of the teacher: its size, whose it is, what permits its use. Raises TeacherError as `rights`."""
-    teacher = recipe.teacher
-    own = rights(recipe)
-    folder = isinstance(teacher, FolderTeacher)
-    source = teacher.path.name if isinstance(teacher, FolderTeacher) else teacher.module.rpartition("/")[2]
-    return Teacher(
-        kind="folder" if folder else "module",
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        provenance=Provenance(
-            source,
-            sha256,
-            own.license,
-            own.permission,
-            own.reference,
-            own.terms,
-            getattr(teacher, "trust_remote_code", False),
-        ),
-    )
+def describe_teacher(recipe: Recipe, parameters: int, sha256: str) -> Teacher:
+    """What is recorded of the teacher: its size, whose it is, what permits its use. Raises TeacherError as `rights`.
+
+    `parameters` is 0 where that is unknown; `sha256` is the teacher's `fingerprint`.
+    """
+    teacher, own = recipe.teacher, rights(recipe)
+    hash_: str | None = sha256
+    if isinstance(teacher, FolderTeacher):
+        kind, source = "folder", teacher.path.name
+    elif isinstance(teacher, HubTeacher):
+        kind, source = "hub", f"{teacher.hub}@{hub_commit(teacher)}"
+    elif isinstance(teacher, OnnxTeacher):
+        kind, source, hash_ = "onnx", teacher.onnx.name, sha256_file(teacher.onnx)
+    elif isinstance(teacher, EndpointTeacher):
+        kind, source, hash_ = "endpoint", f"{teacher.model} at {urlsplit(teacher.endpoint).hostname}", None
+    else:
+        kind, source = "module", teacher.module.rpartition("/")[2]
+    remote_code = isinstance(teacher, FolderTeacher | HubTeacher) and teacher.trust_remote_code
+    lineage = Provenance(source, hash_, own.license, own.permission, own.reference, own.terms, remote_code)
+    return Teacher(kind, parameters, lineage)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compressor.errors import TeacherError
-from compressor.recipe import FolderTeacher, Recipe
+from compressor.recipe import Recipe
+from compressor.recipe_teacher import EndpointTeacher, FolderTeacher, HubTeacher, ModuleTeacher, OnnxTeacher
 from compressor.teachers.folder import card_license, check_folder
+from compressor.teachers.hub import hub_card
 from compressor.teachers.sentence import encoder_folder
 
 # Licences (SPDX, lower case) that permit derived works without asking.
@@ -40,10 +42,12 @@ def rights(recipe: Recipe) -> Rights:
     teacher = recipe.teacher
     if teacher.permission is not None:
         return Rights(teacher.license, teacher.permission, teacher.reference, teacher.terms)
-    card = None
-    if isinstance(teacher, FolderTeacher):
-        check_folder(encoder_folder(teacher.path))
-        card = card_license(teacher.path)
+    if isinstance(teacher, OnnxTeacher | EndpointTeacher):
+        raise TeacherError(
+            "teacher.permission: a black box needs what permits distilling it; set own-model, license-permits (with"
+            " teacher.license, and teacher.terms for a service) or written-permission (with teacher.reference)"
+        )
+    card = _card(teacher)
     found = teacher.license or card
     if found is not None and found.lower() in PERMISSIVE:
         where = teacher.reference or ("model card in the teacher's folder" if card else None)
@@ -53,3 +57,13 @@ def rights(recipe: Recipe) -> Rights:
         " in the recipe or the teacher's model card; set own-model, license-permits or written-permission"
         " (on the command line: --own-model, --license)"
     )
+
+
+def _card(teacher: FolderTeacher | HubTeacher | ModuleTeacher) -> str | None:
+    if isinstance(teacher, FolderTeacher):
+        check_folder(encoder_folder(teacher.path))
+        return card_license(teacher.path)
+    if isinstance(teacher, HubTeacher) and teacher.license is None:
+        card = hub_card(teacher)
+        return card_license(card.parent) if card else None
+    return None

@@ -123,10 +123,10 @@ def test_the_fingerprint_sees_every_file(text_recipe: Make, teacher_folder: Path
     assert fingerprint(recipe) != before
 
 
-def test_what_is_recorded_of_a_teacher(text_recipe: Make, bert: BertModel, tmp_path: Path) -> None:
+def test_what_is_recorded_of_a_teacher(text_recipe: Make, tmp_path: Path) -> None:
     recipe = text_recipe(teacher={"license": "MIT", "permission": "license-permits", "reference": "model card"})
-    teacher = describe_teacher(recipe, bert, "f" * 64)
-    assert teacher.parameters == sum(p.numel() for p in bert.parameters())
+    teacher = describe_teacher(recipe, 17, "f" * 64)
+    assert teacher.parameters == 17
     assert teacher.provenance.license == "MIT"
     assert str(tmp_path) not in str(teacher), "a bundle is handed on: it names the teacher, not where it lay"
 
@@ -306,9 +306,9 @@ def test_code_in_a_folder_runs_on_request_alone_and_is_recorded(
     (teacher_folder / "own.py").write_text(OWN_CODE)
     plain, trusting = text_recipe(), text_recipe(teacher={"trust_remote_code": True})
     assert type(load_teacher(plain)) is BertModel
-    assert not describe_teacher(plain, load_teacher(plain), "f" * 64).provenance.remote_code
+    assert not describe_teacher(plain, 1, "f" * 64).provenance.remote_code
     loaded = load_teacher(trusting)
     assert type(loaded).__name__ == "Own"
-    assert describe_teacher(trusting, loaded, "f" * 64).provenance.remote_code
+    assert describe_teacher(trusting, 1, "f" * 64).provenance.remote_code
     with pytest.raises(StudentError, match="code of its own folder"):
         check_student(trusting, loaded)
