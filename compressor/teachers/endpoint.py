@@ -260,7 +260,8 @@ def _message(content: bytes) -> str:
     """What an error body says, in one short line."""
     text = content.decode("utf-8", "replace")
     try:
-        error = json.loads(text)["error"]
+        body = json.loads(text)
+        error = body["error"] if "error" in body else body["detail"]
         text = str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
