@@ -37,18 +37,24 @@ class Interval:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Whose model this is, and what permits its use as a teacher."""
+    """Whose model this is, and what permits its use as a teacher.
+
+    `sha256` is null where the model is out of reach, as behind an endpoint. `terms` are terms of service that apply.
+    `remote_code`: code that the model's folder brings along was allowed to run.
+    """
 
     source: str
-    sha256: str
+    sha256: str | None
     license: str | None
     permission: str
     reference: str | None = None
+    terms: str | None = None
+    remote_code: bool = False
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher that loads, and what is known of it without running it again."""
+    """A teacher that loads, and what is known of it without running it again; `parameters` is 0 where unknown."""
 
     kind: str
     parameters: int

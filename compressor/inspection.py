@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,14 @@ def inspect_path(path: Path) -> dict[str, Any]:
         bundle = open_bundle(path)
         check_files(bundle)
         manifest = bundle.manifest
+        lineage = {key: value for key, value in asdict(manifest.lineage).items() if key != "source"}
         return {
             "bundle": path.resolve().name,
             "task": manifest.task,
             "precision": manifest.precision,
             "files": {entry.name: entry.bytes for entry in manifest.files},
             "evidence": manifest.evidence,
-            "lineage": {
-                "teacher": manifest.lineage.source,
-                "sha256": manifest.lineage.sha256,
-                "license": manifest.lineage.license,
-                "permission": manifest.lineage.permission,
-                "reference": manifest.lineage.reference,
-            },
+            "lineage": {"teacher": manifest.lineage.source, **lineage},
             "built_with": manifest.built_with,
             **_model_facts(path / manifest.model),
         }

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from compressor.distill import outputs_of
 from compressor.errors import DataError, StudentError
 from compressor.preprocess import Preprocessor
 from compressor.progress import Progress
-from compressor.recipe import ModuleTeacher, Recipe
+from compressor.recipe import ImageClassificationRecipe, Recipe
+from compressor.recipe_teacher import EndpointTeacher, OnnxTeacher
 from compressor.store import sha256_file, sha256_tree
 from compressor.students import load_student
 from compressor.tasks import Task, TaskData, task_for
-from compressor.teachers import fingerprint, load_teacher, rights
+from compressor.teachers import Answers, fingerprint, load_teacher, rights
+from compressor.teachers.labels import open_endpoint
 from compressor.teachers.module import source_file
+from compressor.teachers.onnx_file import OnnxTeacherModel, open_onnx_teacher
 
 PARITY_INPUTS = 256
 BENCHMARK_INPUTS = 64
@@ -42,8 +48,8 @@ class Materials:
 
         The first thing that every run asks for: what permits the teacher is settled before any of it is loaded.
         """
-        found = {"teacher": fingerprint(self.recipe)}
         rights(self.recipe)
+        found = {"teacher": fingerprint(self.recipe)}
         found["train"] = sha256_file(self.recipe.data.train)
         found["eval"] = sha256_file(self.recipe.data.eval)
         if found["train"] == found["eval"]:
@@ -64,19 +70,59 @@ class Materials:
     def data(self) -> TaskData:
         return self.task.load_data(self.recipe.out / "cache", self.progress)
 
+    @property
+    def black_box(self) -> bool:
+        """Whether only the teacher's outputs are in reach, not its weights."""
+        return isinstance(self.recipe.teacher, OnnxTeacher | EndpointTeacher)
+
     @cached_property
     def teacher(self) -> nn.Module:
-        """The raw teacher."""
+        """The raw teacher. Raises TeacherError where it is a black box."""
         return load_teacher(self.recipe)
+
+    @property
+    def teacher_weights(self) -> nn.Module | None:
+        """The raw teacher, or None where it is a black box."""
+        return None if self.black_box else self.teacher
+
+    @cached_property
+    def onnx_teacher(self) -> OnnxTeacherModel | None:
+        """The teacher that is an ONNX file; None where it is none."""
+        teacher = self.recipe.teacher
+        return open_onnx_teacher(self.recipe, teacher) if isinstance(teacher, OnnxTeacher) else None
+
+    @cached_property
+    def answers(self) -> Answers:
+        """What the teacher answers to `teacher_inputs`; in torch on the GPU where there is one."""
+        teacher, file = self.recipe.teacher, self.onnx_teacher
+        if isinstance(teacher, EndpointTeacher):
+            return open_endpoint(teacher, self.recipe.out / "cache" / "endpoint.jsonl", self.progress.log).answers
+        collate = self.teacher_preprocessor.collate
+        if file is not None:
+            return lambda examples: file.answers(collate(examples))
+        module = self.task.deployable(self.teacher).eval()
+
+        def ask(examples: Sequence[Any]) -> NDArray[np.float32]:
+            module.to("cuda" if torch.cuda.is_available() else "cpu")
+            with torch.inference_mode():
+                return outputs_of(module, collate(examples)).cpu().numpy()
+
+        return ask
+
+    def teacher_inputs(self, raw: Sequence[Any] | NDArray[Any]) -> list[Any]:
+        """Raw inputs as `answers` takes them: encoded, but for an endpoint, which reads the text itself."""
+        if isinstance(self.recipe.teacher, EndpointTeacher):
+            return list(raw)
+        return self.teacher_preprocessor.encode(raw)
 
     @cached_property
     def teacher_preprocessor(self) -> Preprocessor:
         return self.task.preprocessor(None)
 
     @cached_property
-    def teacher_examples(self) -> list[NDArray[Any]]:
+    def teacher_examples(self) -> list[Any]:
         """The training inputs as the teacher takes them."""
-        return self.teacher_preprocessor.encode(self.data.train)
+        return self.teacher_inputs(self.data.train)
 
     def student(self, folder: Path) -> nn.Module:
         """The deployable student of a folder, in evaluation mode."""
@@ -95,4 +141,4 @@ class Materials:
 
     @property
     def tokenizer_name(self) -> str | None:
-        return None if isinstance(self.recipe.teacher, ModuleTeacher) else "tokenizer.json"
+        return None if isinstance(self.recipe, ImageClassificationRecipe) else "tokenizer.json"

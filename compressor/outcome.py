@@ -119,6 +119,10 @@ def _result(
 
 def _model_results(outcome: Outcome) -> tuple[ModelResult, ...]:
     rows = []
+    if outcome.models.teacher is None:
+        judged = outcome.qualities["teacher"]
+        size = outcome.teacher.parameters
+        rows.append(ModelResult("teacher", "out of reach", size, None, None, judged, judged.agreement))
     for model in outcome.models.onnx:
         quality = outcome.qualities[model.name]
         rows.append(
@@ -130,7 +134,7 @@ def _model_results(outcome: Outcome) -> tuple[ModelResult, ...]:
                 latency=outcome.latencies[model.name],
                 quality=quality,
                 agreement=quality.agreement,
-                parity=outcome.parities[model.name],
+                parity=outcome.parities.get(model.name),
             )
         )
     in_torch = outcome.qualities["student-torch"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from compressor import stages
+from compressor import learning, stages
 from compressor.artifacts import (
     STAGES,
     Bundle,
@@ -23,8 +23,10 @@ from compressor.errors import GateError, UsageError
 from compressor.materials import Materials
 from compressor.outcome import Outcome, measured_on, publish, withdraw
 from compressor.progress import SILENT, Progress
-from compressor.recipe import ClassDistillation, Recipe, portable
+from compressor.recipe import Recipe, portable
+from compressor.recipe_distill import ClassDistillation
 from compressor.recipe_file import read_recipe
+from compressor.recipe_teacher import EndpointTeacher
 from compressor.result import Result
 from compressor.store import Keyed, Run, WorkAhead, key_of, sha256_file
 from compressor.verify.gate import choose
@@ -68,7 +70,7 @@ def compress(
 def assist(recipe: Recipe) -> None:
     """Trains with the process that runs `compress` on the same recipe; for the others that torchrun has started."""
     at = Materials(recipe, SILENT)
-    team.follow(lambda work: stages.share(at, work))
+    team.follow(lambda work: learning.share(at, work))
 
 
 def kept_stages(recipe: Recipe, at: Materials) -> tuple[str, ...]:
@@ -86,19 +88,22 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
 
     teacher = stage("teacher", Teacher, lambda _: stages.teacher(at), (source,), [recipe.teacher, recipe.student])
     graph = [recipe.export, recipe.data.graph(), _text_length(recipe)]
-    big = stage("teacher-onnx", OnnxModel, lambda out: stages.export_teacher(at, out), (source,), graph)
+    # Behind an endpoint there is no model to export: the students are then compared with each other alone.
+    big: Keyed[OnnxModel] | Keyed[None] = Keyed(None, source.key)
+    if not isinstance(recipe.teacher, EndpointTeacher):
+        big = stage("teacher-onnx", OnnxModel, lambda out: stages.export_teacher(at, out), (source,), graph)
     answers = stage(
         "teacher-answers", TeacherSignals, lambda out: stages.teacher_answers(at, big.value, out), (big, held_out)
     )
     shape = [recipe.student, at.fingerprints.get("student")]
     start = stage("student", Student, lambda out: stages.student(at, out), (source, data), shape)
     # The teacher's answers serve every student; what is taken from inside it, those as deep as this one.
-    inside = stages.inside_signals(settings)
+    inside = learning.inside_signals(settings)
     taken = [at.task.views, inside, inside and [getattr(recipe.student, "layers", None), _layers_map(recipe)], _CODE]
     signals = stage(
         "signals",
         TeacherSignals,
-        lambda out: stages.signals(at, start.value, out),
+        lambda out: learning.signals(at, start.value, out),
         (source, data),
         taken,
         keep_partial=True,
@@ -106,10 +111,10 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
     )
 
     def learn(out: Path) -> DistilledStudent:
-        return stages.distill(at, start.value, signals.value, out)
+        return learning.distill(at, start.value, signals.value, out)
 
     def learn_without_teacher(out: Path) -> DistilledStudent:
-        return stages.control(at, start.value, signals.value, out)
+        return learning.control(at, start.value, signals.value, out)
 
     lessons = settings.model_dump(exclude={"control"})
     distilled = stage("distill", DistilledStudent, learn, (start, signals), lessons, keep_partial=True)
@@ -145,7 +150,8 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
 
     found = Outcome(recipe, teacher.value, models, quantized.value.refused, verified.value, timed.value)
     try:
-        decision = choose(models.onnx, found.qualities, found.latencies, found.parities, recipe.gate)
+        candidates = (models.student, *models.quantized)
+        decision = choose(models.teacher, candidates, found.qualities, found.latencies, found.parities, recipe.gate)
     except GateError as error:
         withdraw(found, error, at, run)
         raise

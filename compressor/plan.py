@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,13 @@ from compressor.prediction import predict_bytes
 from compressor.preprocess import by_length
 from compressor.progress import Progress
 from compressor.recipe import Recipe
+from compressor.recipe_teacher import EndpointTeacher
 from compressor.students import blank_student
 
 # Exports, quantization, parity and the bundle, beside what is measured.
 _FIXED_S = 60.0
+# What an endpoint is assumed to take for an answer.
+_ENDPOINT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def make_plan(recipe: Recipe, progress: Progress) -> Plan:
     return Plan(
         task=recipe.task,
         out=str(recipe.out),
-        teacher_parameters=_count(at.teacher),
+        teacher_parameters=_teacher_parameters(at),
         student_parameters=_count(student),
         predicted_onnx_bytes=predict_bytes(at, [student])[0],
         training_examples=rows,
@@ -75,7 +78,9 @@ def plan_lines(plan: Plan) -> list[str]:
     predicted = ", ".join(f"{precision} {size / 1e6:.1f} MB" for precision, size in plan.predicted_onnx_bytes.items())
     return [
         f"task        {plan.task}",
-        f"teacher     {plan.teacher_parameters:,} parameters",
+        f"teacher     {plan.teacher_parameters:,} parameters"
+        if plan.teacher_parameters
+        else "teacher     of unknown size; about one second for each answer is assumed",
         f"student     {plan.student_parameters:,} parameters; predicted ONNX: {predicted}",
         f"training    {plan.steps:,} steps over {plan.training_examples:,} examples",
         f"evaluation  {plan.evaluation_examples:,} examples",
@@ -88,17 +93,15 @@ def plan_lines(plan: Plan) -> list[str]:
 def _rates(at: Materials, student: nn.Module) -> tuple[float, float, int]:
     """Seconds per teacher example, seconds per training step, and the width of the teacher's outputs."""
     batch = at.recipe.distill.batch_size
-    examples = at.teacher_preprocessor.encode(at.data.train[: 5 * batch])
+    raw = at.data.train[: 5 * batch]
+    examples = at.teacher_inputs(raw)
     # Of batches by length, the middle one: its padding is what a step of the real order has on average.
     middle = by_length([len(example) for example in examples], batch)[len(examples) // batch // 2]
+    teacher_s, target = _teacher_rate(at, [examples[i] for i in middle])
     feed = at.teacher_preprocessor.collate([examples[i] for i in middle])
-    teacher = at.task.deployable(at.teacher).eval()
-    with torch.inference_mode():
-        teacher_s, target = _timed(lambda: outputs_of(teacher, feed))
     student_feed = {name: _within(array, student) for name, array in feed.items()}
     module = at.task.deployable(student).train()
     labels = None if at.data.labels is None else torch.from_numpy(at.data.labels[middle])
-    target = target.clone()
 
     def step() -> torch.Tensor:
         value = mixture(Lesson(outputs_of(module, student_feed), target, labels), at.recipe.distill, 0.0)
@@ -106,7 +109,22 @@ def _rates(at: Materials, student: nn.Module) -> tuple[float, float, int]:
         return value
 
     step_s, _ = _timed(step)
-    return teacher_s / batch, step_s, target.shape[1]
+    return teacher_s / len(middle), step_s, target.shape[1]
+
+
+def _teacher_rate(at: Materials, examples: Sequence[Any]) -> tuple[float, torch.Tensor]:
+    """Seconds for these examples, and what the teacher answers; an endpoint, which may cost money, is not asked."""
+    teacher = at.recipe.teacher
+    if isinstance(teacher, EndpointTeacher):
+        each_s = max(60 / (teacher.requests_per_minute or float("inf")), _ENDPOINT_S / teacher.concurrency)
+        return each_s * len(examples), torch.zeros(len(examples), len(teacher.classes))
+    return _timed(lambda: torch.from_numpy(at.answers(examples)))
+
+
+def _teacher_parameters(at: Materials) -> int:
+    if at.onnx_teacher is not None:
+        return at.onnx_teacher.file.parameters
+    return 0 if at.teacher_weights is None else _count(at.teacher_weights)
 
 
 def _within(array: NDArray[Any], student: nn.Module) -> NDArray[Any]:

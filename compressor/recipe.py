@@ -9,70 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field
 
-Permission = Literal["own-model", "license-permits", "written-permission"]
+from compressor.recipe_base import FilePath, Positive, Settings, Share, distinct
+from compressor.recipe_distill import EmbeddingDistillation, ImageDistillation, TextDistillation
+from compressor.recipe_student import EncoderStudent, ImageStudent
+from compressor.recipe_teacher import (
+    ClassifierTeacher,
+    EmbeddingTeacher,
+    ImageTeacher,
+)
+
 Precision = Literal["dynamic-int8", "static-int8"]
-MODULE_PATTERN = r"^[\w./-]+:\w+$"
-
-
-def _share(value: object) -> object:
-    """Accepts 0.02 and "2%"."""
-    if isinstance(value, str) and value.strip().endswith("%"):
-        try:
-            return float(value.strip()[:-1]) / 100
-        except ValueError:
-            return value
-    return value
-
-
-def _path(value: object) -> object:
-    return Path(value) if isinstance(value, str) and value else value
-
-
-FilePath = Annotated[Path, BeforeValidator(_path)]
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, BeforeValidator(_share), Field(ge=0, lt=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-# One weight throughout, or where it begins and where it ends: it goes straight from the one to the other.
-Weight = NotNegative | Annotated[tuple[NotNegative, NotNegative], Field(strict=False)]
-
-
-class Settings(BaseModel):
-    """Unknown keys and wrong types are refused; nothing changes after validation."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class TeacherRights(Settings):
-    """Whose weights these are; each kind of teacher adds where they lie."""
-
-    license: str | None = Field(None, description="licence of the teacher's weights, as an SPDX identifier")
-    permission: Permission | None = Field(
-        None,
-        description="what permits distilling this teacher: own-model, license-permits or written-permission;"
-        " null when a permissive licence does, set here or read from the model card in its folder",
-    )
-    reference: str | None = Field(None, description="where that permission can be read: a file, a URL, a contract")
-
-    @model_validator(mode="after")
-    def _evidence(self) -> TeacherRights:
-        if self.permission == "license-permits" and not self.license:
-            raise ValueError("permission license-permits needs the licence: set teacher.license, such as Apache-2.0")
-        if self.permission == "written-permission" and not self.reference:
-            raise ValueError("permission written-permission needs where it can be read: set teacher.reference")
-        return self
-
-
-class FolderTeacher(TeacherRights):
-    path: FilePath = Field(description="folder in Hugging Face layout: config.json, *.safetensors, tokenizer.json")
-
-
-class ModuleTeacher(TeacherRights):
-    module: str = Field(
-        pattern=MODULE_PATTERN, description="file.py:callable or package.module:callable that returns a torch module"
-    )
-    weights: FilePath = Field(description="its state dict (safetensors)")
 
 
 class Data(Settings):
@@ -116,19 +64,13 @@ class LabelledText(Data):
     max_train: int | None = Field(None, ge=1, description="use at most this many training rows")
 
 
-def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
-    if repeated := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
-        raise ValueError(f"{repeated[0]!r} is named twice")
-    return values
-
-
 class LabelledImages(Data):
     train: FilePath = Field(
         description="training images: .npz with `images` uint8 [N,H,W] or [N,H,W,C] and `labels` [N]"
     )
     eval: FilePath = Field(description="held-out images in the same form")
     size: tuple[Positive, Positive] = Field(strict=False, description="height and width of the images in pixels")
-    classes: Annotated[tuple[str, ...], AfterValidator(_distinct)] = Field(
+    classes: Annotated[tuple[str, ...], AfterValidator(distinct)] = Field(
         min_length=2, strict=False, description="class names, in the order of the labels"
     )
     mean: tuple[float, ...] = Field((0.5,), strict=False, description="per channel, of pixels scaled to 0..1")
@@ -138,166 +80,12 @@ class LabelledImages(Data):
     max_train: int | None = Field(None, ge=1, description="use at most this many training images")
 
 
-class EncoderStudent(Settings):
-    layers: int | Annotated[tuple[int, ...], Field(strict=False, min_length=1)] = Field(
-        2, description="how many of the teacher's layers to keep, or which, from 0"
-    )
-    choose: Literal["spaced", "influence"] = Field(
-        "spaced",
-        description="which layers a number keeps: evenly spaced ones, or the first and those that turn the hidden state"
-        " furthest on the training text",
-    )
-    hidden: int | None = Field(
-        None, ge=8, description="hidden size; the most active dimensions are kept; null keeps all"
-    )
-    heads: int | None = Field(None, ge=1, description="attention heads; null keeps all, or as many as fit hidden")
-    kv_heads: int | None = Field(
-        None, ge=1, description="key-value heads, of grouped-query attention alone; null keeps the teacher's ratio"
-    )
-    ffn: int | None = Field(None, ge=1, description="feed-forward width; the neurons that matter most; null keeps all")
-    importance: Literal["activation", "gradient"] = Field(
-        "activation",
-        description="what dimensions, heads and neurons are chosen by: how large they are on the training text, or how"
-        " much the teacher's output moves with them",
-    )
-    embedding: int | None = Field(
-        None, ge=8, description="width of the token table, with a linear map up to hidden; null is hidden itself"
-    )
-    vocab: int | None = Field(
-        None, ge=256, description="tokens to keep, the most frequent in the training text; null keeps all"
-    )
-    folder: FilePath | None = Field(
-        None, description="an existing student instead: a folder in Hugging Face layout, with its tokenizer.json"
-    )
-    module: str | None = Field(
-        None,
-        pattern=MODULE_PATTERN,
-        description="your own student instead, with the teacher's tokenizer: file.py:callable or"
-        " package.module:callable",
-    )
-    max_length: int = Field(128, ge=8, description="longest input in tokens; longer ones are truncated")
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> EncoderStudent:
-        if self.folder is None and self.module is None:
-            return self
-        given = "folder" if self.folder is not None else "module"
-        sizes = type(self).model_fields.keys() - {"folder", "max_length"} - ({"module"} if given == "module" else set())
-        changed = [name for name in type(self).model_fields if name in sizes and self._differs(name)]
-        if changed:
-            raise ValueError(f"student.{given} is a whole student of its own: leave out {', '.join(changed)}")
-        return self
-
-    def _differs(self, name: str) -> bool:
-        return bool(getattr(self, name) != type(self).model_fields[name].default)
-
-
-class ImageStudent(Settings):
-    widths: tuple[Positive, ...] = Field(
-        (16, 32, 64),
-        min_length=2,
-        strict=False,
-        description="channels of the stem, then of each depthwise-separable block",
-    )
-    strides: tuple[Positive, ...] = Field((2, 2), strict=False, description="stride of each block")
-    module: str | None = Field(
-        None,
-        pattern=MODULE_PATTERN,
-        description="your own student instead: file.py:callable or package.module:callable",
-    )
-
-    @model_validator(mode="after")
-    def _one_stride_per_block(self) -> ImageStudent:
-        if len(self.strides) != len(self.widths) - 1:
-            raise ValueError(
-                f"expected one stride per block, {len(self.widths) - 1} for {len(self.widths)} widths,"
-                f" got {len(self.strides)}"
-            )
-        return self
-
-
-class Distillation(Settings):
-    epochs: int = Field(3, ge=1, description="passes over the training data")
-    batch_size: int = Field(64, ge=2, description="examples per step")
-    learning_rate: float = Field(4e-4, gt=0, description="peak of a linear warm-up and decay (AdamW)")
-    warmup: Share = Field(0.1, description="share of the steps that warm up")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
-    seed: int = Field(0, ge=0, description="seed of the data order and of every random draw")
-    patience: int | None = Field(None, ge=1, description="stop after this many epochs without a better held-out score")
-    accumulate: int = Field(
-        1, ge=1, description="parts of a batch that go through the student one after the other, for less memory"
-    )
-    precision: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="arithmetic of the forward pass; weights, their gradients and the loss stay float32"
-    )
-
-
-class TokenDistillation(Distillation):
-    """What a student can learn from inside a transformer, token by token; teacher and student read the same tokens."""
-
-    hidden_weight: Weight = Field(
-        0.0, description="weight of the relative squared distance between hidden states, after a learned projection"
-    )
-    hidden_layers: dict[int, int] | None = Field(
-        None, description="which of the student's layers learns from which of the teacher's, from 0; null spreads them"
-    )
-    relation_weight: Weight = Field(
-        0.0, description="weight of the relations among queries, keys and values of the last layer (MiniLMv2)"
-    )
-    relation_heads: int = Field(12, ge=1, description="heads that those relations are taken in")
-
-
-class EmbeddingDistillation(TokenDistillation):
-    cosine_weight: Weight = Field(1.0, description="weight of 1 - cosine(student, teacher)")
-    mse_weight: Weight = Field(0.0, description="weight of the squared distance between the embeddings")
-    similarity_weight: Weight = Field(1.0, description="weight of the difference of the in-batch similarity matrices")
-    contrastive_weight: Weight = Field(
-        0.0, description="weight of telling the teacher's embedding of the same text from the others in the batch"
-    )
-    contrastive_temperature: float = Field(0.05, gt=0, description="temperature of that choice")
-
-    @model_validator(mode="after")
-    def _something_to_learn(self) -> EmbeddingDistillation:
-        weights = (
-            self.cosine_weight,
-            self.mse_weight,
-            self.similarity_weight,
-            self.contrastive_weight,
-            self.hidden_weight,
-            self.relation_weight,
-        )
-        if all(weight in (0, (0, 0)) for weight in weights):
-            raise ValueError(
-                "every loss weight is 0: give at least one of cosine_weight, mse_weight, similarity_weight,"
-                " contrastive_weight, hidden_weight, relation_weight"
-            )
-        return self
-
-
-class ClassDistillation(Distillation):
-    temperature: float = Field(
-        4.0, gt=0, description="temperature of both distributions (gradients are scaled by its square)"
-    )
-    hard_weight: float = Field(
-        0.1, ge=0, le=1, description="share of the cross-entropy with the labels; the rest is the teacher's"
-    )
-    control: bool = Field(False, description="also train the same student on the labels alone, and report it beside")
-
-
-class TextDistillation(ClassDistillation, TokenDistillation):
-    pass
-
-
-class ImageDistillation(ClassDistillation):
-    mirror: bool = Field(True, description="train on mirror images too, with the teacher's answer for each")
-
-
 class Export(Settings):
     opset: int = Field(20, ge=18, le=23, description="ONNX operator set")
 
 
 class Quantization(Settings):
-    precisions: Annotated[tuple[Precision, ...], AfterValidator(_distinct)] = Field(
+    precisions: Annotated[tuple[Precision, ...], AfterValidator(distinct)] = Field(
         ("dynamic-int8", "static-int8"),
         strict=False,
         description="candidates beside float32; all are measured, the best ships",
@@ -332,7 +120,7 @@ class _Recipe(Settings):
 
 class SentenceEmbeddingRecipe(_Recipe):
     task: Literal["sentence-embedding"]
-    teacher: FolderTeacher = Field(description="the model to learn from")
+    teacher: EmbeddingTeacher = Field(description="the model to learn from")
     data: TextPairs = Field(description="what to learn on, and what to be judged on")
     student: EncoderStudent = Field(EncoderStudent(), description="cut from the teacher's own weights")
     distill: EmbeddingDistillation = Field(EmbeddingDistillation(), description="how to learn")
@@ -340,7 +128,7 @@ class SentenceEmbeddingRecipe(_Recipe):
 
 class TextClassificationRecipe(_Recipe):
     task: Literal["text-classification"]
-    teacher: FolderTeacher = Field(description="the model to learn from")
+    teacher: ClassifierTeacher = Field(description="the model to learn from")
     data: LabelledText = Field(description="what to learn on, and what to be judged on")
     student: EncoderStudent = Field(EncoderStudent(), description="cut from the teacher's own weights")
     distill: TextDistillation = Field(TextDistillation(), description="how to learn")
@@ -348,7 +136,7 @@ class TextClassificationRecipe(_Recipe):
 
 class ImageClassificationRecipe(_Recipe):
     task: Literal["image-classification"]
-    teacher: ModuleTeacher = Field(description="the model to learn from")
+    teacher: ImageTeacher = Field(description="the model to learn from")
     data: LabelledImages = Field(description="what to learn on, and what to be judged on")
     student: ImageStudent = Field(ImageStudent(), description="a depthwise-separable CNN, or your own module")
     distill: ImageDistillation = Field(ImageDistillation(), description="how to learn")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import difflib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
@@ -23,8 +24,12 @@ _MAX_RECIPE_BYTES = 1_000_000
 _MAX_NESTING = 50
 _MAX_RECIPE_VALUES = 10_000  # aliases of aliases can stand for more values than memory holds
 _PATHS = (
-    ("teacher", "path"), ("teacher", "weights"), ("data", "train"), ("data", "eval"), ("student", "folder"), ("out",),
-)  # fmt: skip
+    *(("teacher", key) for key in ("path", "weights", "onnx", "tokenizer")),
+    ("data", "train"),
+    ("data", "eval"),
+    ("student", "folder"),
+    ("out",),
+)
 _MODULES = (("teacher", "module"), ("student", "module"))
 _ORDER = ("task", "out", "teacher", "data", "student", "distill")
 
@@ -181,12 +186,13 @@ def _describe(error: ValidationError, draft: _Draft, model: type[BaseModel]) -> 
     name = ".".join(map(str, key))
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     place = draft.place(key)
+    holder = _model_at(model, first["loc"][:-1])
     if first["type"] == "extra_forbidden":
-        known = _model_at(model, key[:-1]).model_fields
+        known = holder.model_fields
         hint = _nearest(str(key[-1]), known) or f"; known here: {', '.join(known)}"
         return f"{place}: unknown key {name}{hint}{more}"
     if first["type"] == "missing":
-        field = _model_at(model, key[:-1]).model_fields.get(str(key[-1]))
+        field = holder.model_fields.get(str(key[-1]))
         return f"{place}: missing key {name}{f' ({field.description})' if field else ''}{more}"
     reason = str(first["msg"]).removeprefix("Value error, ")
     got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
@@ -195,17 +201,28 @@ def _describe(error: ValidationError, draft: _Draft, model: type[BaseModel]) -> 
 
 def _is_union_branch(part: str | int) -> bool:
     return isinstance(part, str) and (
-        part in ("int", "str") or part.startswith(("tuple[", "function-", "constrained-"))
+        part in ("int", "str") or part.startswith(("<", "tuple[", "function-", "constrained-"))
     )
 
 
-def _model_at(model: type[BaseModel], key: Key) -> type[BaseModel]:
-    for part in key:
+def _model_at(model: type[BaseModel], place: Key) -> type[BaseModel]:
+    kinds: dict[str, type[BaseModel]] = {}
+    for part in place:
         field = model.model_fields.get(str(part))
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+        if str(part) in kinds:
+            model = kinds[str(part)]
+        elif field is None:
             break
-        model = field.annotation
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            model = field.annotation
+        kinds = _kinds(field) if field else {}
     return model
+
+
+def _kinds(field: FieldInfo) -> dict[str, type[BaseModel]]:
+    """The models that a group of settings may be, by the tag that stands for each in the place of an error."""
+    members = [get_args(member) for member in get_args(field.annotation)]
+    return {extra[0].tag: model for model, *extra in filter(None, members) if extra and isinstance(extra[0], Tag)}
 
 
 def _nearest(word: str, known: Mapping[str, object]) -> str:
@@ -231,14 +248,27 @@ def _template_lines(model: type[BaseModel], indent: str) -> Iterator[str]:
         model.model_fields.items(), key=lambda item: _ORDER.index(item[0]) if item[0] in _ORDER else len(_ORDER)
     )
     for name, field in fields:
-        inner = field.annotation
+        inner, kinds = field.annotation, list(_kinds(field).values())
         if isinstance(inner, type) and issubclass(inner, BaseModel):
+            kinds = [inner]
+        if kinds:
             yield f"\n{indent}{name}:  # {field.description}"
-            yield from _template_lines(inner, indent + "  ")
+            yield from _template_lines(kinds[0], indent + "  ")
+            for other in kinds[1:]:
+                yield from _alternative_lines(other, kinds[0], indent + "  ")
         else:
             yield f"{indent}{name}: {_template_value(name, field)}" + (
                 f"  # {field.description}" if field.description else ""
             )
+
+
+def _alternative_lines(other: type[BaseModel], first: type[BaseModel], indent: str) -> Iterator[str]:
+    """What another kind has that the first has not, commented out."""
+    replaced = [name for name in first.model_fields if name not in other.model_fields]
+    yield f"{indent}# or, instead of {' and '.join(replaced)}:"
+    for name, field in other.model_fields.items():
+        if name not in first.model_fields:
+            yield f"{indent}# {name}: {_template_value(name, field)}  # {field.description}"
 
 
 def _template_value(name: str, field: FieldInfo) -> str:
@@ -253,4 +283,4 @@ def _template_value(name: str, field: FieldInfo) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return f"[{', '.join(map(str, value))}]"
-    return str(value)
+    return json.dumps(value) if isinstance(value, str) and not value.isprintable() else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,34 +24,23 @@ from compressor.artifacts import (
     Quality,
     QuantizedModels,
     Student,
-    TapPair,
     Teacher,
     TeacherSignals,
-    TrainingHistory,
 )
 from compressor.benchmark import BenchmarkSettings, Candidate, latencies_of, measure
 from compressor.bundle.build import GOLDEN_CASES, Contents, write_bundle
 from compressor.distill import (
-    Inputs,
     SignalReader,
-    TrainingData,
-    is_on,
     outputs_of,
-    record_signals,
-    tap_pairs,
-    team,
-    train,
     write_outputs,
 )
-from compressor.errors import StudentError
 from compressor.export import export_onnx
 from compressor.materials import BENCHMARK_INPUTS, Materials
 from compressor.onnxrt import first_outputs
-from compressor.preprocess import Preprocessor, TextPreprocessor, by_length
+from compressor.preprocess import Preprocessor, by_length
 from compressor.quantize import quantize
-from compressor.recipe import ClassDistillation, Distillation, TokenDistillation, portable
-from compressor.store import write_atomic
-from compressor.students import check_student, make_student, write_student
+from compressor.recipe import portable
+from compressor.students import check_student, make_student
 from compressor.teachers import describe_teacher
 from compressor.verify import parity, quality
 
@@ -63,75 +53,41 @@ _EVALUATION_BATCH = 16
 class Models:
     """The ONNX models that are judged and timed together, and the torch student that they come from."""
 
-    teacher: OnnxModel
+    teacher: OnnxModel | None  # None: out of reach
     student: OnnxModel
     quantized: tuple[OnnxModel, ...]
     distilled: DistilledStudent
 
     @property
     def onnx(self) -> tuple[OnnxModel, ...]:
-        return (self.teacher, self.student, *self.quantized)
+        return (*([self.teacher] if self.teacher else []), self.student, *self.quantized)
 
 
 def teacher(at: Materials) -> Teacher:
     """Loads the teacher, records what it is, and refuses a student that cannot be made from it before any work."""
-    check_student(at.recipe, at.teacher)
-    return describe_teacher(at.recipe, at.teacher, at.fingerprints["teacher"])
+    module, file = at.teacher_weights, at.onnx_teacher
+    check_student(at.recipe, module)
+    if module is not None:
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+    else:
+        parameters = file.file.parameters if file else 0
+    return describe_teacher(at.recipe, parameters, at.fingerprints["teacher"])
 
 
 def export_teacher(at: Materials, folder: Path) -> OnnxModel:
-    """The teacher as float32 ONNX: what the student is compared with on the same runtime."""
+    """The teacher as ONNX, float32 unless it came as a file: what the student is compared with on the same runtime."""
+    if at.onnx_teacher is not None:
+        copy = folder / "teacher.onnx"
+        shutil.copyfile(at.onnx_teacher.file.path, copy)
+        return replace(at.onnx_teacher.file, path=copy)
     return _export(at, at.task.deployable(at.teacher), "teacher", at.teacher_preprocessor, folder)
-
-
-def signals(at: Materials, start: Student, folder: Path) -> TeacherSignals:
-    """The teacher's outputs on the training data, and what else of it the student is to learn from."""
-    module = at.task.deployable(at.teacher).eval()
-    inputs = Inputs(at.teacher_examples, at.teacher_preprocessor, at.task.views, at.task.view)
-    settings, inside = at.recipe.distill, inside_signals(at.recipe.distill)
-    pairs: tuple[TapPair, ...] = ()
-    if inside and isinstance(settings, TokenDistillation):
-        pairs = tap_pairs(settings, "hidden" in inside, "relations" in inside, at.student(start.folder), module)
-    return record_signals(module, inputs, pairs, folder, at.progress)
-
-
-def inside_signals(settings: Distillation) -> tuple[str, ...]:
-    """Which signals from inside the teacher have a weight."""
-    if not isinstance(settings, TokenDistillation):
-        return ()
-    weights = {"hidden": settings.hidden_weight, "relations": settings.relation_weight}
-    return tuple(name for name, weight in weights.items() if is_on(weight))
 
 
 def student(at: Materials, folder: Path) -> Student:
     """The untrained student."""
-    made = make_student(at.recipe, at.teacher, at.teacher_examples if at.tokenizer_name else [], folder)
+    made = make_student(at.recipe, at.teacher_weights, at.teacher_examples if at.tokenizer_name else [], folder)
     at.progress.log(f"  {made.parameters:,} parameters: {'; '.join(made.notes)}")
     return made
-
-
-def distill(at: Materials, start: Student, recorded: TeacherSignals, folder: Path) -> DistilledStudent:
-    """Trains the student on the recorded signals."""
-    with team.together(team.Work(start, recorded, False, folder)):
-        history = _train(at, start, recorded, at.recipe.distill, folder)
-    return DistilledStudent(replace(start, folder=folder), history)
-
-
-def control(at: Materials, start: Student, recorded: TeacherSignals, folder: Path) -> DistilledStudent:
-    """The same student, data, steps and seed with the labels alone: what distillation is worth is the difference."""
-    with team.together(team.Work(start, recorded, True, folder)):
-        history = _train(at, start, recorded, _labels_alone(at), folder)
-    return DistilledStudent(replace(start, folder=folder), history)
-
-
-def share(at: Materials, work: team.Work) -> None:
-    """What a process that does not lead does of a training: its part of every batch. It writes nothing."""
-    _train(at, work.start, work.recorded, _labels_alone(at) if work.control else at.recipe.distill, work.folder)
-
-
-def _labels_alone(at: Materials) -> Distillation:
-    assert isinstance(at.recipe.distill, ClassDistillation)
-    return at.recipe.distill.model_copy(update={"hard_weight": 1.0})
 
 
 def export_student(at: Materials, distilled: DistilledStudent, folder: Path) -> OnnxModel:
@@ -147,10 +103,13 @@ def quantize_student(at: Materials, distilled: DistilledStudent, exported: OnnxM
     return quantize(exported, sample, preprocessor, at.recipe.quantize, folder, at.progress)
 
 
-def teacher_answers(at: Materials, exported: OnnxModel, folder: Path) -> TeacherSignals:
-    """The teacher's ONNX outputs on the held-out inputs: the same for every student that it is compared with."""
+def teacher_answers(at: Materials, exported: OnnxModel | None, folder: Path) -> TeacherSignals:
+    """The teacher's outputs on the held-out inputs, in ONNX unless it is a black box: the same for every student."""
     started = time.monotonic()
-    outputs = _onnx_outputs(at, exported, at.teacher_preprocessor)
+    if at.black_box or exported is None:
+        outputs = _black_box_outputs(at)
+    else:
+        outputs = _onnx_outputs(at, exported, at.teacher_preprocessor)
     return write_outputs(outputs, folder, time.monotonic() - started)
 
 
@@ -182,6 +141,8 @@ def benchmark(at: Materials, models: Models) -> Latencies:
             else at.task.preprocessor(models.distilled.student.folder)
         )
         feeds = tuple(own.collate([example]) for example in own.encode(raw))
+        if model is models.teacher and at.onnx_teacher is not None:
+            feeds = tuple(at.onnx_teacher.feed(feed) for feed in feeds)
         candidates.append(Candidate(model.name, model.path, feeds))
     wanted = at.recipe.benchmark
     settings = BenchmarkSettings(threads=wanted.threads, min_samples=wanted.min_samples, budget_s=wanted.budget_s)
@@ -211,44 +172,6 @@ def bundle(at: Materials, models: Models, taught_by: Teacher, judged: Quality, f
     return write_bundle(chosen, contents, at.task.preprocessor(source), target)
 
 
-def _train(
-    at: Materials, start: Student, recorded: TeacherSignals, settings: Distillation, folder: Path
-) -> TrainingHistory:
-    module = at.student(start.folder)
-    preprocessor = at.task.preprocessor(start.folder)
-    examples = preprocessor.encode(at.data.train)
-    aligned = _aligned(at, preprocessor, examples) if recorded.taps else None
-    data = TrainingData(examples, SignalReader(recorded), at.data.labels, at.data.holdout, aligned)
-    history = train(module, at.task, preprocessor, data, settings, folder, at.progress)
-    if team.leads():
-        write_student(next(module.children()), folder)
-        if at.tokenizer_name:
-            write_atomic(folder / at.tokenizer_name, (start.folder / at.tokenizer_name).read_bytes())
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
-    return history
-
-
-def _aligned(at: Materials, preprocessor: Preprocessor, examples: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
-    """bool [examples]: which are the same tokens to teacher and student. Raises StudentError when most are not."""
-    theirs = at.teacher_preprocessor
-    assert isinstance(preprocessor, TextPreprocessor)
-    assert isinstance(theirs, TextPreprocessor)
-    my_tokens, their_tokens = preprocessor.tokens(), theirs.tokens()
-    same = np.array(
-        [
-            np.array_equal(my_tokens[mine], their_tokens[other])
-            for mine, other in zip(examples, at.teacher_examples, strict=True)
-        ]
-    )
-    at.progress.log(f"  {same.mean():.1%} of the texts are the same tokens to teacher and student")
-    if same.mean() <= 0.5:
-        raise StudentError(
-            f"teacher and student cut only {same.mean():.1%} of the texts into the same tokens: learning token by token"
-            " needs the same tokenizer; set hidden_weight and relation_weight to 0, or a larger student.vocab"
-        )
-    return same
-
-
 def _export(at: Materials, module: nn.Module, name: str, preprocessor: Preprocessor, folder: Path) -> OnnxModel:
     feeds = at.task.shape_feeds(preprocessor)
     with torch.inference_mode():
@@ -261,20 +184,23 @@ def _parities(
     at: Materials, models: Models, torch_student: nn.Module, preprocessor: Preprocessor
 ) -> tuple[Parity, ...]:
     raw = at.parity_inputs
-    taught, learnt = at.teacher_preprocessor.encode(raw), preprocessor.encode(raw)
-    teacher_module = at.task.deployable(at.teacher).eval()
-    teacher_parity = parity.compare(
-        "teacher",
-        "teacher in torch",
-        parity.onnx_outputs(models.teacher, at.teacher_preprocessor, taught),
-        parity.torch_outputs(teacher_module, at.teacher_preprocessor, taught),
-        exact=True,
-    )
+    learnt = preprocessor.encode(raw)
+    found = []
+    if models.teacher is not None and not at.black_box:  # a black box was not converted
+        taught = at.teacher_preprocessor.encode(raw)
+        teacher_parity = parity.compare(
+            "teacher",
+            "teacher in torch",
+            parity.onnx_outputs(models.teacher, at.teacher_preprocessor, taught),
+            parity.torch_outputs(at.task.deployable(at.teacher).eval(), at.teacher_preprocessor, taught),
+            exact=True,
+        )
+        found.append(parity.require(teacher_parity))
     exported = parity.onnx_outputs(models.student, preprocessor, learnt)
     student_parity = parity.compare(
         "student", "student in torch", exported, parity.torch_outputs(torch_student, preprocessor, learnt), exact=True
     )
-    found = [parity.require(teacher_parity), parity.require(student_parity)]
+    found.append(parity.require(student_parity))
     for model in models.quantized:
         outputs = parity.onnx_outputs(model, preprocessor, learnt)
         found.append(parity.compare(model.name, "student", outputs, exported, exact=False))
@@ -309,6 +235,18 @@ def _torch_outputs(
             outputs = outputs_of(module, preprocessor.collate([examples[i] for i in batch])).numpy()
             for i, row in zip(batch, outputs, strict=True):
                 rows[i] = row
+    return np.stack(rows)
+
+
+def _black_box_outputs(at: Materials) -> NDArray[np.float32]:
+    """What a black box answers to all held-out inputs."""
+    examples = at.teacher_inputs(at.data.eval_inputs)
+    rows: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(examples)
+    with at.progress.bar("teacher", len(examples), "example") as bar:
+        for batch in by_length([len(example) for example in examples], _EVALUATION_BATCH):
+            for i, row in zip(batch, at.answers([examples[i] for i in batch]), strict=True):
+                rows[i] = row
+            bar.advance(len(batch))
     return np.stack(rows)
 
 

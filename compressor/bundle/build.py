@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from compressor.artifacts import Bundle, OnnxModel, Provenance, Quality
+from compressor.bundle.bom import BOM, dump_bom, ml_bom
 from compressor.bundle.card import model_card
 from compressor.bundle.manifest import (
     BUNDLE_FORMAT_VERSION,
@@ -37,7 +38,7 @@ class Contents:
     """What goes into a bundle beside the model."""
 
     task: str
-    teacher: OnnxModel
+    teacher: OnnxModel | None
     answer: dict[str, Any]
     golden_inputs: Sequence[Any]
     tokenizer: Path | None
@@ -60,6 +61,8 @@ def write_bundle(model: OnnxModel, contents: Contents, preprocessor: Preprocesso
     write_atomic(
         folder / "README.md", model_card(model, contents.task, evidence, contents.lineage, contents.data).encode()
     )
+    bom = ml_bom(model, contents.task, evidence, contents.lineage, contents.data, _entries(folder))
+    write_atomic(folder / BOM, dump_bom(bom))
     exact = model.precision == "float32"
     manifest = Manifest(
         format_version=BUNDLE_FORMAT_VERSION,
@@ -76,15 +79,19 @@ def write_bundle(model: OnnxModel, contents: Contents, preprocessor: Preprocesso
         recipe=contents.recipe,
         evidence=evidence,
         built_with={name: version(name) for name in _BUILT_WITH},
-        files=tuple(
-            FileEntry(path.name, path.stat().st_size, sha256_file(path))
-            for path in sorted(folder.iterdir())
-            if path.name != MANIFEST
-        ),
+        files=_entries(folder),
     )
     text = dump_manifest(manifest)
     write_atomic(folder / MANIFEST, text)
     return Bundle(folder, model.name, sum(entry.bytes for entry in manifest.files), hashlib.sha256(text).hexdigest())
+
+
+def _entries(folder: Path) -> tuple[FileEntry, ...]:
+    return tuple(
+        FileEntry(path.name, path.stat().st_size, sha256_file(path))
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST
+    )
 
 
 def _golden(model: OnnxModel, inputs: Sequence[Any], preprocessor: Preprocessor) -> bytes:
@@ -107,7 +114,7 @@ def _evidence(model: OnnxModel, contents: Contents) -> dict[str, Any]:
     return {
         "parameters": model.parameters,
         "bytes": model.bytes,
-        "teacher_bytes": contents.teacher.bytes,
-        "teacher_parameters": contents.teacher.parameters,
+        "teacher_bytes": contents.teacher.bytes if contents.teacher else None,
+        "teacher_parameters": contents.teacher.parameters if contents.teacher else None,
         "quality": asdict(contents.quality),
     }

@@ -11,7 +11,12 @@ def model_card(model: OnnxModel, task: str, evidence: dict[str, Any], lineage: P
     """Markdown with the front matter that model hubs read. Holds only what was measured or declared."""
     quality = evidence["quality"]
     value, kept = quality["quality"], quality["kept"]
-    smaller = evidence["teacher_bytes"] / model.bytes
+    large = evidence["teacher_bytes"]
+    compared = (
+        f"{large / model.bytes:.1f} times smaller\nthan its teacher's ONNX ({large / 1e6:.1f} MB)"
+        if large is not None
+        else "its teacher out of reach:\nhow large and how fast that is, is unknown"
+    )
     inputs = "\n".join(f"- input `{spec.name}`: {spec.dtype} {list(spec.shape)}" for spec in model.inputs)
     outputs = "\n".join(f"- output `{spec.name}`: {spec.dtype} {list(spec.shape)}" for spec in model.outputs)
     described = "\n".join(f"- {name}: {text}" for name, text in data.items())
@@ -23,8 +28,7 @@ library_name: onnx
 
 # {task} model distilled from {lineage.source}
 
-A student in {model.precision}, {model.bytes / 1e6:.2f} MB of ONNX (opset {model.opset}), {smaller:.1f} times smaller
-than its teacher's float32 ONNX ({evidence["teacher_bytes"] / 1e6:.1f} MB).
+A student in {model.precision}, {model.bytes / 1e6:.2f} MB of ONNX (opset {model.opset}), {compared}.
 
 {quality["metric"]} {value["value"]:.4f} (95% interval {value["low"]:.4f} to {value["high"]:.4f})
 on {quality["examples"]:,} held-out examples:
@@ -42,9 +46,11 @@ on {quality["examples"]:,} held-out examples:
 ## Teacher
 
 - source: {lineage.source}
-- SHA-256: {lineage.sha256}
+- SHA-256: {lineage.sha256 or "unknown: it was reached by its outputs alone"}
 - licence of the weights: {lineage.license or "not stated"}
 - permission to distil: {lineage.permission}{f" ({lineage.reference})" if lineage.reference else ""}
+- terms of service: {lineage.terms or "none stated"}
+- code of the teacher's own: {"allowed to run" if lineage.remote_code else "not run"}
 
 ## Limits
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from compressor.distill import team
+from compressor.distill.batches import steps_per_epoch
 from compressor.distill.cache import SignalReader, intact
 from compressor.distill.mixture import is_on
 from compressor.distill.record import Inputs, outputs_of, record_signals, write_outputs
-from compressor.distill.taps import tap_pairs
-from compressor.distill.training import TrainingData, steps_per_epoch, train
+from compressor.distill.taps import Taps, tap_pairs
+from compressor.distill.training import TrainingData, train
 
 __all__ = [
     "Inputs",
     "SignalReader",
+    "Taps",
     "TrainingData",
     "intact",
     "is_on",

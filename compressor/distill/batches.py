@@ -27,3 +27,16 @@ def epoch_batches(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch:
 def epoch_views(rows: int, views: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Which view of each row an epoch shows: int64 [rows], uniform over 0 .. views-1."""
     return np.random.default_rng((seed, epoch, 1)).integers(0, views, rows)
+
+
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """Full batches of an epoch."""
+    return len(epoch_batches(np.zeros(rows, dtype=np.int64), batch_size, 0, 0))
+
+
+def learning_rate_share(step: int, total: int, warmup: float) -> float:
+    """Linear warm-up over the first `warmup` share of the steps, then linear decay to zero."""
+    rising = max(1, round(total * warmup))
+    if step < rising:
+        return (step + 1) / rising
+    return max(0.0, (total - step) / max(1, total - rising))

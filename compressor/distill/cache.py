@@ -38,6 +38,7 @@ class RowSignals:
 
 
 def shard_file(number: int) -> str:
+    """The name of a shard's file."""
     return f"signals-{number:05}.safetensors"
 
 

@@ -21,12 +21,15 @@ class Learner(nn.Module):
     are compared whatever their width.
     """
 
-    def __init__(self, student: nn.Module, teacher_widths: dict[TapPair, int], feed: Feed) -> None:
+    def __init__(self, student: nn.Module, width: int, teacher_widths: dict[TapPair, int], feed: Feed) -> None:
+        """`width`: of the teacher's outputs; `teacher_widths`: of its taps. Raises StudentError."""
         super().__init__()
         self.student = student
         self._taps = Taps(student, list(dict.fromkeys(pair.student for pair in teacher_widths)), StudentError)
         with torch.inference_mode():
-            student(**_tensors(feed, student))
+            given = student.eval()(**_tensors(feed, student))[0].shape[-1]
+        if given != width:
+            raise StudentError(f"the student gives {given} outputs, its teacher {width}: expected as many")
         widths = {name: value.shape[-1] for name, value in self._taps.take().items()}
         self.projections = nn.ModuleDict()
         for pair, width in teacher_widths.items():

@@ -12,7 +12,8 @@ from compressor.artifacts import TapPair
 from compressor.distill import losses
 from compressor.distill.taps import HIDDEN
 from compressor.kernels import distillation_loss
-from compressor.recipe import ClassDistillation, Distillation, EmbeddingDistillation, TokenDistillation, Weight
+from compressor.recipe_base import Weight
+from compressor.recipe_distill import ClassDistillation, Distillation, EmbeddingDistillation, TokenDistillation
 
 
 @dataclass(frozen=True)

@@ -13,30 +13,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compressor.artifacts import Shard, TapPair, TeacherSignals
+from compressor.artifacts import Shard, TeacherSignals
 from compressor.distill.cache import ROWS, RowSignals, finished_shards, note_shards, write_shard
 from compressor.distill.taps import Taps
 from compressor.errors import TeacherError
-from compressor.preprocess import Feed, Preprocessor, by_length
+from compressor.preprocess import Feed, by_length
 from compressor.progress import Progress
+from compressor.teachers import Answers
 
 _BATCH = 64
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Encoded examples as the teacher takes them. Row `view * len(examples) + i` is example i as `view` shows it."""
+    """Examples as the teacher takes them. Row `view * len(examples) + i` is example i as `view` shows it."""
 
-    examples: Sequence[NDArray[Any]]
-    preprocessor: Preprocessor
+    examples: Sequence[Any]
     views: int
-    view: Callable[[NDArray[Any], int], NDArray[Any]]
+    view: Callable[[Any, int], Any]
 
     @property
     def rows(self) -> int:
         return self.views * len(self.examples)
 
-    def example(self, row: int) -> NDArray[Any]:
+    def example(self, row: int) -> Any:
         return self.view(self.examples[row % len(self.examples)], row // len(self.examples))
 
 
@@ -48,9 +48,9 @@ def outputs_of(module: nn.Module, feed: Feed) -> Tensor:
 
 
 def record_signals(
-    module: nn.Module, inputs: Inputs, taps: Sequence[TapPair], folder: Path, progress: Progress
+    answers: Answers, inputs: Inputs, taps: Taps | None, folder: Path, progress: Progress
 ) -> TeacherSignals:
-    """Writes the outputs of the deployable teacher for every row, and its taps, in shards.
+    """Writes what the teacher answers to every row, and what its taps show meanwhile, in shards.
 
     An interrupted recording continues with the shards that are not whole yet. Raises TeacherError when an output is not
     finite, OSError where the disk has no room.
@@ -58,21 +58,14 @@ def record_signals(
     started = time.monotonic()
     shards = finished_shards(folder)
     counts = {number: min(ROWS, inputs.rows - number * ROWS) for number in range(-(-inputs.rows // ROWS))}
-    if torch.cuda.is_available():
-        module.cuda()
-    reading = Taps(module, list(dict.fromkeys(pair.teacher for pair in taps)), TeacherError)
-    try:
-        with torch.inference_mode(), progress.bar("teacher", inputs.rows, "example") as bar:
-            bar.advance(sum(counts[number] for number in shards))
-            for number in sorted(set(counts) - set(shards)):
-                first = number * ROWS
-                rows = _answers(module, inputs, range(first, first + counts[number]), reading, bar.advance)
-                shards[number] = write_shard(folder, number, rows)
-                note_shards(folder, shards)
-    finally:
-        reading.close()
-        module.cpu()
-    return _sealed(shards, inputs.rows, time.monotonic() - started, tuple(taps))
+    with progress.bar("teacher", inputs.rows, "example") as bar:
+        bar.advance(sum(counts[number] for number in shards))
+        for number in sorted(set(counts) - set(shards)):
+            first = number * ROWS
+            rows = _signals(answers, inputs, range(first, first + counts[number]), taps, bar.advance)
+            shards[number] = write_shard(folder, number, rows)
+            note_shards(folder, shards)
+    return _sealed(shards, inputs.rows, time.monotonic() - started)
 
 
 def write_outputs(outputs: NDArray[np.float32], folder: Path, seconds: float) -> TeacherSignals:
@@ -84,18 +77,18 @@ def write_outputs(outputs: NDArray[np.float32], folder: Path, seconds: float) ->
     return _sealed(shards, len(outputs), seconds)
 
 
-def _sealed(shards: dict[int, Shard], rows: int, seconds: float, taps: tuple[TapPair, ...] = ()) -> TeacherSignals:
-    return TeacherSignals(tuple(shards[number] for number in sorted(shards)), rows, round(seconds, 3), taps)
+def _sealed(shards: dict[int, Shard], rows: int, seconds: float) -> TeacherSignals:
+    return TeacherSignals(tuple(shards[number] for number in sorted(shards)), rows, round(seconds, 3))
 
 
-def _answers(
-    module: nn.Module, inputs: Inputs, rows: range, taps: Taps, advance: Callable[[int], None]
+def _signals(
+    answers: Answers, inputs: Inputs, rows: range, taps: Taps | None, advance: Callable[[int], None]
 ) -> list[RowSignals]:
     examples = [inputs.example(row) for row in rows]
     found: dict[int, RowSignals] = {}
     for batch in by_length([len(example) for example in examples], _BATCH):
-        outputs = outputs_of(module, inputs.preprocessor.collate([examples[i] for i in batch])).float().cpu()
-        values = {name: value.half().cpu() for name, value in taps.take().items()}
+        outputs = torch.from_numpy(answers([examples[i] for i in batch]))
+        values = {name: value.half().cpu() for name, value in taps.take().items()} if taps else {}
         if not all(bool(torch.isfinite(value).all()) for value in (outputs, *values.values())):
             raise TeacherError("the teacher's outputs are not finite on the training data: its weights are damaged")
         for place, i in enumerate(batch):

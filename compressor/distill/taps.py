@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from compressor.artifacts import TapPair
 from compressor.errors import CompressorError, StudentError, TeacherError
-from compressor.recipe import TokenDistillation
+from compressor.recipe_distill import TokenDistillation
 
 HIDDEN, QKV = "hidden", "qkv"
 # The last part of the name of a linear map, by whose authors named it so.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.artifacts import LossPoint, ScorePoint, TrainingHistory
-from compressor.distill.batches import epoch_batches, epoch_views
+from compressor.distill.batches import epoch_batches, epoch_views, learning_rate_share
 from compressor.distill.cache import SignalReader
 from compressor.distill.checkpoint import load_checkpoint, random_states, save_checkpoint, set_random_states
 from compressor.distill.interrupt import Interruption, deferred_interrupt
@@ -28,7 +28,7 @@ from compressor.errors import TrainingError
 from compressor.kernels import selected_implementation
 from compressor.preprocess import Preprocessor, by_length
 from compressor.progress import Bar, Progress
-from compressor.recipe import ClassDistillation, Distillation, EmbeddingDistillation
+from compressor.recipe_distill import ClassDistillation, Distillation, EmbeddingDistillation
 from compressor.tasks import Task
 
 _CHECKPOINT_EVERY_S = 20.0
@@ -69,11 +69,6 @@ class _Progress:
     loss_count: int = 0
 
 
-def steps_per_epoch(rows: int, batch_size: int) -> int:
-    """Full batches of an epoch."""
-    return len(epoch_batches(np.zeros(rows, dtype=np.int64), batch_size, 0, 0))
-
-
 class _Training:
     """One run of the loop over one student. Lives only inside `train`."""
 
@@ -85,7 +80,8 @@ class _Training:
         self._check_split()
         still(module)
         widths = {pair: data.signals.tap_width(pair.teacher) for pair in data.signals.taps}
-        self.student, self.learner = module, Learner(module, widths, preprocessor.collate(data.examples[:1]))
+        feed = preprocessor.collate(data.examples[:1])
+        self.student, self.learner = module, Learner(module, data.signals.width, widths, feed)
         optimizer = torch.optim.AdamW(
             self.learner.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -133,7 +129,9 @@ class _Training:
     def _step(self, batch: NDArray[np.int64], views: NDArray[np.int64], bar: Bar, interruption: Interruption) -> bool:
         """One step over this process's share of the batch. Whether any process was asked to stop."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * _schedule(self.at.step, self.total, self.settings.warmup)
+            group["lr"] = self.settings.learning_rate * learning_rate_share(
+                self.at.step, self.total, self.settings.warmup
+            )
         self.wrapped.train()
         self.optimizer.zero_grad()
         mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
@@ -313,11 +311,3 @@ def _accelerator(settings: Distillation) -> Accelerator:
     on_cpu = not torch.cuda.is_available()
     AcceleratorState._reset_state()  # or a second training in this process could not have another precision
     return Accelerator(cpu=on_cpu, mixed_precision=_MIXED[settings.precision], kwargs_handlers=[unused])
-
-
-def _schedule(step: int, total: int, warmup: float) -> float:
-    """Linear warm-up over the first `warmup` share of the steps, then linear decay to zero."""
-    rising = max(1, round(total * warmup))
-    if step < rising:
-        return (step + 1) / rising
-    return max(0.0, (total - step) / max(1, total - rising))

@@ -13,7 +13,7 @@ from compressor.artifacts import Parity, TrainingHistory
 from compressor.errors import StorageError, missing_extra
 from compressor.report import charts
 from compressor.report.formatting import cosine, duration, megabytes, percent, printable
-from compressor.report.rows import metric_label, rows, summary_line
+from compressor.report.rows import OUT_OF_REACH, metric_label, rows, summary_line
 from compressor.report.trade_off import trade_off
 from compressor.result import Result
 from compressor.store import write_atomic
@@ -145,6 +145,8 @@ def _timing(result: Result) -> str:
         return "Nothing was timed."
     trust = "" if result.timing.valid else f" INVALID: {printable('; '.join(result.timing.reasons))}."
     trust += "".join(f" {printable(warning)}." for warning in result.timing.warnings)
+    if result.models[0].latency is None:
+        trust += f" {OUT_OF_REACH[0].upper()}{OUT_OF_REACH[1:]}: speeds are in relation to the float32 student."
     threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
     return (
         f"Times at batch {latency.batch}, {threads}, {latency.samples:,} samples, {printable(latency.runtime)}, "
@@ -188,7 +190,9 @@ def _facts(result: Result) -> list[tuple[str, list[tuple[str, str]]]]:
         ("License", lineage.license or "none stated"),
         ("Permission", lineage.permission),
         ("Reference", lineage.reference or "none given"),
-        ("SHA-256", lineage.sha256),
+        ("Terms of service", lineage.terms or "none stated"),
+        ("Code of its own", "allowed to run" if lineage.remote_code else "not run"),
+        ("SHA-256", lineage.sha256 or "unknown"),
     ]
     environment = [
         ("Machine", machine.machine),

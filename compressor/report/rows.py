@@ -21,6 +21,8 @@ from compressor.report.formatting import (
 )
 from compressor.result import ModelResult, Result
 
+# Of a teacher behind an endpoint. Speeds are then relative to the first model that was timed, the float32 student.
+OUT_OF_REACH = "the teacher's size and speed unknown"
 CONTROL_NAME = "hard labels only"
 
 
@@ -98,7 +100,7 @@ def summary_line(result: Result) -> str:
     interval = f"95% interval {100 * kept.low:.1f} to {percent(kept.high)}"
     claims = [
         _size_claim(size_ratio(shipped, teacher)),
-        _speed_claim(shipped.latency.speedup) if shipped.latency else "",
+        _speed_claim(shipped.latency.speedup, teacher) if shipped.latency else "",
         f"{percent(kept.value)} of the teacher's {metric_label(result)} ({interval})",
     ]
     return f"{printable(shipped.name)} ships: {', '.join(claim for claim in claims if claim)}"
@@ -117,7 +119,7 @@ def _model_row(model: ModelResult, teacher: ModelResult, ships: bool) -> Row:
         p50=milliseconds(timed.p50_ms) if timed else "",
         p99=shown(timed.p99_ms, milliseconds) if timed else "",
         faster=ratio(timed.speedup.value) if timed else "",
-        faster_bounds=bounds(timed.speedup, ratio) if timed and model is not teacher else "",
+        faster_bounds=bounds(timed.speedup, ratio) if timed and timed.verdict != "baseline" else "",
         throughput=rate(timed.throughput_per_s) if timed else "",
         memory=f"{timed.peak_memory_mib:,.0f}" if timed else "",
         agreement=score(model.agreement),
@@ -146,7 +148,9 @@ def _size_claim(smaller: float | None) -> str:
     return f"{ratio(smaller)} smaller" if smaller > 1 else f"{ratio(1 / smaller)} larger"
 
 
-def _speed_claim(speedup: Interval) -> str:
+def _speed_claim(speedup: Interval, teacher: ModelResult) -> str:
+    if teacher.latency is None:
+        return OUT_OF_REACH
     # An interval that holds 1 supports neither claim, whatever its middle says.
     if speedup.low <= 1 <= speedup.high:
         return "no measurable difference in speed"

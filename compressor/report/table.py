@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from compressor.report.formatting import shorten
-from compressor.report.rows import CONTROL_NAME, Row, metric_label, rows, summary_line
+from compressor.report.rows import CONTROL_NAME, OUT_OF_REACH, Row, baseline, metric_label, rows, summary_line
 from compressor.result import Result
 
 if TYPE_CHECKING:
@@ -109,6 +109,8 @@ def _notes(result: Result) -> list[str]:
     if timed:
         threads = timed[0].threads
         marks.append(f"times at batch {timed[0].batch}, {threads} thread{'s' if threads != 1 else ''}")
+    if timed and baseline(result).latency is None:
+        marks.append(f"{OUT_OF_REACH}: faster is in relation to the float32 student")
     if result.control:
         marks.append(f"{CONTROL_NAME}: the same student without a teacher")
     rows = {model.name for model in result.models}

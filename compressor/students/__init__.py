@@ -24,6 +24,7 @@ from compressor.students.encoder import (
 )
 from compressor.students.existing import load_existing, write_existing
 from compressor.students.separable import SeparableCnn
+from compressor.tasks.text import teacher_tokenizer
 from compressor.teachers.module import build_module
 
 __all__ = [
@@ -44,21 +45,35 @@ def is_derived(recipe: Recipe) -> bool:
     return recipe.student.folder is None and recipe.student.module is None
 
 
-def check_student(recipe: Recipe, teacher: nn.Module) -> None:
-    """Raises StudentError when the recipe's student cannot be built, as far as that is known without the data."""
+def check_student(recipe: Recipe, teacher: nn.Module | None) -> None:
+    """Raises StudentError when the recipe's student cannot be built, as far as that is known without the data.
+
+    `teacher` is None where it is a black box.
+    """
     if isinstance(recipe, ImageClassificationRecipe):
         new_image_student(recipe)
-    elif not is_derived(recipe):
+        return
+    if not is_derived(recipe):
         load_existing(recipe, teacher)
-    else:
-        assert isinstance(teacher, PreTrainedModel)
-        blank_model(teacher, recipe.student, teacher.config.vocab_size)
+        return
+    if teacher is None:
+        raise StudentError(
+            "no student can be cut from a black box; name one with student.folder or student.module,"
+            " or choose a teacher whose weights are in reach"
+        )
+    assert isinstance(teacher, PreTrainedModel)
+    if type(teacher).__module__.startswith("transformers_modules."):
+        raise StudentError("the teacher is built by code of its own folder: no student can be cut from it")
+    blank_model(teacher, recipe.student, teacher.config.vocab_size)
 
 
-def make_student(recipe: Recipe, teacher: nn.Module, training_ids: list[NDArray[np.int64]], folder: Path) -> Student:
+def make_student(
+    recipe: Recipe, teacher: nn.Module | None, training_ids: list[NDArray[np.int64]], folder: Path
+) -> Student:
     """Writes the untrained student into `folder`.
 
-    `training_ids` are the training text's token ids under the teacher's tokenizer; unused for images.
+    `teacher` is None where it is a black box. `training_ids` are the training text's token ids under the teacher's
+    tokenizer; unused for images.
     Raises StudentError, also when the student would not be smaller than its teacher.
     """
     torch.manual_seed(recipe.distill.seed)
@@ -72,8 +87,9 @@ def make_student(recipe: Recipe, teacher: nn.Module, training_ids: list[NDArray[
         student = write_existing(recipe, load_existing(recipe, teacher), folder)
     else:
         assert isinstance(teacher, PreTrainedModel)
-        student = derive_encoder(teacher, recipe.teacher.path / "tokenizer.json", recipe.student, training_ids, folder)
-    if student.parameters >= count(teacher):
+        tokenizer = teacher_tokenizer(recipe)
+        student = derive_encoder(teacher, tokenizer, recipe.student, training_ids, folder)
+    if teacher is not None and student.parameters >= count(teacher):
         raise StudentError(
             f"the student has {student.parameters:,} parameters, its teacher {count(teacher):,}:"
             " choose fewer layers or smaller widths"
@@ -81,14 +97,15 @@ def make_student(recipe: Recipe, teacher: nn.Module, training_ids: list[NDArray[
     return student
 
 
-def blank_student(recipe: Recipe, teacher: nn.Module, training_ids: list[NDArray[np.int64]]) -> nn.Module:
+def blank_student(recipe: Recipe, teacher: nn.Module | None, training_ids: list[NDArray[np.int64]]) -> nn.Module:
     """The student's shape, its weights without meaning: what it would weigh and cost. Raises StudentError."""
     if isinstance(recipe, ImageClassificationRecipe):
         return new_image_student(recipe)
     if not is_derived(recipe):
         return load_existing(recipe, teacher)
+    check_student(recipe, teacher)
     assert isinstance(teacher, PreTrainedModel)
-    trimmed = trimmed_for(teacher.config, recipe.teacher.path / "tokenizer.json", recipe.student, training_ids)
+    trimmed = trimmed_for(teacher.config, teacher_tokenizer(recipe), recipe.student, training_ids)
     return blank_model(teacher, recipe.student, len(trimmed.kept_ids))
 
 

@@ -16,12 +16,15 @@ from compressor.store import write_atomic
 from compressor.students.derive import count
 from compressor.students.encoder import load_student_folder, write_encoder, write_module
 from compressor.students.vocabulary import for_device
+from compressor.tasks.text import teacher_tokenizer
 from compressor.teachers.folder import check_folder
 from compressor.teachers.module import build_module
 
 
-def load_existing(recipe: TextRecipe, teacher: nn.Module) -> nn.Module:
+def load_existing(recipe: TextRecipe, teacher: nn.Module | None) -> nn.Module:
     """The student that the recipe names, with the weights that it comes with. Raises StudentError.
+
+    `teacher` is None where it is a black box, whose width shows only in its answers.
 
     It takes int64 `input_ids` and `attention_mask` [batch, sequence] and gives what the teacher gives: an output with
     `last_hidden_state` float32 [batch, sequence, hidden], or `logits` [batch, classes], as wide as the teacher's.
@@ -40,8 +43,8 @@ def load_existing(recipe: TextRecipe, teacher: nn.Module) -> nn.Module:
         assert spec.module is not None
         student = build_module(spec.module, StudentError)
     name = "logits" if recipe.task == "text-classification" else "last_hidden_state"
-    wanted, given = _output(teacher, name), _output(student, name)
-    if given is None or wanted is None or given.shape[-1] != wanted.shape[-1]:
+    wanted, given = None if teacher is None else _output(teacher, name), _output(student, name)
+    if given is None or (wanted is not None and given.shape[-1] != wanted.shape[-1]):
         found = "none" if given is None else f"one of {given.shape[-1]}"
         width = "" if wanted is None else f" as wide as the teacher's {wanted.shape[-1]}"
         raise StudentError(f"{spec.folder or spec.module}: expected a {name}{width}, found {found}")
@@ -56,7 +59,7 @@ def write_existing(recipe: TextRecipe, student: nn.Module, folder: Path) -> Stud
         write_encoder(student, folder)
     else:
         write_module(student, folder)
-    tokenizer = (spec.folder or recipe.teacher.path) / "tokenizer.json"
+    tokenizer = spec.folder / "tokenizer.json" if spec.folder is not None else teacher_tokenizer(recipe)
     write_atomic(folder / "tokenizer.json", for_device(tokenizer.read_text("utf-8"), spec.max_length).encode())
     named = spec.folder.name if spec.folder is not None else str(spec.module).rpartition("/")[2]
     return Student(folder, count(student), (f"existing student {named}",))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -16,29 +19,100 @@ from compressor.metrics import auroc, mean_cosine
 from compressor.preprocess import Feed, Preprocessor, TextPreprocessor
 from compressor.progress import Progress
 from compressor.recipe import SentenceEmbeddingRecipe, TextPairs
+from compressor.recipe_teacher import OnnxEmbeddingTeacher
 from compressor.tasks.base import TaskData
 from compressor.tasks.tables import read_columns
 from compressor.tasks.text import EDGE_TEXTS, GRAPH_INPUTS, distinct, holdout_size, text_preprocessor, text_shape_feeds
+from compressor.teachers import root_folder
+from compressor.teachers.sentence import Dense, Pooling, SentenceHead, read_head
 
 
 class SentenceEncoder(nn.Module):
-    """An encoder with mean pooling over the tokens and unit length, as sentence-transformers defines them.
+    """An encoder, and how its token vectors become one of unit length, as sentence-transformers defines it.
 
-    input_ids, attention_mask int64 [batch, sequence] -> float32 [batch, hidden].
+    input_ids, attention_mask int64 [batch, sequence], padded on the right -> float32 [batch, width]. The head is the
+    teacher's, for teacher and student alike, and is not trained.
     """
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, head: SentenceHead) -> None:
         super().__init__()
         self.encoder = encoder
+        self.poolings = head.poolings
+        self.layers = nn.ModuleList(
+            _Dense(layer) if isinstance(layer, Dense) else _Normalize() for layer in head.layers
+        )
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
-        # A student narrower than its teacher brings a map to the teacher's width; after the mean it costs one row.
+        mask = attention_mask.to(hidden.dtype)
+        vectors = [_POOL[pooling](hidden, mask) for pooling in self.poolings]
+        # A student narrower than its teacher brings a map to the teacher's width; after pooling it costs one row.
         if (projection := getattr(self.encoder, "output_projection", None)) is not None:
-            pooled = projection(pooled)
-        return (nn.functional.normalize(pooled, dim=-1),)
+            vectors = [projection(vector) for vector in vectors]
+        vector = torch.cat(vectors, dim=-1)
+        for layer in self.layers:
+            vector = layer(vector)
+        # Also where the folder has no such module: the task compares by cosine, and a device by the dot product.
+        return (nn.functional.normalize(vector, dim=-1),)
+
+
+class _Dense(nn.Module):
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: Dense) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.from_numpy(layer.weight), persistent=False)
+        self.register_buffer("bias", None if layer.bias is None else torch.from_numpy(layer.bias), persistent=False)
+        self.activation: nn.Module = getattr(nn, layer.activation)()
+
+    def forward(self, vector: Tensor) -> Tensor:
+        activated: Tensor = self.activation(nn.functional.linear(vector, self.weight, self.bias))
+        return activated
+
+
+class _Normalize(nn.Module):
+    def forward(self, vector: Tensor) -> Tensor:
+        return nn.functional.normalize(vector, dim=-1)
+
+
+def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    return _sum(hidden, mask) / mask.sum(1, keepdim=True).clamp(min=1e-9)
+
+
+def _mean_sqrt(hidden: Tensor, mask: Tensor) -> Tensor:
+    return _sum(hidden, mask) / mask.sum(1, keepdim=True).clamp(min=1e-9).sqrt()
+
+
+def _weighted_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    weight = mask * mask.cumsum(1)  # the first token counts once, the second twice, ...
+    return _sum(hidden, weight) / weight.sum(1, keepdim=True).clamp(min=1e-9)
+
+
+def _maximum(hidden: Tensor, mask: Tensor) -> Tensor:
+    return hidden.masked_fill(mask.unsqueeze(-1) == 0, float("-inf")).amax(1)
+
+
+def _first(hidden: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG001 (padding is on the right)
+    return hidden[:, 0]
+
+
+def _last(hidden: Tensor, mask: Tensor) -> Tensor:
+    return _sum(hidden, mask * (mask.cumsum(1) == mask.sum(1, keepdim=True)))
+
+
+def _sum(hidden: Tensor, weight: Tensor) -> Tensor:
+    return (hidden * weight.unsqueeze(-1)).sum(1)
+
+
+_POOL: dict[Pooling, Callable[[Tensor, Tensor], Tensor]] = {
+    "cls": _first,
+    "max": _maximum,
+    "mean": _mean,
+    "mean_sqrt_len_tokens": _mean_sqrt,
+    "weightedmean": _weighted_mean,
+    "lasttoken": _last,
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +120,11 @@ class SentenceEmbedding:
     recipe: SentenceEmbeddingRecipe
     metric_name = "AUROC"
     views = 1
+
+    @cached_property
+    def _head(self) -> SentenceHead:
+        teacher = self.recipe.teacher
+        return SentenceHead() if isinstance(teacher, OnnxEmbeddingTeacher) else read_head(root_folder(teacher))
 
     def load_data(self, cache: Path, progress: Progress) -> TaskData:
         data = self.recipe.data
@@ -89,7 +168,7 @@ class SentenceEmbedding:
         return inputs, np.array([(row_of[a], row_of[b]) for a, b, _ in judged], dtype=np.int64), truth
 
     def deployable(self, model: nn.Module) -> nn.Module:
-        return SentenceEncoder(model)
+        return SentenceEncoder(model, self._head)
 
     def preprocessor(self, folder: Path | None) -> Preprocessor:
         return text_preprocessor(self.recipe, folder)

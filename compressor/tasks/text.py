@@ -13,6 +13,8 @@ from compressor.artifacts import TensorSpec
 from compressor.errors import TeacherError
 from compressor.preprocess import Feed, TextPreprocessor
 from compressor.recipe import TextRecipe
+from compressor.recipe_teacher import EndpointTeacher, FolderTeacher, HubTeacher
+from compressor.teachers import teacher_folder
 
 GRAPH_INPUTS = [
     TensorSpec("input_ids", "int64", ("batch", "sequence")),
@@ -47,10 +49,20 @@ def holdout_size(rows: int) -> int:
 
 def text_preprocessor(recipe: TextRecipe, folder: Path | None) -> TextPreprocessor:
     """Of a student's folder, or of the teacher. Raises TeacherError where the teacher has no tokenizer.json."""
-    tokenizer = (folder or recipe.teacher.path) / "tokenizer.json"
+    tokenizer = folder / "tokenizer.json" if folder else teacher_tokenizer(recipe)
     if folder is None and not tokenizer.is_file():
-        raise TeacherError(f"{recipe.teacher.path}: expected a tokenizer.json in the teacher's folder, found none")
+        raise TeacherError(f"{tokenizer.parent}: expected a tokenizer.json in the teacher's folder, found none")
     return TextPreprocessor(tokenizer, recipe.student.max_length)
+
+
+def teacher_tokenizer(recipe: TextRecipe) -> Path:
+    """The teacher's tokenizer.json. Raises TeacherError for an endpoint, which has none that can be seen."""
+    teacher = recipe.teacher
+    if isinstance(teacher, FolderTeacher | HubTeacher):
+        return teacher_folder(teacher) / "tokenizer.json"
+    if isinstance(teacher, EndpointTeacher):
+        raise TeacherError("an endpoint's tokenizer cannot be had; only its answers can")
+    return teacher.tokenizer
 
 
 def text_shape_feeds(preprocessor: TextPreprocessor, max_length: int) -> list[Feed]:

@@ -17,9 +17,11 @@ from compressor.metrics import accuracy
 from compressor.preprocess import Feed, Preprocessor, TextPreprocessor
 from compressor.progress import Progress
 from compressor.recipe import TextClassificationRecipe
+from compressor.recipe_teacher import EndpointTeacher, OnnxClassifierTeacher
 from compressor.tasks.base import TaskData
 from compressor.tasks.tables import read_columns
 from compressor.tasks.text import EDGE_TEXTS, GRAPH_INPUTS, holdout_size, text_preprocessor, text_shape_feeds
+from compressor.teachers import teacher_folder
 
 
 class TextClassifier(nn.Module):
@@ -66,13 +68,14 @@ class TextClassification:
 
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the teacher's logits. Raises TeacherError."""
-        config = self.recipe.teacher.path / "config.json"
+        teacher = self.recipe.teacher
+        if isinstance(teacher, OnnxClassifierTeacher | EndpointTeacher):
+            return teacher.classes
+        config = teacher_folder(teacher) / "config.json"
         try:
             id2label = json.loads(config.read_text(encoding="utf-8")).get("id2label")
         except (OSError, ValueError, AttributeError):
-            raise TeacherError(
-                f"{self.recipe.teacher.path}: expected a Hugging Face folder with a config.json"
-            ) from None
+            raise TeacherError(f"{config}: expected a JSON object as Hugging Face writes it") from None
         if not isinstance(id2label, dict) or not id2label or not all(key.isdecimal() for key in id2label):
             raise TeacherError(f"{config}: expected id2label with the class names by number, found none")
         return tuple(str(id2label[key]) for key in sorted(id2label, key=int))

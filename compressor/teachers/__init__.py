@@ -1,78 +1,107 @@
-"""Teachers: one file per kind. Here: which kind a recipe names, and whose it is."""
+"""Teachers: one file per kind. Here: which kind a recipe names, what it is, and where its parts lie."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from compressor.artifacts import Provenance, Teacher
 from compressor.errors import TeacherError
-from compressor.recipe import FolderTeacher, ImageClassificationRecipe, Recipe
+from compressor.recipe import Recipe
+from compressor.recipe_teacher import EndpointTeacher, FolderTeacher, HubTeacher, ModuleTeacher, OnnxTeacher
 from compressor.store import key_of, sha256_file, sha256_tree
-from compressor.teachers.folder import card_license, check_folder, load_folder
+from compressor.teachers.folder import check_folder, load_folder
+from compressor.teachers.hub import hub_commit, hub_folder
 from compressor.teachers.module import load_module, source_file
+from compressor.teachers.onnx_file import check_onnx_file
+from compressor.teachers.rights import rights
+from compressor.teachers.sentence import encoder_folder
 
-__all__ = ["describe_teacher", "fingerprint", "load_teacher", "rights"]
+__all__ = ["Answers", "describe_teacher", "fingerprint", "load_teacher", "rights", "root_folder", "teacher_folder"]
 
-# Licences (SPDX, lower case) that permit derived works without asking.
-PERMISSIVE = {
-    "apache-2.0",
-    "bsd-2-clause",
-    "bsd-3-clause",
-    "cc-by-4.0",
-    "cc0-1.0",
-    "isc",
-    "mit",
-    "unlicense",
-}
+# What a teacher answers to examples, in any number: float32 [examples, width], logits or embeddings.
+Answers = Callable[[Sequence[Any]], NDArray[np.float32]]
 
 
 def load_teacher(recipe: Recipe) -> nn.Module:
-    """The raw teacher model, float32, in evaluation mode, without gradients. Raises TeacherError."""
-    if isinstance(recipe, ImageClassificationRecipe):
-        model: nn.Module = load_module(recipe.teacher.module, recipe.teacher.weights)
+    """The raw teacher model, float32, in evaluation mode, without gradients. Raises TeacherError.
+
+    Only for teachers whose weights are in reach: folders, the hub, torch modules.
+    """
+    teacher = recipe.teacher
+    if isinstance(teacher, ModuleTeacher):
+        model: nn.Module = load_module(teacher.module, teacher.weights)
+    elif isinstance(teacher, FolderTeacher | HubTeacher):
+        model = load_folder(
+            teacher_folder(teacher),
+            recipe.task,
+            recipe.student.max_length,  # type: ignore[union-attr]  # of text: images have no such teacher
+            remote_code=teacher.trust_remote_code,
+        )
     else:
-        model = load_folder(recipe.teacher.path, recipe.task, recipe.student.max_length)
+        raise TeacherError("a black box has no weights to load; only its outputs can be had")
     return model.requires_grad_(False)
 
 
+def root_folder(teacher: FolderTeacher | HubTeacher) -> Path:
+    """The folder that a teacher is; fetched from the hub where it has to be. Raises TeacherError."""
+    return hub_folder(teacher) if isinstance(teacher, HubTeacher) else teacher.path
+
+
+def teacher_folder(teacher: FolderTeacher | HubTeacher) -> Path:
+    """Where the model of a folder lies: config.json, weights, tokenizer.json. Raises TeacherError."""
+    folder = encoder_folder(root_folder(teacher))
+    check_folder(folder)
+    return folder
+
+
 def fingerprint(recipe: Recipe) -> str:
-    """SHA-256 over everything that makes the teacher what it is. Raises TeacherError."""
+    """SHA-256 over everything that makes the teacher's answers what they are. Raises TeacherError."""
     teacher = recipe.teacher
-    if isinstance(teacher, FolderTeacher):
-        check_folder(teacher.path)
-        return sha256_tree(teacher.path)
+    if isinstance(teacher, FolderTeacher | HubTeacher):
+        teacher_folder(teacher)
+        return sha256_tree(root_folder(teacher))
+    if isinstance(teacher, OnnxTeacher):
+        check_onnx_file(teacher.onnx)
+        tokenizer: Path | None = getattr(teacher, "tokenizer", None)
+        if tokenizer is not None and not tokenizer.is_file():
+            raise TeacherError(f"{tokenizer}: expected the teacher's tokenizer.json, found none")
+        read = teacher.model_dump(include={"output", "gives", "classes"})
+        return key_of(sha256_file(teacher.onnx), tokenizer and sha256_file(tokenizer), read)
+    if isinstance(teacher, EndpointTeacher):
+        return key_of(
+            teacher.model_dump(
+                include={"endpoint", "model", "classes", "prompt", "top_logprobs", "label_probability", "max_tokens"}
+            )
+        )
     if not teacher.weights.is_file():
         raise TeacherError(f"{teacher.weights}: expected the teacher's weights (safetensors), found none")
     return key_of(sha256_file(teacher.weights), sha256_file(source_file(teacher.module, TeacherError)))
 
 
-def describe_teacher(recipe: Recipe, model: nn.Module, sha256: str) -> Teacher:
-    """What is recorded of the teacher: its size, whose it is, what permits its use. Raises TeacherError as `rights`."""
-    teacher = recipe.teacher
-    license_, permission, reference = rights(recipe)
-    folder = isinstance(teacher, FolderTeacher)
-    source = teacher.path.name if isinstance(teacher, FolderTeacher) else teacher.module.rpartition("/")[2]
-    return Teacher(
-        kind="folder" if folder else "module",
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        provenance=Provenance(source, sha256, license_, permission, reference),
-    )
+def describe_teacher(recipe: Recipe, parameters: int, sha256: str) -> Teacher:
+    """What is recorded of the teacher: its size, whose it is, what permits its use. Raises TeacherError as `rights`.
 
-
-def rights(recipe: Recipe) -> tuple[str | None, str, str | None]:
-    """Licence, permission and where it can be read: as declared, else by a permissive licence in the teacher's folder.
-
-    Raises TeacherError when nothing permits distilling this teacher.
+    `parameters` is 0 where that is unknown; `sha256` is the teacher's `fingerprint`.
     """
-    teacher = recipe.teacher
-    if teacher.permission is not None:
-        return teacher.license, teacher.permission, teacher.reference
-    card = card_license(teacher.path) if isinstance(teacher, FolderTeacher) else None
-    found = teacher.license or card
-    if found is not None and found.lower() in PERMISSIVE:
-        return found, "license-permits", teacher.reference or ("model card in the teacher's folder" if card else None)
-    raise TeacherError(
-        f"teacher.permission: expected what permits distilling this teacher, found {found or 'no licence'}"
-        " in the recipe or the teacher's model card; set own-model, license-permits or written-permission"
-        " (on the command line: --own-model, --license)"
-    )
+    teacher, own = recipe.teacher, rights(recipe)
+    hash_: str | None = sha256
+    if isinstance(teacher, FolderTeacher):
+        kind, source = "folder", teacher.path.name
+    elif isinstance(teacher, HubTeacher):
+        kind, source = "hub", f"{teacher.hub}@{hub_commit(teacher)}"
+    elif isinstance(teacher, OnnxTeacher):
+        kind, source, hash_ = "onnx", teacher.onnx.name, sha256_file(teacher.onnx)
+    elif isinstance(teacher, EndpointTeacher):
+        kind, source, hash_ = "endpoint", f"{teacher.model} at {urlsplit(teacher.endpoint).hostname}", None
+    else:
+        kind, source = "module", teacher.module.rpartition("/")[2]
+    remote_code = isinstance(teacher, FolderTeacher | HubTeacher) and teacher.trust_remote_code
+    lineage = Provenance(source, hash_, own.license, own.permission, own.reference, own.terms, remote_code)
+    return Teacher(kind, parameters, lineage)

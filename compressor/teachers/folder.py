@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -43,17 +42,18 @@ def card_license(path: Path) -> str | None:
     return match.group(1) if match else None
 
 
-def load_folder(path: Path, task: str, max_length: int) -> PreTrainedModel:
-    """The model of a folder, float32, in evaluation mode. Raises TeacherError, also when `max_length` is too long."""
+def load_folder(path: Path, task: str, max_length: int, *, remote_code: bool = False) -> PreTrainedModel:
+    """The model of a folder, float32, in evaluation mode. Raises TeacherError, also when `max_length` is too long.
+
+    `remote_code` lets code in the folder run. Weights are read from safetensors alone.
+    """
     check_folder(path)
-    if task == "sentence-embedding":
-        _check_pooling(path)
     model_class: Any = TasksManager.get_model_class_for_task(OPTIMUM_TASK[task], framework="pt")
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model, loading = model_class.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            path, local_files_only=True, use_safetensors=True, trust_remote_code=remote_code, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise TeacherError(f"{path}: transformers does not load it: {str(error).strip().splitlines()[0]}") from None
@@ -70,22 +70,6 @@ def load_folder(path: Path, task: str, max_length: int) -> PreTrainedModel:
     model = model.float().eval()
     assert isinstance(model, PreTrainedModel)
     return model
-
-
-def _check_pooling(path: Path) -> None:
-    """sentence-transformers notes here how token vectors become one; this project does it by their mean."""
-    note = path / "1_Pooling" / "config.json"
-    if not note.is_file():
-        return
-    try:
-        modes = json.loads(note.read_text(encoding="utf-8"))
-        chosen = [name for name, on in modes.items() if name.startswith("pooling_mode") and on is True]
-    except (ValueError, AttributeError):
-        raise TeacherError(f"{note}: expected a JSON object that names the pooling") from None
-    if chosen not in ([], ["pooling_mode_mean_tokens"]):
-        raise TeacherError(
-            f"{path}: pools by {', '.join(chosen)}; expected pooling_mode_mean_tokens, the one supported"
-        )
 
 
 def _longest_input(model: PreTrainedModel) -> int | None:

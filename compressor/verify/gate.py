@@ -13,7 +13,8 @@ MIN_EXAMPLES = 30
 
 
 def choose(
-    models: Sequence[OnnxModel],
+    teacher: OnnxModel | None,
+    candidates: Sequence[OnnxModel],
     qualities: Mapping[str, Quality],
     latencies: Mapping[str, Latency],
     parities: Mapping[str, Parity],
@@ -21,11 +22,12 @@ def choose(
 ) -> GateDecision:
     """The candidate with the largest (times smaller) x (times faster) among those that pass.
 
-    `models` are the teacher, the float32 student, and the quantized ones, in this order; the mappings go by name.
+    `teacher` is None where its size and speed are unknown: what the float32 student was made into is then compared
+    with it. `candidates` are the float32 student, then the quantized ones; the mappings go by name.
     Raises GateError naming the closest candidate when none passes.
     """
-    teacher, student, *_ = models
-    candidates = models[1:]
+    student = candidates[0]
+    whole = teacher or student
     passed_over: list[RefusedModel] = []
     passing: list[OnnxModel] = []
     for model in candidates:
@@ -39,20 +41,20 @@ def choose(
         raise GateError(_nothing_passes(qualities, candidates, objections, gate), objections)
 
     def gain(model: OnnxModel) -> float:
-        return teacher.bytes / model.bytes * latencies[model.name].speedup.value
+        return whole.bytes / model.bytes * latencies[model.name].speedup.value
 
     best = max(passing, key=gain)
     passed_over += [
-        RefusedModel(model.name, f"passes, but gains less: {_gain_words(teacher, model, latencies)}")
+        RefusedModel(model.name, f"passes, but gains less: {_gain_words(teacher, student, model, latencies)}")
         for model in passing
         if model is not best
     ]
-    return GateDecision(best.name, _gain_words(teacher, best, latencies), tuple(passed_over))
+    return GateDecision(best.name, _gain_words(teacher, student, best, latencies), tuple(passed_over))
 
 
 def _objection(
     model: OnnxModel,
-    teacher: OnnxModel,
+    teacher: OnnxModel | None,
     student: OnnxModel,
     quality: Quality,
     latencies: Mapping[str, Latency],
@@ -65,7 +67,7 @@ def _objection(
     if not kept >= 1 - gate.max_drop:  # also when it is NaN
         least = f"at least {1 - gate.max_drop:.1%} must be kept"
         return f"keeps {_kept_words(quality)} of the teacher's {quality.metric}; {least}"
-    if model.bytes >= teacher.bytes:
+    if teacher is not None and model.bytes >= teacher.bytes:
         return f"not smaller than its teacher: {model.bytes:,} bytes against {teacher.bytes:,}"
     if not parity.holds:
         return f"departs from {parity.reference}: mean cosine {parity.mean_cosine:.4f}, expected {parity.bound}"
@@ -102,6 +104,13 @@ def _kept_words(quality: Quality) -> str:
     return f"{quality.kept.value:.1%} (95% interval {quality.kept.low:.1%} to {quality.kept.high:.1%})"
 
 
-def _gain_words(teacher: OnnxModel, model: OnnxModel, latencies: Mapping[str, Latency]) -> str:
+def _gain_words(
+    teacher: OnnxModel | None, student: OnnxModel, model: OnnxModel, latencies: Mapping[str, Latency]
+) -> str:
     speed = latencies[model.name].speedup.value
-    return f"{teacher.bytes / model.bytes:.1f} times smaller and {speed:.1f} times faster than its teacher"
+    if teacher is not None:
+        return f"{teacher.bytes / model.bytes:.1f} times smaller and {speed:.1f} times faster than its teacher"
+    unknown = "the teacher's size and speed are unknown"
+    if model is student:
+        return f"the float32 student; {unknown}"
+    return f"{student.bytes / model.bytes:.1f} times smaller and {speed:.1f} times faster than in float32; {unknown}"

@@ -109,7 +109,15 @@ def test_the_same_inputs_give_the_same_bytes(
     again = write_text_bundle(embedder_onnx, tokenizer_file, tmp_path / "deep-er")
     names = sorted(p.name for p in text_bundle.iterdir())
     assert names == sorted(p.name for p in again.iterdir())
-    assert names == ["README.md", "golden.npz", "golden_texts.json", "manifest.json", "model.onnx", "tokenizer.json"]
+    assert names == [
+        "README.md",
+        "bom.cdx.json",
+        "golden.npz",
+        "golden_texts.json",
+        "manifest.json",
+        "model.onnx",
+        "tokenizer.json",
+    ]
     for name in names:
         assert (text_bundle / name).read_bytes() == (again / name).read_bytes(), name
         assert str(tmp_path).encode() not in (again / name).read_bytes(), name
@@ -118,7 +126,7 @@ def test_the_same_inputs_give_the_same_bytes(
 def test_a_good_bundle_passes_wherever_it_lies(text_bundle: Path, image_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(text_bundle, tmp_path / "elsewhere")
     check = verify_bundle(tmp_path / "elsewhere")
-    assert (check.cases, check.files) == (len(TEXTS), 5)
+    assert (check.cases, check.files) == (len(TEXTS), 6)
     assert check.min_cosine == pytest.approx(1, abs=1e-6)
     assert check.max_abs_error == 0
     assert verify_bundle(image_bundle).cases == 4
@@ -133,7 +141,7 @@ def test_the_manifest_reads_back_as_it_was_written(text_bundle: Path) -> None:
     assert "0.9000 (95% interval 0.8800 to 0.9200)" in card
 
 
-FILES = ["README.md", "golden.npz", "golden_texts.json", "model.onnx", "tokenizer.json"]
+FILES = ["README.md", "bom.cdx.json", "golden.npz", "golden_texts.json", "model.onnx", "tokenizer.json"]
 
 
 @pytest.mark.parametrize("name", FILES)

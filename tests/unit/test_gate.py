@@ -27,10 +27,12 @@ STUDENT = Model("student", 30, 4.0)
 INT8 = Model("student-int8", 8, 3.0)
 
 
-def decide(*models: Model, gate: Gate | None = None) -> GateDecision:
+def decide(*models: Model, gate: Gate | None = None, seen: bool = True) -> GateDecision:
     chosen = (TEACHER, *models)
+    teacher, *candidates = (OnnxModel(m.name, "", Path(m.name), m.megabytes * 10**6, 1, 20, (), ()) for m in chosen)
     return choose(
-        [OnnxModel(m.name, "", Path(m.name), m.megabytes * 10**6, 1, 20, (), ()) for m in chosen],
+        teacher if seen else None,
+        candidates,
         {m.name: Quality(m.name, "AUROC", Interval(0.9, 0.89, 0.91), kept(m), 0.9, 100) for m in chosen},
         {m.name: latency(m) for m in chosen},
         {m.name: Parity(m.name, "student", 9, 0.1, 0.5, None, m.parity, "mean cosine >= 0.9") for m in chosen},
@@ -140,3 +142,15 @@ def test_a_permitted_drop_of_nothing() -> None:
     assert decide(Model("student", 30, 4.0, (1.0, 1.0)), gate=Gate(max_drop=0.0)).shipped == "student"
     with pytest.raises(GateError):
         decide(Model("student", 30, 4.0, (0.999, 0.999)), gate=Gate(max_drop=0.0))
+
+
+def test_a_teacher_out_of_reach_is_no_measure() -> None:
+    """Its size and speed are unknown: float32 is what int8 is compared with, and no word claims more."""
+    decision = decide(STUDENT, INT8, seen=False)
+    assert decision.shipped == "student-int8"
+    assert decision.reason.startswith("3.8 times smaller and 3.3 times faster than in float32")
+    assert decision.reason.endswith("the teacher's size and speed are unknown")
+    large = Model("student", 500, 4.0)
+    assert decide(large, seen=False).reason == "the float32 student; the teacher's size and speed are unknown"
+    with pytest.raises(GateError):
+        decide(large)

@@ -16,7 +16,7 @@ from compressor.distill.losses import (
     relation_loss,
 )
 from compressor.distill.mixture import Lesson, held_out_score, mixture, weight_at
-from compressor.recipe import ClassDistillation, Distillation, EmbeddingDistillation
+from compressor.recipe_distill import ClassDistillation, Distillation, EmbeddingDistillation
 
 
 def unit(seed: int, rows: int = 6, width: int = 5) -> torch.Tensor:

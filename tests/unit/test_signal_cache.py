@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,16 +13,17 @@ import torch
 from numpy.typing import NDArray
 from transformers import BertModel
 
-from compressor.artifacts import TapPair, TeacherSignals
-from compressor.distill import Inputs, SignalReader, intact, record_signals, write_outputs
+from compressor.artifacts import TeacherSignals
+from compressor.distill import Inputs, SignalReader, Taps, intact, outputs_of, record_signals, write_outputs
 from compressor.distill import cache as cache_module
 from compressor.errors import TeacherError
 from compressor.preprocess import TextPreprocessor
 from compressor.progress import SILENT
 from compressor.tasks.sentence_embedding import SentenceEncoder
+from compressor.teachers.sentence import SentenceHead
 
 ROWS_OF_A_SHARD = 8
-PAIRS = (TapPair("hidden.0", "hidden.1"), TapPair("qkv.0", "qkv.3"))
+TAPS = ("hidden.1", "qkv.3")
 
 
 @pytest.fixture(autouse=True)
@@ -34,34 +36,42 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def inputs(tokenizer_file: Path) -> Inputs:
     preprocessor = TextPreprocessor(tokenizer_file, 16)
     texts = ["the cat", "a dog runs on the green mat", "house"] * 7
-    return Inputs(preprocessor.encode(texts), preprocessor, 1, lambda example, _: example)
+    return Inputs(preprocessor.encode(texts), 1, lambda example, _: example)
 
 
-class Counting(SentenceEncoder):
-    """Counts the rows that it sees; stops like a process that is killed when there have been too many."""
+class Counting:
+    """Answers as the deployable teacher does; counts the rows, and stops like a killed process when there are many."""
 
-    def __init__(self, encoder: torch.nn.Module, most: int = 10**9) -> None:
-        super().__init__(encoder)
-        self.seen, self.most = 0, most
+    def __init__(self, encoder: BertModel, tokenizer_file: Path, most: int = 10**9, factor: float = 1.0) -> None:
+        self.module = SentenceEncoder(encoder, SentenceHead())
+        self.preprocessor = TextPreprocessor(tokenizer_file, 16)
+        self.seen, self.most, self.factor = 0, most, factor
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor]:
-        self.seen += len(input_ids)
+    def __call__(self, examples: Sequence[Any]) -> NDArray[np.float32]:
+        self.seen += len(examples)
         if self.seen > self.most:
             raise KeyboardInterrupt
-        return super().forward(input_ids, attention_mask)
+        with torch.inference_mode():
+            return outputs_of(self.module, self.preprocessor.collate(examples)).numpy() * np.float32(self.factor)
+
+    def record(self, inputs: Inputs, folder: Path) -> TeacherSignals:
+        folder.mkdir(exist_ok=True)
+        taps = Taps(self.module, TAPS, TeacherError)
+        try:
+            return record_signals(self, inputs, taps, folder, SILENT)
+        finally:
+            taps.close()
 
 
-def recorded(bert: BertModel, inputs: Inputs, folder: Path) -> TeacherSignals:
-    folder.mkdir(exist_ok=True)
-    return record_signals(Counting(bert), inputs, PAIRS, folder, SILENT)
-
-
-def test_what_is_read_is_what_the_teacher_said(bert: BertModel, inputs: Inputs, tmp_path: Path) -> None:
+def test_what_is_read_is_what_the_teacher_said(
+    bert: BertModel, tokenizer_file: Path, inputs: Inputs, tmp_path: Path
+) -> None:
     """Each row alone through transformers, with its own hidden states."""
-    signals = recorded(bert, inputs, tmp_path / "a")
+    signals = Counting(bert, tokenizer_file).record(inputs, tmp_path / "a")
     assert len(signals.shards) == 3
     reader = SignalReader(signals)
-    assert (reader.rows, reader.width, reader.taps) == (21, 32, PAIRS)
+    assert (reader.rows, reader.width) == (21, 32)
+    assert [reader.tap_width(name) for name in TAPS] == [32, 96]
     rows = np.array([0, 9, 20, 7])
     outputs, hidden = reader.outputs(rows), reader.tokens("hidden.1", rows, 16)
     for place, row in enumerate(rows):
@@ -78,15 +88,14 @@ def test_what_is_read_is_what_the_teacher_said(bert: BertModel, inputs: Inputs, 
 
 
 def test_an_interrupted_recording_continues_with_the_next_shard(
-    bert: BertModel, inputs: Inputs, tmp_path: Path
+    bert: BertModel, tokenizer_file: Path, inputs: Inputs, tmp_path: Path
 ) -> None:
-    whole = recorded(bert, inputs, tmp_path / "whole")
+    whole = Counting(bert, tokenizer_file).record(inputs, tmp_path / "whole")
     cut = tmp_path / "cut"
-    cut.mkdir()
     with pytest.raises(KeyboardInterrupt):
-        record_signals(Counting(bert, ROWS_OF_A_SHARD + 3), inputs, PAIRS, cut, SILENT)
-    again = Counting(bert)
-    resumed = record_signals(again, inputs, PAIRS, cut, SILENT)
+        Counting(bert, tokenizer_file, ROWS_OF_A_SHARD + 3).record(inputs, cut)
+    again = Counting(bert, tokenizer_file)
+    resumed = again.record(inputs, cut)
     assert again.seen == inputs.rows - ROWS_OF_A_SHARD
     assert [shard.sha256 for shard in resumed.shards] == [shard.sha256 for shard in whole.shards]
 
@@ -97,9 +106,9 @@ def flip(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [flip, lambda content: content[:-1], lambda _: b""], ids=["flip", "cut", "empty"])
 def test_a_damaged_shard_is_found_and_alone_made_again(
-    bert: BertModel, inputs: Inputs, tmp_path: Path, damage: Callable[[bytes], bytes]
+    bert: BertModel, tokenizer_file: Path, inputs: Inputs, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
-    signals = recorded(bert, inputs, tmp_path / "signals-1")
+    signals = Counting(bert, tokenizer_file).record(inputs, tmp_path / "signals-1")
     path = signals.shards[1].path
     path.write_bytes(damage(path.read_bytes()))
     assert [intact(shard) for shard in signals.shards] == [True, False, True]
@@ -107,14 +116,16 @@ def test_a_damaged_shard_is_found_and_alone_made_again(
         TeacherError, match=r"signals-00001\.safetensors: the recorded .* damaged; run again with --from"
     ):
         SignalReader(signals)
-    again = Counting(bert)
-    mended = record_signals(again, inputs, PAIRS, tmp_path / "signals-1", SILENT)
+    again = Counting(bert, tokenizer_file)
+    mended = again.record(inputs, tmp_path / "signals-1")
     assert again.seen == ROWS_OF_A_SHARD
     assert [shard.sha256 for shard in mended.shards] == [shard.sha256 for shard in signals.shards]
 
 
-def test_a_shard_in_the_place_of_another_is_found(bert: BertModel, inputs: Inputs, tmp_path: Path) -> None:
-    signals = recorded(bert, inputs, tmp_path / "a")
+def test_a_shard_in_the_place_of_another_is_found(
+    bert: BertModel, tokenizer_file: Path, inputs: Inputs, tmp_path: Path
+) -> None:
+    signals = Counting(bert, tokenizer_file).record(inputs, tmp_path / "a")
     first, second, third = signals.shards
     swapped = dataclasses.replace(signals, shards=(dataclasses.replace(first, path=third.path), second, third))
     with pytest.raises(TeacherError, match="missing or damaged"):
@@ -137,10 +148,8 @@ def test_outputs_that_are_known_already(tmp_path: Path) -> None:
     np.testing.assert_array_equal(reader.outputs(np.arange(19)), outputs)
 
 
-def test_outputs_that_are_not_finite_are_refused(bert: BertModel, inputs: Inputs, tmp_path: Path) -> None:
-    class Damaged(SentenceEncoder):
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor]:
-            return (super().forward(input_ids, attention_mask)[0] * float("nan"),)
-
+def test_outputs_that_are_not_finite_are_refused(
+    bert: BertModel, tokenizer_file: Path, inputs: Inputs, tmp_path: Path
+) -> None:
     with pytest.raises(TeacherError, match="not finite on the training data"):
-        record_signals(Damaged(bert), inputs, (), tmp_path, SILENT)
+        Counting(bert, tokenizer_file, factor=float("nan")).record(inputs, tmp_path)

@@ -10,7 +10,7 @@ from transformers import BertModel, GPT2Config, GPT2Model, ModernBertConfig, Mod
 from compressor.artifacts import TapPair
 from compressor.distill.taps import Taps, tap_pairs
 from compressor.errors import StudentError, TeacherError
-from compressor.recipe import EmbeddingDistillation
+from compressor.recipe_distill import EmbeddingDistillation
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 

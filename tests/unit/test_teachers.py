@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import BertModel
 
 from compressor.errors import StudentError, TeacherError
 from compressor.recipe import Recipe
+from compressor.students import check_student
 from compressor.teachers import describe_teacher, fingerprint, load_teacher, rights
 from compressor.teachers.folder import check_folder, load_folder
 from compressor.teachers.module import build_module, load_module, source_file
@@ -121,10 +123,10 @@ def test_the_fingerprint_sees_every_file(text_recipe: Make, teacher_folder: Path
     assert fingerprint(recipe) != before
 
 
-def test_what_is_recorded_of_a_teacher(text_recipe: Make, bert: BertModel, tmp_path: Path) -> None:
+def test_what_is_recorded_of_a_teacher(text_recipe: Make, tmp_path: Path) -> None:
     recipe = text_recipe(teacher={"license": "MIT", "permission": "license-permits", "reference": "model card"})
-    teacher = describe_teacher(recipe, bert, "f" * 64)
-    assert teacher.parameters == sum(p.numel() for p in bert.parameters())
+    teacher = describe_teacher(recipe, 17, "f" * 64)
+    assert teacher.parameters == 17
     assert teacher.provenance.license == "MIT"
     assert str(tmp_path) not in str(teacher), "a bundle is handed on: it names the teacher, not where it lay"
 
@@ -254,13 +256,13 @@ CARD = "---\nlanguage: en\nlicense: {}\ntags:\n- x\n---\n# A model\nlicense: mit
 @pytest.mark.parametrize(
     ("declared", "card", "expected"),
     [
-        ({"permission": "own-model"}, None, (None, "own-model", None)),
-        ({"license": "MIT"}, None, ("MIT", "license-permits", None)),
-        ({}, "apache-2.0", ("apache-2.0", "license-permits", "model card in the teacher's folder")),
+        ({"permission": "own-model"}, None, (None, "own-model", None, None)),
+        ({"license": "MIT"}, None, ("MIT", "license-permits", None, None)),
+        ({}, "apache-2.0", ("apache-2.0", "license-permits", "model card in the teacher's folder", None)),
         (
-            {"license": "other", "permission": "written-permission", "reference": "letter"},
+            {"license": "other", "permission": "written-permission", "reference": "letter", "terms": "https://a/b"},
             "mit",
-            ("other", "written-permission", "letter"),
+            ("other", "written-permission", "letter", "https://a/b"),
         ),
     ],
 )
@@ -273,7 +275,7 @@ def test_what_permits_a_teacher(
 ) -> None:
     if card:
         (teacher_folder / "README.md").write_text(CARD.format(card))
-    assert rights(text_recipe(teacher={"permission": None, **declared})) == expected
+    assert astuple(rights(text_recipe(teacher={"permission": None, **declared}))) == expected
 
 
 @pytest.mark.parametrize("card", [None, "cc-by-nc-4.0", "llama3", ""])
@@ -287,12 +289,26 @@ def test_without_a_permissive_licence_a_teacher_is_refused(
         rights(text_recipe(teacher={"permission": None}))
 
 
-def test_another_pooling_is_refused(teacher_folder: Path) -> None:
-    pooling = teacher_folder / "1_Pooling"
-    pooling.mkdir()
-    modes = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
-    (pooling / "config.json").write_text(json.dumps(modes))
-    load_folder(teacher_folder, "sentence-embedding", 16)
-    (pooling / "config.json").write_text(json.dumps(modes | {"pooling_mode_cls_token": True}))
-    with pytest.raises(TeacherError, match="expected pooling_mode_mean_tokens"):
-        load_folder(teacher_folder, "sentence-embedding", 16)
+OWN_CODE = """
+from transformers import BertModel
+
+class Own(BertModel):
+    pass
+"""
+
+
+def test_code_in_a_folder_runs_on_request_alone_and_is_recorded(
+    text_recipe: Make, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    config = json.loads((teacher_folder / "config.json").read_text())
+    (teacher_folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "own.Own"}}))
+    (teacher_folder / "own.py").write_text(OWN_CODE)
+    plain, trusting = text_recipe(), text_recipe(teacher={"trust_remote_code": True})
+    assert type(load_teacher(plain)) is BertModel
+    assert not describe_teacher(plain, 1, "f" * 64).provenance.remote_code
+    loaded = load_teacher(trusting)
+    assert type(loaded).__name__ == "Own"
+    assert describe_teacher(trusting, 1, "f" * 64).provenance.remote_code
+    with pytest.raises(StudentError, match="code of its own folder"):
+        check_student(trusting, loaded)

@@ -23,7 +23,7 @@ from compressor.distill import SignalReader, TrainingData, train, write_outputs
 from compressor.errors import TrainingError
 from compressor.preprocess import Feed
 from compressor.progress import SILENT, Bar, Progress
-from compressor.recipe import ClassDistillation
+from compressor.recipe_distill import ClassDistillation
 
 EPOCHS, BATCH, ROWS, HELD_OUT, CLASSES = 2, 4, 18, 4, 3
 STEPS = EPOCHS * (ROWS // BATCH)

@@ -12,7 +12,7 @@ from test_training import Linear, Plain, data
 
 from compressor.distill import train
 from compressor.progress import SILENT
-from compressor.recipe import ClassDistillation, Distillation, EmbeddingDistillation
+from compressor.recipe_distill import ClassDistillation, Distillation, EmbeddingDistillation
 
 
 class Unit(Linear):

@@ -1,0 +1,121 @@
+"""The stages of `pipeline` in which the student learns: what the teacher says, and the trainings on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.artifacts import DistilledStudent, Student, TapPair, TeacherSignals, TrainingHistory
+from compressor.distill import (
+    Inputs,
+    SignalReader,
+    Taps,
+    TrainingData,
+    is_on,
+    record_signals,
+    tap_pairs,
+    team,
+    train,
+)
+from compressor.errors import StudentError, TeacherError
+from compressor.materials import Materials
+from compressor.preprocess import Preprocessor, TextPreprocessor
+from compressor.recipe_distill import ClassDistillation, Distillation, TokenDistillation
+from compressor.store import write_atomic
+from compressor.students import write_student
+
+
+def signals(at: Materials, start: Student, folder: Path) -> TeacherSignals:
+    """The teacher's outputs on the training data, and what else of it the student is to learn from."""
+    inputs = Inputs(at.teacher_examples, at.task.views, at.task.view)
+    settings, inside = at.recipe.distill, inside_signals(at.recipe.distill)
+    pairs: tuple[TapPair, ...] = ()
+    taps = None
+    if inside and isinstance(settings, TokenDistillation):
+        if at.black_box:
+            raise TeacherError("a black box shows nothing of its inside; set hidden_weight and relation_weight to 0")
+        pairs = tap_pairs(settings, "hidden" in inside, "relations" in inside, at.student(start.folder), at.teacher)
+        taps = Taps(at.teacher, list(dict.fromkeys(pair.teacher for pair in pairs)), TeacherError)
+    try:
+        recorded = record_signals(at.answers, inputs, taps, folder, at.progress)
+    finally:
+        if taps is not None:
+            taps.close()
+        if not at.black_box:
+            at.teacher.cpu()  # where the student and what compares them expect it
+    return replace(recorded, taps=pairs)
+
+
+def inside_signals(settings: Distillation) -> tuple[str, ...]:
+    """Which signals from inside the teacher have a weight."""
+    if not isinstance(settings, TokenDistillation):
+        return ()
+    weights = {"hidden": settings.hidden_weight, "relations": settings.relation_weight}
+    return tuple(name for name, weight in weights.items() if is_on(weight))
+
+
+def distill(at: Materials, start: Student, recorded: TeacherSignals, folder: Path) -> DistilledStudent:
+    """Trains the student on the recorded signals."""
+    with team.together(team.Work(start, recorded, False, folder)):
+        history = _train(at, start, recorded, at.recipe.distill, folder)
+    return DistilledStudent(replace(start, folder=folder), history)
+
+
+def control(at: Materials, start: Student, recorded: TeacherSignals, folder: Path) -> DistilledStudent:
+    """The same student, data, steps and seed with the labels alone: what distillation is worth is the difference."""
+    with team.together(team.Work(start, recorded, True, folder)):
+        history = _train(at, start, recorded, _labels_alone(at), folder)
+    return DistilledStudent(replace(start, folder=folder), history)
+
+
+def share(at: Materials, work: team.Work) -> None:
+    """What a process that does not lead does of a training: its part of every batch. It writes nothing."""
+    _train(at, work.start, work.recorded, _labels_alone(at) if work.control else at.recipe.distill, work.folder)
+
+
+def _labels_alone(at: Materials) -> Distillation:
+    assert isinstance(at.recipe.distill, ClassDistillation)
+    return at.recipe.distill.model_copy(update={"hard_weight": 1.0})
+
+
+def _train(
+    at: Materials, start: Student, recorded: TeacherSignals, settings: Distillation, folder: Path
+) -> TrainingHistory:
+    module = at.student(start.folder)
+    preprocessor = at.task.preprocessor(start.folder)
+    examples = preprocessor.encode(at.data.train)
+    aligned = _aligned(at, preprocessor, examples) if recorded.taps else None
+    data = TrainingData(examples, SignalReader(recorded), at.data.labels, at.data.holdout, aligned)
+    history = train(module, at.task, preprocessor, data, settings, folder, at.progress)
+    if team.leads():
+        write_student(next(module.children()), folder)
+        if at.tokenizer_name:
+            write_atomic(folder / at.tokenizer_name, (start.folder / at.tokenizer_name).read_bytes())
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return history
+
+
+def _aligned(at: Materials, preprocessor: Preprocessor, examples: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
+    """bool [examples]: which are the same tokens to teacher and student. Raises StudentError when most are not."""
+    theirs = at.teacher_preprocessor
+    assert isinstance(preprocessor, TextPreprocessor)
+    assert isinstance(theirs, TextPreprocessor)
+    my_tokens, their_tokens = preprocessor.tokens(), theirs.tokens()
+    same = np.array(
+        [
+            np.array_equal(my_tokens[mine], their_tokens[other])
+            for mine, other in zip(examples, at.teacher_examples, strict=True)
+        ]
+    )
+    at.progress.log(f"  {same.mean():.1%} of the texts are the same tokens to teacher and student")
+    if same.mean() <= 0.5:
+        raise StudentError(
+            f"teacher and student cut only {same.mean():.1%} of the texts into the same tokens: learning token by token"
+            " needs the same tokenizer; set hidden_weight and relation_weight to 0, or a larger student.vocab"
+        )
+    return same

@@ -1,0 +1,294 @@
+"""A teacher behind an OpenAI-compatible chat/completions API: a black box that answers over HTTP.
+
+Nothing is asked twice (`answer_cache`), and no faster or more often than allowed (`pacing`). The key is read from an
+environment variable, sent in a header, and written nowhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from compressor.errors import TeacherError
+from compressor.recipe_teacher import EndpointTeacher
+from compressor.teachers.answer_cache import AnswerCache
+from compressor.teachers.pacing import LONGEST_ASKED_WAIT_S, Pace, Stopped, asked_wait_s, backoff_s
+
+_LARGEST_ANSWER = 4 << 20
+_PASSING = {408, 425, 429, 500, 502, 503, 504}
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token: its text, and the most probable tokens at its place with their log-probabilities."""
+
+    text: str
+    top: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the endpoint said: the text, and its tokens where log-probabilities were asked for."""
+
+    text: str
+    tokens: tuple[Token, ...]
+
+
+class _Passing(Exception):  # noqa: N818 (a user never meets it)
+    """A failure that another try may not meet; `wait_s` is what the server asked for."""
+
+    def __init__(self, reason: str, wait_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
+class Endpoint:
+    """Asks prompts, several at once. One for a run: it holds the cache, the pace and the connections."""
+
+    def __init__(self, teacher: EndpointTeacher, cache_file: Path) -> None:
+        self.teacher = teacher
+        self.cache = AnswerCache(cache_file)
+        self.pace = Pace(teacher.requests_per_minute, teacher.max_requests)
+        self._key = os.environ.get(teacher.key_env, "")
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise TeacherError(
+                f"{teacher.key_env}: holds characters that no HTTP header may have; set it to the key alone"
+            )
+
+        self._session = requests.Session()
+        self._session.auth = self._authorise  # else a key in the user's .netrc would take its place
+        adapter = requests.adapters.HTTPAdapter(pool_maxsize=teacher.concurrency)
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, adapter)
+
+    def complete(self, prompts: Sequence[str]) -> list[Completion]:
+        """One completion for each prompt, in order. Raises TeacherError.
+
+        A Ctrl-C, a spent budget or an error waits for the requests under way, whose answers are kept.
+        """
+        bodies = [self._body(prompt) for prompt in prompts]
+        keys = [self._cache_key(body) for body in bodies]
+        new = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self.cache}
+        if new:
+            self._ask_all(new)
+        return [_completion_of(self.cache.get(key)) for key in keys]
+
+    def _ask_all(self, bodies: dict[str, dict[str, Any]]) -> None:
+        with ThreadPoolExecutor(self.teacher.concurrency) as pool:
+            futures = [pool.submit(self._ask, key, body) for key, body in bodies.items()]
+            try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                failed = [error for future in done if (error := future.exception()) is not None]
+            finally:
+                for future in futures:
+                    future.cancel()
+                if any(not future.done() for future in futures):
+                    self.pace.stop()
+        for error in failed:
+            if not isinstance(error, Stopped):
+                raise error
+
+    def _body(self, prompt: str) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self.teacher.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0.0,
+            "max_tokens": self.teacher.max_tokens,
+        }
+        if self.teacher.top_logprobs:
+            body |= {"logprobs": True, "top_logprobs": self.teacher.top_logprobs}
+        return body
+
+    def _cache_key(self, body: dict[str, Any]) -> str:
+        return hashlib.sha256(json.dumps([self.teacher.endpoint, body], sort_keys=True).encode()).hexdigest()
+
+    def _ask(self, key: str, body: dict[str, Any]) -> None:
+        for tries in range(1, self.teacher.retries + 2):
+            self.pace.take_turn()
+            try:
+                completion = self._post(body)
+            except _Passing as failure:
+                if tries > self.teacher.retries:
+                    raise TeacherError(
+                        f"{self.teacher.endpoint}: {failure}, {tries} times in a row; what was answered is kept: run"
+                        " the same command again later"
+                    ) from None
+                self._hold_back(failure, tries)
+            else:
+                self.cache.put(key, self._without_key(completion))
+                return
+
+    def _hold_back(self, failure: _Passing, tries: int) -> None:
+        if failure.wait_s is None:
+            self.pace.wait(backoff_s(tries))
+            return
+        if failure.wait_s > LONGEST_ASKED_WAIT_S:
+            raise TeacherError(
+                f"{self.teacher.endpoint}: {failure}, and asks to wait {failure.wait_s:.0f} s; what was answered is"
+                " kept: run the same command again then"
+            ) from None
+        self.pace.slow_down(failure.wait_s)  # it is the server that is busy: all requests wait
+        self.pace.wait(failure.wait_s + backoff_s(1))
+
+    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one request, as it goes into the cache. Raises TeacherError, _Passing."""
+        try:
+            with self._session.post(
+                f"{self.teacher.endpoint}/chat/completions",
+                json=body,
+                timeout=self.teacher.timeout_s,
+                allow_redirects=False,  # the key is for this host
+                stream=True,
+            ) as response:
+                content = _read(response, self.teacher.timeout_s)
+        except requests.exceptions.SSLError as error:
+            raise TeacherError(
+                f"{self.teacher.endpoint}: its certificate is not trusted: {_first_line(error)}"
+            ) from None
+        except (requests.exceptions.Timeout, TimeoutError):
+            raise _Passing(f"no answer within {self.teacher.timeout_s:g} s") from None
+        except requests.exceptions.RequestException as error:
+            raise _Passing(self._safe(f"the connection fails: {_cause(error)}")) from None
+        if response.status_code != 200:
+            raise self._refusal(response, content)
+        return self._parsed(content)
+
+    def _refusal(self, response: requests.Response, content: bytes) -> Exception:
+        status, where = response.status_code, self.teacher.endpoint
+        if status in _PASSING:
+            return _Passing(f"answers with status {status}", asked_wait_s(response.headers.get("Retry-After")))
+        said = self._said(content)
+        if status in (401, 403):
+            state = "is refused" if self._key else "is not set"
+            return TeacherError(f"{where}: status {status}: the key in the variable {self.teacher.key_env} {state}")
+        if status == 404:
+            return TeacherError(
+                f"{where}: status 404: no chat/completions there, or no model {self.teacher.model!r}: {said};"
+                " check teacher.endpoint and teacher.model"
+            )
+        if 300 <= status < 400:
+            return TeacherError(
+                f"{where}: redirects elsewhere, which is not followed; set teacher.endpoint to that URL"
+            )
+        return TeacherError(f"{where}: refuses the request with status {status}: {said}")
+
+    def _parsed(self, content: bytes) -> dict[str, Any]:
+        where = self.teacher.endpoint
+        try:
+            answer = json.loads(content)
+        except (ValueError, RecursionError):
+            if content.lstrip()[:1] == b"{":
+                raise _Passing("its answer breaks off") from None
+            kind = "an HTML page" if content.lstrip()[:1] == b"<" else "no JSON"
+            raise TeacherError(f"{where}: expected a chat completion, got {kind}; check teacher.endpoint") from None
+        try:
+            choice = answer["choices"][0]
+            text = choice["message"]["content"]
+            if not isinstance(text, str):
+                raise TypeError
+            if not self.teacher.top_logprobs:
+                return {"text": text, "tokens": []}
+            entries = (choice.get("logprobs") or {}).get("content")
+            if not entries:
+                raise TeacherError(
+                    f"{where}: gives no log-probabilities; set teacher.top_logprobs to 0 to take labels alone"
+                )
+            tokens = [
+                {
+                    "text": str(entry["token"]),
+                    "top": [[str(top["token"]), _finite(top["logprob"])] for top in entry["top_logprobs"]],
+                }
+                for entry in entries
+            ]
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+            raise TeacherError(f"{where}: expected a chat completion with choices, got {self._said(content)}") from None
+        return {"text": text, "tokens": tokens}
+
+    def _authorise(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._key:
+            request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
+
+    def _safe(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if self._key else text
+
+    def _said(self, content: bytes) -> str:
+        """What a body says, in one short line; cut after the key is out of it, or a part of it would stay."""
+        return self._safe(_message(content))[:200] or "nothing"
+
+    def _without_key(self, answer: Any) -> Any:
+        """A server may echo what it was sent."""
+        if isinstance(answer, str):
+            return self._safe(answer)
+        if isinstance(answer, list):
+            return [self._without_key(one) for one in answer]
+        if isinstance(answer, dict):
+            return {name: self._without_key(one) for name, one in answer.items()}
+        return answer
+
+
+def _read(response: requests.Response, timeout_s: float) -> bytes:
+    """The body, within the time and size that an answer may take. `timeout` alone bounds the gaps between bytes."""
+    deadline, content = time.monotonic() + timeout_s, bytearray()
+    for piece in response.iter_content(1 << 14):
+        content += piece
+        if len(content) > _LARGEST_ANSWER:
+            raise TeacherError(
+                f"{response.url}: answers with more than {_LARGEST_ANSWER >> 20} MiB; is this a chat API?"
+            )
+        if time.monotonic() > deadline:
+            raise TimeoutError
+    return bytes(content)
+
+
+def _finite(value: Any) -> float:
+    if not math.isfinite(value):
+        raise ValueError(value)
+    return float(value)
+
+
+def _completion_of(cached: dict[str, Any]) -> Completion:
+    tokens = tuple(
+        Token(token["text"], tuple((text, logprob) for text, logprob in token["top"])) for token in cached["tokens"]
+    )
+    return Completion(cached["text"], tokens)
+
+
+def _message(content: bytes) -> str:
+    """What an error body says, in one line."""
+    text = content.decode("utf-8", "replace")
+    try:
+        body = json.loads(text)
+        error = body["error"] if "error" in body else body["detail"]
+        text = str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200]
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason: requests and urllib3 wrap it several times, with the whole URL."""
+    inner: BaseException = error
+    while reason := getattr(inner, "reason", None) or next(
+        (a for a in inner.args if isinstance(a, BaseException)), None
+    ):
+        if not isinstance(reason, BaseException):
+            break
+        inner = reason
+    return (
+        _first_line(inner if isinstance(inner, Exception) else Exception(type(inner).__name__)) or type(inner).__name__
+    )

@@ -1,0 +1,68 @@
+"""A causal language model in a GGUF file, read by transformers into float32; quantized weights are de-quantized."""
+
+from __future__ import annotations
+
+import io
+import struct
+from contextlib import redirect_stderr
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import logging as transformers_logging
+
+from compressor.errors import TeacherError, missing_extra
+from compressor.progress import without_chatter
+
+_MAGIC = b"GGUF"
+
+
+def load_gguf(file: Path) -> PreTrainedModel:
+    """The model, float32, in evaluation mode, without gradients. Raises TeacherError, MissingDependencyError.
+
+    In memory it takes four bytes a parameter, whatever the file took.
+    """
+    check_gguf(file)
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        with without_chatter(), redirect_stderr(io.StringIO()):  # a bar of its own, which no setting silences
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+            )
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError, struct.error) as error:
+        raise TeacherError(f"{file}: transformers does not load it: {_first_line(error)}") from None
+    assert isinstance(model, PreTrainedModel)
+    # What came quantized refuses `.float()` although it has been widened; so this is checked, not repeated.
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    model.train(False).requires_grad_(False)
+    return model
+
+
+def load_gguf_tokenizer(file: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer that the file carries. Raises TeacherError, MissingDependencyError."""
+    check_gguf(file)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            file.parent, gguf_file=file.name, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError, struct.error) as error:
+        raise TeacherError(f"{file}: its tokenizer does not load: {_first_line(error)}") from None
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    return tokenizer
+
+
+def check_gguf(file: Path) -> None:
+    """Raises TeacherError unless there is a GGUF file, MissingDependencyError without the package that reads it."""
+    if not file.is_file():
+        raise TeacherError(f"{file}: expected a GGUF file, found none")
+    with file.open("rb") as content:
+        if content.read(len(_MAGIC)) != _MAGIC:
+            raise TeacherError(f"{file}: not a GGUF file")
+    if find_spec("gguf") is None:
+        raise missing_extra("gguf")
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
