@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from compressor.errors import StudentError
-from compressor.recipe import EncoderStudent
+from compressor.recipe_student import EncoderStudent
 from compressor.students.encoder import derive_encoder
 from compressor.students.sizes import chosen_layers
 from compressor.students.structure import find_parts
