@@ -215,8 +215,8 @@ def _candidates(options: argparse.Namespace) -> list[Candidate]:
     (the first bundle's), so that the comparison is of models; ONNX files alone on made-up ones.
     """
     from compressor.benchmark import Candidate, Tolerance
+    from compressor.bundle.golden import golden_cases
     from compressor.bundle.manifest import MANIFEST
-    from compressor.bundle.verify import golden_cases
 
     paths = [Path(model) for model in options.models]
     if options.baseline is not None:

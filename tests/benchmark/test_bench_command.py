@@ -119,3 +119,17 @@ def test_a_crashing_model_is_one_line(crashing_model):
     assert ended.stderr.startswith("compressor: crash: the measuring process was ended by SIGSEGV")
     assert ended.stderr.count("\n") == 1
     assert ended.stdout == ""
+
+
+def test_the_command_itself_opens_no_model(models):
+    """What it loads beside this package and numpy: pydantic, and rich for the table."""
+    heavy = ["onnxruntime", "onnx", "torch", "transformers", "tokenizers"]
+    arguments = ["bench", str(models["cnn"][0]), *QUICK]
+    program = f"""
+import sys
+from compressor.__main__ import main
+assert main({arguments!r}) == 0
+print("loaded:", sorted(set({heavy!r}) & set(sys.modules)))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300)
+    assert ended.stdout.splitlines()[-1] == "loaded: []"
