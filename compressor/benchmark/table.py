@@ -168,14 +168,14 @@ def _remarks(run: RunFound) -> list[str]:
             lines.append(f"{model.name}: outputs {how} {against} in {answers.cases} case(s)")
         if model.still_cached is not None and model.disk_cold is None:
             lines.append(f"{model.name}: {model.still_cached:.0%} of its files stayed in the disk cache: no cold start")
+    if not run.complete:
+        lines.append("interrupted: this is what was measured until then")
     if run.validity is None:
         return lines
     lines += [f"INVALID: {reason}" for reason in run.validity.reasons]
     lines += [f"warning: {warning}" for warning in run.validity.warnings]
     if run.validity.unavailable:
         lines.append(f"not readable here: {', '.join(run.validity.unavailable)}")
-    if not run.complete:
-        lines.append("interrupted: this is what was measured until then")
     return lines
 
 
