@@ -38,6 +38,12 @@ def test_a_comparison_as_a_table(models):
     assert ended.stderr == ""
 
 
+def test_models_that_cannot_be_compared_are_named_with_the_reason(models):
+    lines = bench(models["mlp"][0], models["cnn"][0], *QUICK).stdout.splitlines()
+    said = [line for line in lines if "outputs" in line]
+    assert said == ["cnn: outputs not compared: its inputs are not the baseline's"]
+
+
 def test_every_combination_of_the_axes_is_a_run(models, tmp_path):
     path = tmp_path / "out.json"
     bench(
