@@ -1,7 +1,8 @@
-"""`python -m bench CASE --json FILE [--quick]`: runs one case, writes what it found and where, checks its bars.
+"""`python -m bench CASE [--json FILE] [--quick]`: runs one case, prints what it found, checks its bars.
 
 A case is a module of this package with `run(quick: bool) -> dict`: `rows`, a list of flat dicts, and `bars`, which
-gives for each bar's name {"value", "bar", "holds"}. The exit code is 1 when a bar does not hold.
+gives for each bar's name {"value", "bar", "holds"}. The exit code is 1 when a bar does not hold. FILE gets all of it,
+with the machine and the versions.
 """
 
 from __future__ import annotations
@@ -75,14 +76,16 @@ def print_result(result: dict[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measures one question about this program.")
     parser.add_argument("case", choices=cases())
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the result goes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller: shows that the case runs")
     options = parser.parse_args(arguments)
-    options.json.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made must not cost the result
+    if options.json is not None:  # a folder that cannot be made must not cost the result
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     found = importlib.import_module(f"bench.{options.case}").run(options.quick)
     result = {"case": options.case, "quick": options.quick, "machine": machine(), "versions": versions(), **found}
-    write_json(result, options.json)
     print_result(result)
+    if options.json is not None:
+        write_json(result, options.json)
     return 0 if all(bar["holds"] for bar in result["bars"].values()) else 1
 
 

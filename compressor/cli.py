@@ -133,14 +133,14 @@ def _bench(verbs: _Verbs) -> None:
     amount.add_argument(
         "--budget", default="40s", metavar="TIME", help="time for the whole comparison, such as 60s or 2m"
     )
-    amount.add_argument("--period-ms", type=float, metavar="MS", help="of paced")
-    amount.add_argument("--sessions", type=int, default=1, metavar="N", help="of throughput: sessions open at once")
+    amount.add_argument("--period-ms", type=float, metavar="MS", help="of paced: one inference in each")
+    amount.add_argument("--sessions", type=int, metavar="N", help="of throughput: sessions open at once (default: 1)")
     amount.add_argument(
-        "--callers", type=int, default=1, metavar="N", help="of throughput: threads that call each session"
+        "--callers", type=int, metavar="N", help="of throughput: threads that call each session (default: 1)"
     )
-    amount.add_argument("--duration", default="60s", metavar="TIME", help="of sustained: of each model")
+    amount.add_argument("--duration", metavar="TIME", help="of sustained: of each model (default: 60s)")
     amount.add_argument(
-        "--processes", type=int, default=5, metavar="N", help="of cold: starts in each state of the disk"
+        "--processes", type=int, metavar="N", help="of cold: starts in each state of the disk (default: 5)"
     )
     amount.add_argument("--min-effect", default="2%", metavar="SHARE", help="a smaller difference is no verdict")
     where = parser.add_argument_group("where")

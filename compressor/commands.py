@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import math
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +13,7 @@ from compressor.errors import BenchmarkError, UsageError
 from compressor.progress import Progress
 
 if TYPE_CHECKING:
-    from compressor.benchmark import BenchmarkSettings, Candidate
+    from compressor.benchmark import BenchResult
 
 
 def init(options: argparse.Namespace) -> None:
@@ -102,29 +99,18 @@ def verify(options: argparse.Namespace) -> None:
 
 def bench(options: argparse.Namespace) -> None:
     """`compressor bench MODEL...`"""
-    from compressor.benchmark import BenchResult, bench_json, device_of
+    from compressor.bench_options import candidates_of, json_file, settings_of
     from compressor.benchmark import bench as measure_all
-    from compressor.benchmark.table import print_bench
+    from compressor.benchmark import device_of
 
-    if options.json not in (None, "-") and options.json.endswith(".onnx"):
-        raise UsageError(f"--json {options.json}: that is a model; put --json after the models")
-    if options.json not in (None, "-") and not Path(options.json).parent.is_dir():
-        raise UsageError(f"--json {options.json}: its folder does not exist; make it first")
+    kept = _Kept(json_file(options.json))
     device = device_of(options.device) if options.device else None
-    wanted = _bench_settings(options)
-    candidates = _candidates(options)
-
-    def keep(result: BenchResult) -> None:
-        if options.json not in (None, "-"):
-            from compressor.store import write_atomic
-
-            write_atomic(Path(options.json), bench_json(result))
-
-    result = measure_all(candidates, wanted, Progress(quiet=options.quiet), keep, device)
-    if options.json == "-":
-        sys.stdout.write(bench_json(result).decode())
-    else:
-        print_bench(result)
+    wanted, candidates = settings_of(options), candidates_of(options)
+    try:
+        result = measure_all(candidates, wanted, Progress(quiet=options.quiet), kept.keep, device)
+    finally:  # where a later run fails, the earlier ones are shown all the same
+        kept.show(as_json=options.json == "-")
+    kept.check_written()
     if not result.complete:
         raise KeyboardInterrupt("what was measured until then is kept")
     if result.problems:
@@ -132,6 +118,45 @@ def bench(options: argparse.Namespace) -> None:
     disturbed = [reason for run in result.runs if run.validity for reason in run.validity.reasons]
     if options.strict and disturbed:
         raise BenchmarkError(f"the measurement is invalid: {'; '.join(disturbed)}; free the machine and try again")
+
+
+@dataclass
+class _Kept:
+    """The newest result of a measurement that goes on, and in `file`, where there is one."""
+
+    file: Path | None
+    newest: BenchResult | None = None
+    unwritten: OSError | None = None
+
+    def keep(self, result: BenchResult) -> None:
+        from compressor.benchmark import bench_json
+        from compressor.store import write_atomic
+
+        self.newest, self.unwritten = result, None
+        if self.file is not None:
+            try:
+                write_atomic(self.file, bench_json(result))
+            except OSError as error:  # no reason to lose what is measured: it is told after the table
+                self.unwritten = error
+
+    def show(self, as_json: bool) -> None:
+        """Prints what there is."""
+        from compressor.benchmark import bench_json
+        from compressor.benchmark.table import print_bench
+
+        if self.newest is None:
+            return
+        if as_json:
+            sys.stdout.write(bench_json(self.newest).decode())
+        else:
+            print_bench(self.newest)
+
+    def check_written(self) -> None:
+        """Raises StorageError where the file does not hold the newest result."""
+        from compressor.bench_options import unwritten
+
+        if self.file is not None and self.unwritten is not None:
+            raise unwritten(self.file, self.unwritten)
 
 
 def report(options: argparse.Namespace) -> None:
@@ -185,131 +210,6 @@ def _values_from_flags(options: argparse.Namespace) -> dict[str, Any]:
         "gate": {} if options.max_drop is None else {"max_drop": options.max_drop},
     }
     return values if options.out is None else {**values, "out": options.out}
-
-
-def _bench_settings(options: argparse.Namespace) -> list[BenchmarkSettings]:
-    """One for each combination of the axes; the first axis named changes slowest."""
-    from compressor.benchmark import BenchmarkSettings
-
-    spins = {"off": False, "on": True}
-    for word in _words(options.spin, "--spin"):
-        if word not in spins:
-            raise UsageError(f"--spin {options.spin}: expected off, on, or both with a comma between them")
-    axes = itertools.product(
-        _words(options.optimization, "--optimization"),
-        _words(options.provider, "--provider"),
-        _words(options.spin, "--spin"),
-        _shape_sets(options.shape),
-        _whole_numbers(options.threads, "--threads"),
-    )
-    return [
-        BenchmarkSettings(
-            scenario=options.scenario,
-            threads=threads,
-            optimization=optimization,  # type: ignore[arg-type]  # checked by the settings
-            spin=spins[spin],
-            provider=provider,
-            min_samples=options.samples,
-            budget_s=_seconds(options.budget, "--budget"),
-            batch=shapes.get("batch", 1),
-            shapes=shapes,
-            period_ms=options.period_ms,
-            sessions=options.sessions,
-            callers=options.callers,
-            duration_s=_seconds(options.duration, "--duration"),
-            processes=options.processes,
-            least_effect=_share(options.min_effect, "--min-effect"),
-            library=Path(options.ort) if options.ort else None,
-            runner=Path(options.runner) if options.runner else None,
-            memory_limit_mib=options.memory_limit,
-            silence_s=_seconds(options.silence, "--silence"),
-            profile=options.profile,
-        )
-        for optimization, provider, spin, shapes, threads in axes
-    ]
-
-
-def _candidates(options: argparse.Namespace) -> list[Candidate]:
-    """The baseline comes first. Bundles are timed on their golden inputs, and ONNX files beside a bundle on the same
-    (the first bundle's), so that the comparison is of models; ONNX files alone on made-up ones.
-    """
-    from compressor.benchmark import Candidate, Tolerance
-    from compressor.bundle.manifest import MANIFEST
-    from compressor.bundle.verify import golden_cases
-
-    paths = [Path(model) for model in options.models]
-    if options.baseline is not None:
-        baseline = Path(options.baseline)
-        paths = [baseline, *(path for path in paths if path != baseline)]
-    bundles = {path: golden_cases(path) for path in paths if (path / MANIFEST).is_file()}
-    if bundles and options.shape:
-        raise UsageError("--shape: bundles are timed on their golden inputs; name their model.onnx to choose a shape")
-    shared = next(iter(bundles.values())).inputs if bundles else ()
-    candidates = []
-    for path, name in zip(paths, distinct_names([path.resolve() for path in paths]), strict=True):
-        golden = bundles.get(path)
-        if golden is None:
-            candidates.append(Candidate(name, path, shared))
-        else:
-            tolerance = Tolerance(golden.check.min_cosine, golden.check.max_abs_error)
-            candidates.append(Candidate(name, golden.model, golden.inputs, golden.outputs, tolerance))
-    return candidates
-
-
-def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path, and as many more as it takes to tell them apart."""
-    for parts in range(1, max(len(path.parts) for path in paths) + 1):
-        names = [str(Path(*path.parts[-parts:])).removesuffix(".onnx") for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    raise UsageError("the same model is named twice")
-
-
-def _shape_sets(given: Sequence[str]) -> list[dict[str, int]]:
-    """Every combination of the sizes that are given for each dimension."""
-    sizes: dict[str, list[int]] = {}
-    for item in given:
-        name, _, text = item.rpartition("=")
-        if not name:
-            raise UsageError(f"--shape {item}: expected NAME=SIZE, such as sequence=32")
-        sizes[name] = _whole_numbers(text, f"--shape {name}")
-    return [dict(zip(sizes, chosen, strict=True)) for chosen in itertools.product(*sizes.values())]
-
-
-def _words(text: str, flag: str) -> list[str]:
-    words = [word.strip() for word in text.split(",")]
-    if "" in words:
-        raise UsageError(f"{flag} {text}: expected a value, or several with commas between them")
-    return words
-
-
-def _whole_numbers(text: str, flag: str) -> list[int]:
-    words = _words(text, flag)
-    if not all(word.isascii() and word.isdigit() and int(word) > 0 for word in words):
-        raise UsageError(f"{flag} {text}: expected whole numbers of 1 or more, with commas between them")
-    return [int(word) for word in words]
-
-
-def _share(text: str, flag: str) -> float:
-    """2% or 0.02."""
-    try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise UsageError(f"{flag} {text}: expected a share such as 2% or 0.02")
-    return value
-
-
-def _seconds(text: str, flag: str) -> float:
-    unit = {"s": 1, "m": 60}.get(text[-1:])
-    try:
-        value = float(text[:-1]) * unit if unit else float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise UsageError(f"{flag} {text}: expected a time such as 60s or 2m")
-    return value
 
 
 def _print_json(value: Any) -> None:

@@ -35,7 +35,7 @@ LAYERS = (
     ("materials",),
     ("stages", "learning"),
     ("outcome",),
-    ("pipeline", "plan", "prediction", "inspection"),
+    ("pipeline", "plan", "prediction", "inspection", "bench_options"),
     ("commands",),
     ("cli",),
     ("__main__",),
@@ -157,6 +157,12 @@ def test_help_loads_nothing_heavy() -> None:
 )
 def test_what_a_board_runs_loads_no_training_package(module: str) -> None:
     assert not modules_after(f"import {module}") & set(HEAVY)
+
+
+@pytest.mark.parametrize("module", ["compressor.bench_options", "compressor.benchmark.table"])
+def test_what_times_models_loads_no_runtime(module: str) -> None:
+    """The measuring program opens ONNX Runtime's library; this process opens no model."""
+    assert not modules_after(f"import {module}") & {*HEAVY, "onnxruntime", "tokenizers"}
 
 
 @pytest.mark.parametrize(

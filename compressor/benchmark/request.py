@@ -93,7 +93,8 @@ class BenchmarkSettings:
             if size < 1:
                 raise BenchmarkError(f"the size of {name!r} must be 1 or more, got {size}")
         if (self.scenario == "paced") != (self.period_ms is not None):
-            raise BenchmarkError(f"a period belongs to scenario paced, got {self.period_ms} ms and {self.scenario}")
+            got = "none" if self.period_ms is None else f"{self.period_ms:g} with scenario {self.scenario}"
+            raise BenchmarkError(f"scenario paced needs a period_ms, and no other takes one; got {got}")
         if self.period_ms is not None and not self.period_ms > 0:
             raise BenchmarkError(f"period_ms must be above 0, got {self.period_ms}")
 

@@ -16,6 +16,8 @@ from compressor.benchmark.result import (
 )
 
 _WORTH_SAYING = 0.01  # the share of time that threads waited
+_MOST_DIGITS = 9
+_OF_THE_BASELINE = "it is the baseline"  # how the reason begins that a baseline's outputs are compared with nothing
 
 
 def print_bench(result: BenchResult, out: TextIO = sys.stdout) -> None:
@@ -71,12 +73,20 @@ def _number(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}g}"
 
 
-def _bounded(value: Bounded | None) -> str:
+def _bounded(value: Bounded | None, *apart: float) -> str:
+    """The value with its bounds, in as many digits as tell them from each other and from the numbers `apart`."""
     if value is None:
         return "-"
-    low = "" if value.low is None else f"{value.low:.3g}"
-    high = "" if value.high is None else f"{value.high:.3g}"
-    return f"{value.value:.4g} [{low}, {high}]"
+    bounds = [bound for bound in (value.low, value.high) if bound is not None]
+    numbers = {value.value, *bounds, *apart}
+    told_apart = (n for n in range(3, _MOST_DIGITS) if len({f"{number:.{n}g}" for number in numbers}) == len(numbers))
+    digits = next(told_apart, _MOST_DIGITS)
+    low, high = ("" if bound is None else f"{bound:.{digits}g}" for bound in (value.low, value.high))
+    return f"{value.value:.{max(digits, 4)}g} [{low}, {high}]"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g}%"
 
 
 def _rows(run: RunFound) -> list[list[str]]:
@@ -112,8 +122,10 @@ def _row(run: RunFound, model: ModelFound) -> list[str]:
 
 def _comparison_line(found: ComparisonFound, run: RunFound) -> str:
     of = "throughput" if run.scenario == "throughput" else "speed"
-    how = f"{found.rounds} rounds, opened {found.sittings} times; a verdict needs {run.conditions.least_effect:.0%}"
-    return f"{found.model}: {_bounded(found.speedup)} times the {of} of {found.baseline}: {found.verdict} ({how})"
+    how = (
+        f"{found.rounds} rounds, opened {found.sittings} times; a verdict needs {_percent(run.conditions.least_effect)}"
+    )
+    return f"{found.model}: {_bounded(found.speedup, 1.0)} times the {of} of {found.baseline}: {found.verdict} ({how})"
 
 
 def _start_rows(run: RunFound) -> list[list[str]]:
@@ -166,16 +178,18 @@ def _remarks(run: RunFound) -> list[str]:
             against = "the expected outputs" if answers.against == "expected" else answers.against
             how = "equal to" if answers.equal else f"cosine {_number(answers.min_cosine, 6)} or more with"
             lines.append(f"{model.name}: outputs {how} {against} in {answers.cases} case(s)")
+        elif model.answers_unknown is not None and not model.answers_unknown.startswith(_OF_THE_BASELINE):
+            lines.append(f"{model.name}: outputs not compared: {model.answers_unknown}")
         if model.still_cached is not None and model.disk_cold is None:
             lines.append(f"{model.name}: {model.still_cached:.0%} of its files stayed in the disk cache: no cold start")
+    if not run.complete:
+        lines.append("interrupted: this is what was measured until then")
     if run.validity is None:
         return lines
     lines += [f"INVALID: {reason}" for reason in run.validity.reasons]
     lines += [f"warning: {warning}" for warning in run.validity.warnings]
     if run.validity.unavailable:
         lines.append(f"not readable here: {', '.join(run.validity.unavailable)}")
-    if not run.complete:
-        lines.append("interrupted: this is what was measured until then")
     return lines
 
 

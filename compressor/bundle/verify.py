@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.artifacts import TensorSpec
-from compressor.bundle.manifest import GoldenCheck, Manifest, OpenedBundle, check_files, open_bundle
+from compressor.bundle.golden import golden_array, golden_arrays
+from compressor.bundle.manifest import Manifest, OpenedBundle, check_files, open_bundle
 from compressor.bundle.predictor import bundle_preprocessor
 from compressor.errors import BundleError
 from compressor.metrics import mean_cosine
 from compressor.onnxrt import open_session, run_one
-from compressor.preprocess import Feed
 
 
 @dataclass(frozen=True)
@@ -38,15 +36,15 @@ def verify_bundle(folder: Path) -> BundleCheck:
     bundle = open_bundle(folder)
     check_files(bundle)
     manifest = bundle.manifest
-    arrays = _arrays(bundle)
+    arrays = golden_arrays(bundle)
     _check_encoding(bundle, arrays)
     session = open_session(folder / manifest.model)
     _check_interface(session, manifest, folder)
     cosines, errors = [], []
     for case in range(manifest.golden.cases):
-        feed = {spec.name: _get(arrays, f"{case}.in.{spec.name}", folder) for spec in manifest.inputs}
+        feed = {spec.name: golden_array(arrays, f"{case}.in.{spec.name}", folder) for spec in manifest.inputs}
         for spec, got in zip(manifest.outputs, run_one(session, feed), strict=True):
-            expected = _get(arrays, f"{case}.out.{spec.name}", folder)
+            expected = golden_array(arrays, f"{case}.out.{spec.name}", folder)
             _check_output(got, expected, f"golden case {case}, {spec.name}", manifest, folder)
             cosines.append(mean_cosine(got, expected))
             errors.append(float(np.abs(got - expected).max()))
@@ -57,46 +55,6 @@ def verify_bundle(folder: Path) -> BundleCheck:
     )
 
 
-@dataclass(frozen=True)
-class GoldenCases:
-    """A bundle's model, what it is fed and should answer in each golden case, and how close."""
-
-    model: Path
-    inputs: tuple[Feed, ...]
-    outputs: tuple[Feed, ...]
-    check: GoldenCheck
-
-
-def golden_cases(folder: Path) -> GoldenCases:
-    """The golden cases of a bundle; hashes are checked first. Raises BundleError."""
-    bundle = open_bundle(folder)
-    check_files(bundle)
-    arrays, manifest = _arrays(bundle), bundle.manifest
-
-    def cases(kind: str, specs: tuple[TensorSpec, ...]) -> tuple[Feed, ...]:
-        numbers = range(manifest.golden.cases)
-        return tuple({s.name: _get(arrays, f"{case}.{kind}.{s.name}", folder) for s in specs} for case in numbers)
-
-    return GoldenCases(
-        folder / manifest.model, cases("in", manifest.inputs), cases("out", manifest.outputs), manifest.golden
-    )
-
-
-def _arrays(bundle: OpenedBundle) -> dict[str, NDArray[Any]]:
-    path = bundle.folder / "golden.npz"
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (FileNotFoundError, zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise BundleError(f"{path}: the golden cases cannot be read: {error}") from None
-
-
-def _get(arrays: dict[str, NDArray[Any]], name: str, folder: Path) -> NDArray[Any]:
-    if name not in arrays:
-        raise BundleError(f"{folder}: golden.npz lacks {name}")
-    return arrays[name]
-
-
 def _check_encoding(bundle: OpenedBundle, arrays: dict[str, NDArray[Any]]) -> None:
     """The tokenizer of the bundle must still turn the golden texts into the golden inputs."""
     path = bundle.folder / "golden_texts.json"
@@ -105,7 +63,7 @@ def _check_encoding(bundle: OpenedBundle, arrays: dict[str, NDArray[Any]]) -> No
     preprocessor = bundle_preprocessor(bundle)
     for case, example in enumerate(preprocessor.encode(json.loads(path.read_text(encoding="utf-8")))):
         for name, array in preprocessor.collate([example]).items():
-            if not np.array_equal(array, _get(arrays, f"{case}.in.{name}", bundle.folder)):
+            if not np.array_equal(array, golden_array(arrays, f"{case}.in.{name}", bundle.folder)):
                 raise BundleError(
                     f"{bundle.folder}: the tokenizer encodes golden text {case} otherwise than when it was built"
                 )

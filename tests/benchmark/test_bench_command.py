@@ -38,6 +38,12 @@ def test_a_comparison_as_a_table(models):
     assert ended.stderr == ""
 
 
+def test_models_that_cannot_be_compared_are_named_with_the_reason(models):
+    lines = bench(models["mlp"][0], models["cnn"][0], *QUICK).stdout.splitlines()
+    said = [line for line in lines if "outputs" in line]
+    assert said == ["cnn: outputs not compared: its inputs are not the baseline's"]
+
+
 def test_every_combination_of_the_axes_is_a_run(models, tmp_path):
     path = tmp_path / "out.json"
     bench(
@@ -99,6 +105,71 @@ def test_an_interrupt_shows_and_writes_what_was_measured(models, tmp_path):
     assert document["runs"][0]["models"][0]["latency"]["samples"] > 0
 
 
+def interrupted_in_the_second_run(*arguments):
+    """The command's streams after a Ctrl-C as its second run begins."""
+    command = [*COMMAND, *map(str, arguments), "--threads", "1,2", "--samples", "20", "--budget", "2s"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in child.stderr:
+        if line.startswith("stream, 2 thread(s)"):
+            break
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert err.splitlines()[-1] == "compressor: interrupted; what was measured until then is kept"
+    return out
+
+
+def test_an_interrupt_in_a_later_run_keeps_the_earlier_ones(models, tmp_path):
+    path = tmp_path / "out.json"
+    shown = interrupted_in_the_second_run(models["cnn"][0], "--json", path)
+    assert "stream, 1 thread(s)" in shown
+    for text in (path.read_text(), interrupted_in_the_second_run(models["cnn"][0], "--json")):
+        document = checked(text)
+        assert not document["complete"]
+        assert document["runs"][0]["complete"]
+        assert document["runs"][0]["conditions"]["threads"] == 1
+
+
+def test_a_failure_in_a_later_run_keeps_the_earlier_ones(models, tmp_path):
+    path = tmp_path / "out.json"
+    arguments = [models["cnn"][0], "--provider", "cpu,XNNPACK", *QUICK]
+    shown = bench(*arguments, "--json", path, code=12)
+    assert "stream, 1 thread(s)" in shown.stdout
+    printed = bench(*arguments, "--json", code=12)
+    for text in (path.read_text(), printed.stdout):
+        document = checked(text)
+        assert not document["complete"]
+        assert [run["conditions"]["provider"] for run in document["runs"]] == ["cpu"]
+    for ended in (shown, printed):
+        assert ended.stderr.startswith("compressor: ")
+        assert "XNNPACK" in ended.stderr
+        assert ended.stderr.count("\n") == 1
+
+
+def test_the_table_is_not_lost_with_the_file(models, tmp_path):
+    """A limit that the file exceeds, but nothing that is tried before."""
+    path = tmp_path / "out.json"
+    command = [*COMMAND, str(models["cnn"][0]), "--json", str(path), *QUICK]
+    ended = subprocess.run(
+        ["prlimit", "--fsize=1000", "--", *command], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert ended.returncode == 13
+    assert "stream, 1 thread(s)" in ended.stdout
+    assert ended.stderr == f"compressor: --json {path}: this file cannot be written: file too large; name another\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_tried_before_anything_is_measured_and_stays_as_it_is(crashing_model, tmp_path):
+    path = tmp_path / "out.json"
+    path.write_text("the last result")
+    bench(crashing_model, "--json", path, *QUICK, code=12)
+    assert path.read_text() == "the last result"
+    assert list(tmp_path.iterdir()) == [path]
+    refused = bench(crashing_model, "--json", "/proc/x.json", *QUICK, code=13)
+    assert refused.stderr.startswith("compressor: --json /proc/x.json: this file cannot be written: ")
+    assert refused.stdout == ""
+
+
 def test_a_disturbed_measurement_fails_only_where_it_must_not_be_disturbed(models):
     """Two spinning processes beside it, for certain."""
     hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
@@ -119,3 +190,17 @@ def test_a_crashing_model_is_one_line(crashing_model):
     assert ended.stderr.startswith("compressor: crash: the measuring process was ended by SIGSEGV")
     assert ended.stderr.count("\n") == 1
     assert ended.stdout == ""
+
+
+def test_the_command_itself_opens_no_model(models):
+    """What it loads beside this package and numpy: pydantic, and rich for the table."""
+    heavy = ["onnxruntime", "onnx", "torch", "transformers", "tokenizers"]
+    arguments = ["bench", str(models["cnn"][0]), *QUICK]
+    program = f"""
+import sys
+from compressor.__main__ import main
+assert main({arguments!r}) == 0
+print("loaded:", sorted(set({heavy!r}) & set(sys.modules)))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300)
+    assert ended.stdout.splitlines()[-1] == "loaded: []"

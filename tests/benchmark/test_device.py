@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import needed
 import numpy as np
 import onnx
 import pytest
@@ -165,7 +166,7 @@ def check_login(server, folder):
     command = [*shlex.split(board.ssh), "-p", str(server.port), "-o", "BatchMode=yes", "127.0.0.1", "true"]
     tried = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=LIMIT_S)
     if tried.returncode:
-        pytest.skip(f"needs an sshd that lets {getpass.getuser()} run commands: {tried.stdout}{tried.stderr}")
+        needed.lacking(f"needs an sshd that lets {getpass.getuser()} run commands: {tried.stdout}{tried.stderr}")
 
 
 def read(path):
@@ -174,11 +175,10 @@ def read(path):
 
 @pytest.fixture(scope="module")
 def sshd(tmp_path_factory):
-    """Skips, naming what is missing, where there cannot be one."""
-    program = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
-    for name, found in (("sshd", program), ("ssh", shutil.which("ssh")), ("ssh-keygen", shutil.which("ssh-keygen"))):
-        if found is None:
-            pytest.skip(f"needs {name}: apt-get install openssh-server openssh-client")
+    """Ends the tests, naming what is missing, where there cannot be one."""
+    program = needed.require("sshd", "openssh-server")
+    for client in ("ssh", "ssh-keygen"):
+        needed.require(client, "openssh-client")
     folder = tmp_path_factory.mktemp("sshd")
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # what starts sshd otherwise makes it
@@ -191,7 +191,7 @@ def sshd(tmp_path_factory):
     (folder / "authorized").write_text(authorized)
     process, port, said = start_sshd(program, folder)
     if process is None:
-        pytest.skip(f"needs an sshd that starts: {said}")
+        needed.lacking(f"needs an sshd that starts: {said}")
     server = Sshd(process, port, folder)
     try:
         check_login(server, folder)
@@ -235,7 +235,9 @@ class Board:
         self.use("plain")
 
     def use(self, key, **settings):
-        """Logs in with this key from now on. `settings` are of the client."""
+        """Logs in with this key from now on, where its shell is not lacking. `settings` are of the client."""
+        if key in ("bash", "busybox"):
+            needed.require(key, key)
         settings = {
             "IdentityFile": self.server.folder / key,
             "IdentitiesOnly": "yes",
@@ -304,14 +306,10 @@ def board(sshd, tmp_path):
         signal_all(processes_of(board.temporary), signal.SIGKILL)
 
 
-def needs(program):
-    return pytest.param(program, marks=pytest.mark.skipif(shutil.which(program) is None, reason=f"needs {program}"))
-
-
 # Whole runs.
 
 
-@pytest.mark.parametrize("shell", ["plain", needs("bash"), needs("busybox")])
+@pytest.mark.parametrize("shell", ["plain", "bash", "busybox"])
 def test_two_models_on_made_up_inputs(shell, board, models):
     board.use(shell)
     ended = board.bench(models["mlp"][0], models["mlp-int8"][0], *QUICK, "--json", board.json)
@@ -356,7 +354,7 @@ def test_the_profile_comes_back(board, models):
     assert "Conv" in "".join(shown["operator"] for shown in cnn["profile"])
 
 
-@pytest.mark.parametrize("shell", ["plain", needs("busybox")])
+@pytest.mark.parametrize("shell", ["plain", "busybox"])
 def test_names_are_names(shell, board):
     board.use(shell)
     folder = board.folder / "some $(touch pwned) place"
@@ -389,9 +387,7 @@ def test_names_are_names(shell, board):
 
 
 def test_a_runtime_that_is_too_old(board, models, tmp_path):
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("needs a C compiler")
+    compiler = needed.require("cc", "gcc")
     (tmp_path / "old.c").write_text(
         "struct Base { const void* (*table)(unsigned); const char* (*version)(void); };\n"
         "static const void* table(unsigned version) { (void)version; return 0; }\n"
@@ -423,7 +419,7 @@ def mounted(board):
         subprocess.run(["umount", path], check=True)
 
 
-@pytest.mark.parametrize("shell", ["plain", needs("busybox")])
+@pytest.mark.parametrize("shell", ["plain", "busybox"])
 def test_a_disk_that_is_too_small(shell, board, models, mounted):
     board.use(shell)
     mounted("size=4m")

@@ -350,6 +350,10 @@ def test_what_may_be_asked(models):
         BenchmarkSettings(shapes={"batch": 0})
     with pytest.raises(BenchmarkError, match="scenario must be one of stream, paced"):
         BenchmarkSettings(scenario="fast")
+    with pytest.raises(BenchmarkError, match="scenario paced needs a period_ms, and no other takes one; got none"):
+        BenchmarkSettings(scenario="paced")
+    with pytest.raises(BenchmarkError, match="got 5 with scenario stream"):
+        BenchmarkSettings(period_ms=5)
     with pytest.raises(MissingDependencyError, match="no ONNX Runtime library at"):
         measure([one], BenchmarkSettings(library=Path("nowhere.so")), SILENT)
     with pytest.raises(MissingDependencyError, match="no measuring program at"):

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+import needed
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = "CMakeFiles/compressor_core.dir/csrc"
-
-
-def require(tool: str, package: str) -> None:
-    if shutil.which(tool) is None:
-        pytest.skip(f"{tool} is not installed; run: apt-get install {package}")
 
 
 def folder_of_this_machine() -> Path:
@@ -26,7 +20,7 @@ def folder_of_this_machine() -> Path:
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
     found = [program.parent for program in (ROOT / "build").glob(f"{tag}-{tag}-*/distill_loss_check")]
     if not found:
-        pytest.skip(f"build/{tag}-{tag}-*/distill_loss_check is not built; run: make test")
+        needed.lacking(f"build/{tag}-{tag}-*/distill_loss_check is not built; run: make test")
     return found[0]
 
 

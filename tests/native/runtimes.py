@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 import builds
-import pytest
+import needed
 
 OLDEST = "1.19.2"  # the first whose wheel has the library
 HEADER = "onnxruntime_c_api.h"
@@ -59,12 +59,12 @@ def header() -> Path:
     return _member(_CACHE / "ort-headers" / HEADER, HEADER_PACKAGE, HEADER)
 
 
-def or_skip(fetch, *arguments: str) -> Path:
-    """What one of the functions above gives; where it gives nothing, the test is skipped with the reason."""
+def required(fetch, *arguments: str) -> Path:
+    """What one of the functions above gives; where it gives nothing, the test ends with the reason."""
     try:
         return fetch(*arguments)
     except NotFetchedError as reason:
-        pytest.skip(str(reason))
+        needed.lacking(str(reason))
 
 
 def _member(kept: Path, package: str, wanted: str, *options: str) -> Path:

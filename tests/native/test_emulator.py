@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import builds
+import needed
 import pytest
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
@@ -36,8 +37,8 @@ def build(compiler, folder):
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    builds.require(COMPILER, "g++-aarch64-linux-gnu")
-    builds.require(EMULATOR, "qemu-user")
+    needed.require(COMPILER, "g++-aarch64-linux-gnu")
+    needed.require(EMULATOR, "qemu-user")
     return build(COMPILER, tmp_path_factory.mktemp("aarch64"))
 
 
@@ -82,7 +83,7 @@ def test_the_processor_tells_where_the_kernel_does_not(program, tmp_path):
 
 
 def test_this_machines_own_program_is_not_emulated(tmp_path):
-    builds.require("g++", "g++")
+    needed.require("g++", "g++")
     program = build("g++", tmp_path)
     said = subprocess.run([program, "runner"], capture_output=True, text=True, check=True).stdout
     assert said.startswith(f"{platform.machine()}|")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import builds
 import loss_problems
+import needed
 import pytest
 import torch
 
@@ -87,7 +88,7 @@ def objects():
 def test_an_instruction_set_leaves_its_object_by_one_function_only():
     """A function that several objects define, an inline one or a template of the standard library, is linked once: from
     the object that the linker meets first, with the instructions of that one."""
-    builds.require("nm", "binutils")
+    needed.require("nm", "binutils")
     found = {name: path for name, path in objects().items() if name in {*OF_X86, "neon"}}
     assert len(found) >= 2
     for name, path in found.items():
@@ -96,7 +97,7 @@ def test_an_instruction_set_leaves_its_object_by_one_function_only():
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="knows the instructions of x86-64 only")
 def test_no_object_has_instructions_beyond_its_own():
-    builds.require("objdump", "binutils")
+    needed.require("objdump", "binutils")
     # Every instruction of AVX and later begins with v; the mask registers k0 to k7 came with AVX-512.
     any_avx, avx512, bfloat16 = r"\tv", r"%zmm|%k[0-7]", r"\tvcvtneps2bf16|\tvcvtne2ps2bf16"
     own = {"avx2": r"%ymm", "avx512": avx512, "avx512_bf16": bfloat16}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import builds
 import loss_problems
+import needed
 import pytest
 import torch
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def folder():
     """Built with CMakeLists.txt's own flags; kept, so that the next run compiles what has changed."""
-    builds.require(COMPILER, "g++-aarch64-linux-gnu")
+    needed.require(COMPILER, "g++-aarch64-linux-gnu")
     found = builds.ROOT / "build" / "aarch64"
     target = {"CMAKE_SYSTEM_NAME": "Linux", "CMAKE_SYSTEM_PROCESSOR": "aarch64", "CMAKE_CXX_COMPILER": COMPILER}
     settings = [f"-D{name}={value}" for name, value in {**target, "COMPRESSOR_MODULE": "OFF"}.items()]
@@ -42,7 +43,7 @@ def cases():
 @pytest.fixture(scope="module")
 def program(folder):
     """The words of the command."""
-    builds.require(EMULATOR, "qemu-user")
+    needed.require(EMULATOR, "qemu-user")
     loader = Path(builds.output_of(COMPILER, "-print-file-name=ld-linux-aarch64.so.1").strip()).resolve()
     return [EMULATOR, "-L", loader.parents[1], folder / "distill_loss_check"]
 
@@ -64,6 +65,6 @@ def test_rounding_is_to_the_nearest_and_then_to_even(name, dtype, program, tmp_p
 
 @pytest.mark.parametrize("name", ["neon", "baseline"])
 def test_an_instruction_set_leaves_its_object_by_one_function_only(name, folder):
-    builds.require("aarch64-linux-gnu-nm", "binutils-aarch64-linux-gnu")
+    needed.require("aarch64-linux-gnu-nm", "binutils-aarch64-linux-gnu")
     found = folder / builds.CORE / "distill_loss" / f"{name}.cpp.o"
     assert builds.symbols_that_leave(found, "aarch64-linux-gnu-nm") == builds.only_entry(name)

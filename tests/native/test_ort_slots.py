@@ -4,6 +4,7 @@ import re
 import subprocess
 
 import builds
+import needed
 import pytest
 import runtimes
 
@@ -89,8 +90,8 @@ def program():
 @pytest.fixture(scope="module")
 def errors_of(tmp_path_factory):
     """Compiles a program and returns what the compiler complains of."""
-    builds.require("g++", "g++")
-    header = runtimes.or_skip(runtimes.header)
+    needed.require("g++", "g++")
+    header = runtimes.required(runtimes.header)
     source = tmp_path_factory.mktemp("slots") / "slots.cpp"
     folders = [f"-I{folder}" for folder in (builds.ROOT / "csrc", builds.ROOT / "csrc" / "include")]
 

@@ -30,7 +30,7 @@ def version(request):
 def path(version):
     if version == INSTALLED:
         return native.onnxruntime_library()
-    return runtimes.or_skip(runtimes.library, version)
+    return runtimes.required(runtimes.library, version)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import needed
 import numpy as np
 import pytest
 import runner_cases
@@ -249,8 +250,7 @@ def test_what_is_no_runtime(content, mlp, tmp_path):
 def test_a_library_that_is_another_is_no_runtime(mlp, tmp_path):
     source, path = tmp_path / "other.c", tmp_path / "other.so"
     source.write_text("int nothing;\n")
-    if subprocess.run(["cc", "-shared", "-fPIC", source, "-o", path], check=False).returncode:
-        pytest.skip("cc is not installed; run: apt-get install gcc")
+    subprocess.run([needed.require("cc", "gcc"), "-shared", "-fPIC", source, "-o", path], check=True)
     assert path.name in runner_cases.failure("--model", mlp, runtime=path)
 
 

@@ -7,6 +7,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 
 import builds
+import needed
 import numpy as np
 import pytest
 import runner_cases
@@ -45,7 +46,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def program():
     """Kept, so that the next run compiles what has changed. Not test_neon.py's folder: both may build at once."""
-    builds.require(COMPILER, "g++-aarch64-linux-gnu")
+    needed.require(COMPILER, "g++-aarch64-linux-gnu")
     folder = builds.ROOT / "build" / "aarch64-runner"
     target = {"CMAKE_SYSTEM_NAME": "Linux", "CMAKE_SYSTEM_PROCESSOR": "aarch64", "CMAKE_CXX_COMPILER": COMPILER}
     settings = [f"-D{name}={value}" for name, value in {**target, "COMPRESSOR_MODULE": "OFF"}.items()]
@@ -57,7 +58,7 @@ def program():
 @pytest.fixture(scope="module")
 def words(program, tmp_path_factory):
     """Of the command: the emulator, which shows Arm's libraries and processor in place of this machine's."""
-    builds.require(EMULATOR, "qemu-user")
+    needed.require(EMULATOR, "qemu-user")
     loader = Path(builds.output_of(COMPILER, "-print-file-name=ld-linux-aarch64.so.1").strip()).resolve()
     root = tmp_path_factory.mktemp("sysroot")
     (root / "lib").symlink_to(loader.parent)
@@ -68,7 +69,7 @@ def words(program, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runtime():
-    return runtimes.or_skip(runtimes.library_for_arm, installed_version("onnxruntime"))
+    return runtimes.required(runtimes.library_for_arm, installed_version("onnxruntime"))
 
 
 @pytest.fixture(scope="module")

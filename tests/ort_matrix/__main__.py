@@ -12,8 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-NATIVE_TESTS = Path(__file__).resolve().parents[1] / "native"
-sys.path.insert(0, str(NATIVE_TESTS))
+TESTS = Path(__file__).resolve().parents[1]
+NATIVE_TESTS = TESTS / "native"
+sys.path[:0] = [str(NATIVE_TESTS), str(TESTS)]
 
 import runtimes  # noqa: E402  (beside the tests, which are no package)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.commands import distinct_names
+from compressor.bench_options import distinct_names
 from compressor.errors import UsageError
 
 

@@ -20,9 +20,10 @@ from tokenizers import Tokenizer
 import compressor
 from compressor.artifacts import Interval, OnnxModel, Provenance, Quality
 from compressor.bundle.build import Contents, write_bundle
+from compressor.bundle.golden import golden_cases
 from compressor.bundle.manifest import check_files, dump_manifest, open_bundle
 from compressor.bundle.predictor import Predictor, load
-from compressor.bundle.verify import golden_cases, verify_bundle
+from compressor.bundle.verify import verify_bundle
 from compressor.errors import BundleError, DataError
 from compressor.onnx_file import describe_onnx
 from compressor.preprocess import ImagePreprocessor, TextPreprocessor
