@@ -32,7 +32,8 @@ test-ort-matrix: $(INSTALLED)
 # The interpreter below .venv with PYTHONPATH leaves out .venv's start-up files, which would find the other module.
 # Python keeps memory until its end, so leaks are not looked for; libstdc++ must be there before the first exception; a
 # report that pytest captures would be lost with the process. Left out: what is not this module, Arm and Triton (slow);
-# and that memory does not grow, since the sanitizer holds it back.
+# and that memory does not grow, since the sanitizer holds it back. Of tests/benchmark those that call the module; the
+# others start the measuring program, as tests/native does.
 sanitize: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --upgrade \
 	  --target $(SANITIZED)/site --config-settings build-dir=$(SANITIZED)/cmake \
@@ -46,7 +47,8 @@ sanitize: $(INSTALLED)
 	export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1; \
 	$$python -c 'from compressor import native; assert "/$(SANITIZED)/" in native.load().__file__'; \
 	$$python -m pytest --capture=sys -p no:cacheprovider -n 2 --dist loadscope -m "not slow" \
-	  --ignore=tests/native/test_neon.py --ignore=tests/native/test_native_endurance.py tests/native tests/kernels
+	  --ignore=tests/native/test_neon.py --ignore=tests/native/test_native_endurance.py tests/native tests/kernels \
+	  $(addprefix tests/benchmark/test_,$(addsuffix .py,json_text machine native_session npy timing_statistics))
 
 # The measuring program alone, which ends at the first data race that ThreadSanitizer sees. ONNX Runtime is compiled
 # without it and so not looked into; it has given no false report, so nothing is suppressed.
@@ -63,7 +65,7 @@ kills: $(INSTALLED)
 	$(BIN)/python tests/kills --kills $(KILLS)
 
 bench: $(INSTALLED)
-	@echo "python -m bench CASE --json FILE; cases:" $(basename $(notdir $(filter-out bench/_%,$(wildcard bench/*.py))))
+	@echo "python -m bench CASE [--json FILE]; cases:" $(basename $(notdir $(filter-out bench/_%,$(wildcard bench/*.py))))
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
