@@ -85,8 +85,19 @@ def _compress(verbs: _Verbs) -> None:
 
 
 def _inspect(verbs: _Verbs) -> None:
-    parser = _verb(verbs, "inspect", "show what a model or a bundle is made of")
-    parser.add_argument("path", metavar="MODEL_OR_BUNDLE")
+    parser = _verb(verbs, "inspect", "show what a model or a bundle is made of, or what a recipe's student will be")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("path", nargs="?", metavar="MODEL_OR_BUNDLE")
+    what.add_argument(
+        "--plan", metavar="RECIPE", help="parameters and predicted ONNX bytes of its student and of others like it"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override in the recipe, such as student.ffn=512",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -55,11 +55,30 @@ def compress(options: argparse.Namespace) -> None:
 
 
 def inspect(options: argparse.Namespace) -> None:
-    """`compressor inspect MODEL_OR_BUNDLE`"""
+    """`compressor inspect MODEL_OR_BUNDLE`, or `compressor inspect --plan RECIPE`"""
+    if options.plan is not None:
+        _inspect_plan(options)
+        return
+    if options.set:
+        raise UsageError("--set: a model or a bundle has no recipe to override; it goes with --plan")
     from compressor.inspection import inspect_path, inspection_lines
 
     found = inspect_path(Path(options.path))
     _print_json(found) if options.json else print("\n".join(inspection_lines(found)))
+
+
+def _inspect_plan(options: argparse.Namespace) -> None:
+    from compressor.materials import Materials
+    from compressor.prediction import choice_lines, compare_choices
+    from compressor.recipe_file import read_recipe
+
+    at = Materials(read_recipe(Path(options.plan), options.set), Progress(quiet=options.quiet))
+    at.fingerprints  # noqa: B018 (missing files are found before anything is loaded)
+    choices = compare_choices(at)
+    if options.json:
+        _print_json({"task": at.recipe.task, "choices": [asdict(choice) for choice in choices]})
+    else:
+        print("\n".join(choice_lines(choices)))
 
 
 def verify(options: argparse.Namespace) -> None:

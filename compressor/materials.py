@@ -19,7 +19,7 @@ from compressor.preprocess import Preprocessor
 from compressor.progress import Progress
 from compressor.recipe import ImageClassificationRecipe, Recipe
 from compressor.recipe_teacher import EndpointTeacher, OnnxTeacher
-from compressor.store import sha256_file
+from compressor.store import sha256_file, sha256_tree
 from compressor.students import load_student
 from compressor.tasks import Task, TaskData, task_for
 from compressor.teachers import Answers, fingerprint, load_teacher, rights
@@ -59,6 +59,11 @@ class Materials:
         module = getattr(self.recipe.student, "module", None)
         if module is not None:
             found["student"] = sha256_file(source_file(module, StudentError))
+        folder = getattr(self.recipe.student, "folder", None)
+        if folder is not None:
+            if not folder.is_dir():
+                raise StudentError(f"student.folder: expected a folder in Hugging Face layout at {folder}, found none")
+            found["student"] = sha256_tree(folder)
         return found
 
     @cached_property
@@ -113,6 +118,13 @@ class Materials:
     @cached_property
     def teacher_preprocessor(self) -> Preprocessor:
         return self.task.preprocessor(None)
+
+    @cached_property
+    def planning_preprocessor(self) -> Preprocessor:
+        """The teacher's, or the student's own where the teacher's cannot be had: for sizes and times."""
+        if isinstance(self.recipe.teacher, EndpointTeacher):
+            return self.task.preprocessor(getattr(self.recipe.student, "folder", None))
+        return self.teacher_preprocessor
 
     @cached_property
     def teacher_examples(self) -> list[Any]:

@@ -17,14 +17,12 @@ from compressor.distill import outputs_of, steps_per_epoch
 from compressor.distill.losses import loss_for
 from compressor.materials import Materials
 from compressor.pipeline import kept_stages
+from compressor.prediction import predict_bytes
 from compressor.preprocess import by_length
 from compressor.progress import Progress
-from compressor.recipe import ImageClassificationRecipe, Recipe
+from compressor.recipe import Recipe
 from compressor.recipe_teacher import EndpointTeacher
-from compressor.students import check_student, new_image_student
-from compressor.students.encoder import find_parts, student_config
-from compressor.students.vocabulary import trim_vocabulary
-from compressor.tasks.text import teacher_tokenizer
+from compressor.students import blank_student
 
 # Exports, quantization, parity and the bundle, beside what is measured.
 _FIXED_S = 60.0
@@ -53,7 +51,8 @@ def make_plan(recipe: Recipe, progress: Progress) -> Plan:
     """Loads teacher and data, builds the student's shape, times a few batches. Writes nothing but the data cache."""
     at = Materials(recipe, progress)
     at.fingerprints  # noqa: B018 (missing files are found before anything is loaded)
-    data, student = at.data, _student_shape(at)
+    data = at.data
+    student = blank_student(recipe, at.teacher_weights, at.teacher_examples if at.tokenizer_name else [])
     rows = len(data.train) - data.holdout
     steps = steps_per_epoch(rows, recipe.distill.batch_size) * recipe.distill.epochs
     signals = at.task.views * len(data.train)
@@ -64,7 +63,7 @@ def make_plan(recipe: Recipe, progress: Progress) -> Plan:
         out=str(recipe.out),
         teacher_parameters=_teacher_parameters(at),
         student_parameters=_count(student),
-        predicted_onnx_bytes=_predicted_bytes(student),
+        predicted_onnx_bytes=predict_bytes(at, [student])[0],
         training_examples=rows,
         evaluation_examples=len(data.truth),
         steps=steps,
@@ -91,28 +90,6 @@ def plan_lines(plan: Plan) -> list[str]:
     ]
 
 
-def _student_shape(at: Materials) -> nn.Module:
-    """The student with its weights left out of account."""
-    recipe = at.recipe
-    if isinstance(recipe, ImageClassificationRecipe):
-        return new_image_student(recipe)
-    check_student(recipe, at.teacher_weights)
-    assert isinstance(at.teacher, PreTrainedModel)
-    vocabulary = at.teacher.config.vocab_size
-    if recipe.student.vocab is not None:
-        vocabulary = len(trim_vocabulary(teacher_tokenizer(recipe), at.teacher_examples, recipe.student.vocab).kept_ids)
-    config = student_config(at.teacher.config, find_parts(at.teacher), recipe.student, vocabulary)
-    return type(at.teacher)(config)
-
-
-def _predicted_bytes(student: nn.Module) -> dict[str, int]:
-    """Four bytes a parameter; in int8 one byte for everything that is a matrix. The pooler is not exported."""
-    shipped = [parameter for name, parameter in student.named_parameters() if "pooler" not in name]
-    matrices = sum(parameter.numel() for parameter in shipped if parameter.ndim > 1)
-    vectors = sum(parameter.numel() for parameter in shipped if parameter.ndim <= 1)
-    return {"float32": 4 * (matrices + vectors), "int8": matrices + 4 * vectors}
-
-
 def _rates(at: Materials, student: nn.Module) -> tuple[float, float, int]:
     """Seconds per teacher example, seconds per training step, and the width of the teacher's outputs."""
     batch = at.recipe.distill.batch_size
@@ -121,7 +98,7 @@ def _rates(at: Materials, student: nn.Module) -> tuple[float, float, int]:
     # Of batches by length, the middle one: its padding is what a step of the real order has on average.
     middle = by_length([len(example) for example in examples], batch)[len(examples) // batch // 2]
     teacher_s, target = _teacher_rate(at, [examples[i] for i in middle])
-    feed = at.teacher_preprocessor.collate([examples[i] for i in middle])
+    feed = at.planning_preprocessor.collate(at.planning_preprocessor.encode([raw[i] for i in middle]))
     student_feed = {name: _within(array, student) for name, array in feed.items()}
     module = at.task.deployable(student).train()
     loss, labels = loss_for(at.recipe.distill), at.data.labels

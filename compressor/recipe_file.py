@@ -27,6 +27,7 @@ _PATHS = (
     *(("teacher", key) for key in ("path", "weights", "onnx", "tokenizer")),
     ("data", "train"),
     ("data", "eval"),
+    ("student", "folder"),
     ("out",),
 )
 _MODULES = (("teacher", "module"), ("student", "module"))

@@ -30,6 +30,7 @@ from compressor.artifacts import (
 from compressor.benchmark import BenchmarkSettings, Candidate, latencies_of, measure
 from compressor.bundle.build import GOLDEN_CASES, Contents, write_bundle
 from compressor.distill import TrainingData, outputs_of, read_signals, record_signals, train
+from compressor.errors import StudentError
 from compressor.export import export_onnx
 from compressor.materials import BENCHMARK_INPUTS, Materials
 from compressor.onnxrt import first_outputs
@@ -197,7 +198,14 @@ def _train(
 ) -> DistilledStudent:
     module = at.student(start.folder)
     preprocessor = at.task.preprocessor(start.folder)
-    data = TrainingData(preprocessor.encode(at.data.train), read_signals(recorded), at.data.labels, at.data.holdout)
+    examples = preprocessor.encode(at.data.train)
+    with torch.inference_mode():
+        width = outputs_of(module, preprocessor.collate(examples[:1])).shape[1]
+    if width != recorded.width:
+        raise StudentError(
+            f"the student gives {width} numbers for an input, its teacher {recorded.width}; they must agree"
+        )
+    data = TrainingData(examples, read_signals(recorded), at.data.labels, at.data.holdout)
     history = train(module, at.task, preprocessor, data, settings, folder, at.progress)
     raw = next(module.children())
     write_student(raw, folder)

@@ -35,7 +35,7 @@ LAYERS = (
     ("materials",),
     ("stages",),
     ("outcome",),
-    ("pipeline", "plan", "inspection"),
+    ("pipeline", "plan", "prediction", "inspection"),
     ("commands",),
     ("cli",),
     ("__main__",),

@@ -1,11 +1,10 @@
-"""Students: cut from the teacher's weights (encoders) or built small (images)."""
+"""Students: cut from the teacher's weights (transformers), built small (images), or brought along."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -14,14 +13,36 @@ from transformers import PreTrainedModel
 from compressor.artifacts import Student
 from compressor.errors import StudentError
 from compressor.recipe import ImageClassificationRecipe, Recipe
-from compressor.store import write_atomic
-from compressor.students.encoder import derive_encoder, find_parts, student_config, write_encoder
+from compressor.students.derive import blank_model, count
+from compressor.students.encoder import (
+    derive_encoder,
+    load_student_folder,
+    load_weights,
+    trimmed_for,
+    write_encoder,
+    write_module,
+)
+from compressor.students.existing import load_existing, write_existing
 from compressor.students.separable import SeparableCnn
 from compressor.tasks.text import teacher_tokenizer
-from compressor.teachers.folder import load_folder
 from compressor.teachers.module import build_module
 
-__all__ = ["check_student", "load_student", "make_student", "new_image_student", "write_student"]
+__all__ = [
+    "blank_student",
+    "check_student",
+    "is_derived",
+    "load_student",
+    "make_student",
+    "new_image_student",
+    "write_student",
+]
+
+
+def is_derived(recipe: Recipe) -> bool:
+    """Whether the student is cut from the teacher's weights, rather than built small or brought along."""
+    if isinstance(recipe, ImageClassificationRecipe):
+        return False
+    return recipe.student.folder is None and recipe.student.module is None
 
 
 def check_student(recipe: Recipe, teacher: nn.Module | None) -> None:
@@ -31,13 +52,11 @@ def check_student(recipe: Recipe, teacher: nn.Module | None) -> None:
     """
     if isinstance(recipe, ImageClassificationRecipe):
         new_image_student(recipe)
-        return
-    if teacher is None:
-        raise StudentError("no student can be cut from a black box; expected a teacher whose weights are in reach")
-    assert isinstance(teacher, PreTrainedModel)
-    if type(teacher).__module__.startswith("transformers_modules."):
-        raise StudentError("the teacher is built by code of its own folder: no student can be cut from it")
-    student_config(teacher.config, find_parts(teacher), recipe.student, teacher.config.vocab_size)
+    elif not is_derived(recipe):
+        load_existing(recipe, teacher)
+    else:
+        source = _source(teacher)
+        blank_model(source, recipe.student, source.config.vocab_size)
 
 
 def make_student(
@@ -49,32 +68,44 @@ def make_student(
     tokenizer; unused for images.
     Raises StudentError, also when the student would not be smaller than its teacher.
     """
+    torch.manual_seed(recipe.distill.seed)
     if isinstance(recipe, ImageClassificationRecipe):
-        torch.manual_seed(recipe.distill.seed)
         model = new_image_student(recipe)
         write_student(model, folder)
         student = Student(
-            folder, _count(model), (recipe.student.module or f"widths {', '.join(map(str, recipe.student.widths))}",)
+            folder, count(model), (recipe.student.module or f"widths {', '.join(map(str, recipe.student.widths))}",)
         )
+    elif not is_derived(recipe):
+        student = write_existing(recipe, load_existing(recipe, teacher), folder)
     else:
-        assert isinstance(teacher, PreTrainedModel)
         tokenizer = teacher_tokenizer(recipe)
-        student = derive_encoder(teacher, tokenizer, recipe.student, training_ids, folder)
-    if teacher is not None and student.parameters >= _count(teacher):
+        student = derive_encoder(_source(teacher), tokenizer, recipe.student, training_ids, folder)
+    if teacher is not None and student.parameters >= count(teacher):
         raise StudentError(
-            f"the student has {student.parameters:,} parameters, its teacher {_count(teacher):,}:"
+            f"the student has {student.parameters:,} parameters, its teacher {count(teacher):,}:"
             " choose fewer layers or smaller widths"
         )
     return student
 
 
+def blank_student(recipe: Recipe, teacher: nn.Module | None, training_ids: list[NDArray[np.int64]]) -> nn.Module:
+    """The student's shape, its weights without meaning: what it would weigh and cost. Raises StudentError."""
+    if isinstance(recipe, ImageClassificationRecipe):
+        return new_image_student(recipe)
+    if not is_derived(recipe):
+        return load_existing(recipe, teacher)
+    source = _source(teacher)
+    trimmed = trimmed_for(source.config, teacher_tokenizer(recipe), recipe.student, training_ids)
+    return blank_model(source, recipe.student, len(trimmed.kept_ids))
+
+
 def load_student(recipe: Recipe, folder: Path) -> nn.Module:
     """The raw student model of a folder, in evaluation mode."""
     if isinstance(recipe, ImageClassificationRecipe):
-        model = new_image_student(recipe)
-        model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-        return model.eval()
-    return load_folder(folder, recipe.task, recipe.student.max_length)
+        return _loaded(new_image_student(recipe), folder)
+    if recipe.student.module is not None:
+        return _loaded(build_module(recipe.student.module, StudentError), folder)
+    return load_student_folder(folder, recipe.task, recipe.student.max_length)
 
 
 def write_student(model: nn.Module, folder: Path) -> None:
@@ -82,8 +113,7 @@ def write_student(model: nn.Module, folder: Path) -> None:
     if isinstance(model, PreTrainedModel):
         write_encoder(model, folder)
     else:
-        state = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
-        write_atomic(folder / "model.safetensors", safetensors.torch.save(state))
+        write_module(model, folder)
 
 
 def new_image_student(recipe: ImageClassificationRecipe) -> nn.Module:
@@ -94,5 +124,18 @@ def new_image_student(recipe: ImageClassificationRecipe) -> nn.Module:
     return SeparableCnn(len(recipe.data.mean), len(recipe.data.classes), spec.widths, spec.strides)
 
 
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def _source(teacher: nn.Module | None) -> PreTrainedModel:
+    """The teacher that a student is cut from. Raises StudentError where none can be."""
+    if teacher is None:
+        raise StudentError(
+            "no student can be cut from a black box; set student.folder or student.module to one that exists"
+        )
+    assert isinstance(teacher, PreTrainedModel)
+    if type(teacher).__module__.startswith("transformers_modules."):
+        raise StudentError("the teacher is built by code of its own folder: no student can be cut from it")
+    return teacher
+
+
+def _loaded(model: nn.Module, folder: Path) -> nn.Module:
+    load_weights(model, folder)
+    return model.eval()

@@ -45,7 +45,9 @@ class SentenceEncoder(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         mask = attention_mask.to(hidden.dtype)
-        vector = torch.cat([_POOL[pooling](hidden, mask) for pooling in self.poolings], dim=-1)
+        # A student narrower than its teacher brings a map to the teacher's width; after the pooling it costs one row.
+        widened = getattr(self.encoder, "output_projection", None) or nn.Identity()
+        vector = torch.cat([widened(_POOL[pooling](hidden, mask)) for pooling in self.poolings], dim=-1)
         for layer in self.layers:
             vector = layer(vector)
         # Also where the folder has no such module: the task compares by cosine, and a device by the dot product.

@@ -104,6 +104,40 @@ def test_inspect_tells_what_a_bundle_is(finished: Finished, run: Run) -> None:
     assert str(found["bytes"]) in shown.stdout
 
 
+def test_a_plan_says_what_the_files_will_weigh(finished: Finished, run: Run) -> None:
+    """Within 2% of the files that the run made afterwards, of the student that it trained."""
+    ended = run("inspect", "--plan", finished.recipe, "--json")
+    assert ended.code == 0, ended.stderr
+    own, *others = json.loads(ended.stdout)["choices"]
+    assert own["choice"] == "recipe"
+    sizes = {path.stem: path.stat().st_size for path in (finished.out / "stages").glob("*/student*.onnx")}
+    predicted = {f"student-{name}".removesuffix("-float32"): size for name, size in own["onnx_bytes"].items()}
+    assert predicted.keys() == sizes.keys()
+    for name, size in sizes.items():
+        assert predicted[name] == pytest.approx(size, rel=0.02), name
+    (start,) = (finished.out / "stages").glob("student-*/artifact.json")
+    assert own["parameters"] == json.loads(start.read_text())["parameters"]
+    if finished.inputs.recipe["task"] != "image-classification":
+        assert {"layers 1", "layers 3", "layers 4"} <= {choice["choice"] for choice in others}
+        assert all(choice["onnx_bytes"].keys() == own["onnx_bytes"].keys() for choice in others)
+
+
+def test_a_plan_for_a_reader_is_a_table(inputs: dict[str, Inputs], run: Run, tmp_path: Path) -> None:
+    recipe = inputs["sentence-embedding"].write_recipe(tmp_path / "out")
+    ended = run("inspect", "--plan", recipe, "--set", "student.layers=1")
+    assert ended.code == 0, ended.stderr
+    header, own, *others = ended.stdout.splitlines()
+    assert header.split() == ["choice", "parameters", "float32", "int8", "static-int8"]
+    assert own.startswith("recipe")
+    assert any(line.startswith("layers 2") for line in others)
+
+
+def test_inspect_takes_one_thing(run: Run, tmp_path: Path) -> None:
+    assert run("inspect").code == 2
+    assert run("inspect", "model.onnx", "--plan", "recipe.yaml").code == 2
+    assert "--plan" in assert_one_clear_line(run("inspect", tmp_path, "--set", "student.layers=1"), 2)
+
+
 def test_inspect_of_something_else(run: Run, tmp_path: Path) -> None:
     assert "a folder without a manifest" in assert_one_clear_line(run("inspect", tmp_path), 2)
 

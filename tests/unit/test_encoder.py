@@ -33,7 +33,9 @@ from transformers import (
 
 from compressor.errors import StudentError
 from compressor.recipe import EncoderStudent
-from compressor.students.encoder import chosen_layers, derive_encoder, find_parts
+from compressor.students.encoder import derive_encoder
+from compressor.students.sizes import chosen_layers
+from compressor.students.structure import find_parts
 
 TEXTS = ["the cat sat on the mat", "the dog runs", "a green house", "walking on the river", "?"]
 

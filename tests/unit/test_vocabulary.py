@@ -144,14 +144,35 @@ def test_too_small_says_how_many_are_needed(trim: Trim) -> None:
 
 
 def test_other_kinds_of_tokenizer_are_refused(tmp_path: Path) -> None:
-    Tokenizer(models.BPE({"a": 0, "b": 1}, [])).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(StudentError, match="needs a WordPiece tokenizer, got BPE"):
+    Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(StudentError, match="needs one of WordPiece, BPE, Unigram as its tokenizer, got WordLevel"):
         trim_vocabulary(tmp_path / "tokenizer.json", [np.array([0])], 300)
 
 
-def test_a_post_processor_that_cannot_be_rewritten_is_refused(tokenizer_file: Path, tmp_path: Path, trim: Trim) -> None:
+def test_bpe_in_which_a_text_could_become_unknown_is_refused(tmp_path: Path) -> None:
+    vocabulary = {token: i for i, token in enumerate(["a", "b", "ab", "c"])}
+    Tokenizer(models.BPE(vocabulary, [("a", "b")])).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(StudentError, match="needs byte-level BPE"):
+        trim_vocabulary(tmp_path / "tokenizer.json", [np.array([0])], 3)
+
+
+def test_a_post_processor_within_a_sequence_is_renumbered(tokenizer_file: Path, tmp_path: Path, trim: Trim) -> None:
     definition = json.loads(tokenizer_file.read_text())
     definition["post_processor"] = {"type": "Sequence", "processors": [definition["post_processor"]]}
     (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
-    with pytest.raises(StudentError, match="Sequence post-processor"):
-        trim(file=tmp_path / "tokenizer.json")
+    _, new, _ = trim(file=tmp_path / "tokenizer.json")
+    assert new.encode("cat").ids == [new.token_to_id(token) for token in ("[CLS]", "cat", "[SEP]")]
+
+
+def test_a_post_processor_that_cannot_be_rewritten_is_refused(tokenizer_file: Path, tmp_path: Path) -> None:
+    definition = json.loads(tokenizer_file.read_text())
+    definition["post_processor"] = {"type": "Unheard"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    with pytest.raises(StudentError, match="cannot rewrite a Unheard post-processor"):
+        trim_vocabulary(tmp_path / "tokenizer.json", [np.array([0])], 200)
+
+
+def test_needed_ids_are_kept(tokenizer_file: Path) -> None:
+    rare = Tokenizer.from_file(str(tokenizer_file)).token_to_id("rare17")
+    found = trim_vocabulary(tokenizer_file, [np.array([0])], SIZE, frozenset({rare}))
+    assert Tokenizer.from_str(found.tokenizer).token_to_id("rare17") is not None

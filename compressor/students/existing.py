@@ -1,0 +1,85 @@
+"""A text student that exists already: a folder in Hugging Face layout, or a module of the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from compressor.artifacts import Student
+from compressor.errors import StudentError, TeacherError
+from compressor.recipe import TextRecipe
+from compressor.store import write_atomic
+from compressor.students.derive import count
+from compressor.students.encoder import load_student_folder, write_encoder, write_module
+from compressor.students.vocabulary import for_device
+from compressor.tasks.text import teacher_tokenizer
+from compressor.teachers.folder import check_folder
+from compressor.teachers.module import build_module
+
+
+def load_existing(recipe: TextRecipe, teacher: nn.Module | None) -> nn.Module:
+    """The student that the recipe names, with the weights that it comes with. Raises StudentError.
+
+    It takes int64 `input_ids` and `attention_mask` [batch, sequence] and gives what the teacher gives: an output with
+    `last_hidden_state` float32 [batch, sequence, hidden], or `logits` [batch, classes], as wide as the teacher's. Of a
+    black box (None) only the number of classes is known.
+    """
+    spec = recipe.student
+    if spec.folder is not None:
+        try:
+            check_folder(spec.folder)
+            student: nn.Module = load_student_folder(spec.folder, recipe.task, spec.max_length)
+        except (TeacherError, OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise StudentError(f"student.folder: {reason.removeprefix(f'{spec.folder}: ')} ({spec.folder})") from None
+        if not (spec.folder / "tokenizer.json").is_file():
+            raise StudentError(f"{spec.folder}: expected a tokenizer.json in the student's folder, found none")
+    else:
+        assert spec.module is not None
+        student = build_module(spec.module, StudentError)
+    name = "logits" if recipe.task == "text-classification" else "last_hidden_state"
+    wanted, given = _width(recipe, teacher, name), _output(student, name)
+    if given is None or (wanted is None and teacher is not None) or wanted not in (None, given.shape[-1]):
+        found = "none" if given is None else f"one of {given.shape[-1]}"
+        width = "" if wanted is None else f" as wide as the teacher's {wanted}"
+        raise StudentError(f"{spec.folder or spec.module}: expected a {name}{width}, found {found}")
+    return student.eval()
+
+
+def write_existing(recipe: TextRecipe, student: nn.Module, folder: Path) -> Student:
+    """Weights (and config) into `folder`, with the student's own tokenizer, or the teacher's for a module."""
+    spec = recipe.student
+    if spec.folder is not None:
+        assert isinstance(student, PreTrainedModel)
+        write_encoder(student, folder)
+    else:
+        write_module(student, folder)
+    tokenizer = spec.folder / "tokenizer.json" if spec.folder else teacher_tokenizer(recipe)
+    write_atomic(folder / "tokenizer.json", for_device(tokenizer.read_text("utf-8"), spec.max_length).encode())
+    named = spec.folder.name if spec.folder is not None else str(spec.module).rpartition("/")[2]
+    return Student(folder, count(student), (f"existing student {named}",))
+
+
+def _width(recipe: TextRecipe, teacher: nn.Module | None, name: str) -> int | None:
+    if teacher is not None:
+        found = _output(teacher, name)
+        return None if found is None else int(found.shape[-1])
+    classes = getattr(recipe.teacher, "classes", None)
+    return None if classes is None else len(classes)
+
+
+def _output(model: nn.Module, name: str) -> Tensor | None:
+    ids = torch.zeros(1, 3, dtype=torch.int64)
+    try:
+        with torch.inference_mode():
+            found: Any = getattr(model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)), name, None)
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise StudentError(
+            f"student.module: calling it with input_ids and attention_mask int64 [1, 3] failed: {reason}"
+        ) from None
+    return found if isinstance(found, Tensor) else None
