@@ -96,7 +96,7 @@ class Materials:
         """What the teacher answers to `teacher_inputs`; in torch on the GPU where there is one."""
         teacher, file = self.recipe.teacher, self.onnx_teacher
         if isinstance(teacher, EndpointTeacher):
-            return open_endpoint(teacher, self.recipe.out / "cache" / "endpoint.jsonl").answers
+            return open_endpoint(teacher, self.recipe.out / "cache" / "endpoint.jsonl", self.progress.log).answers
         collate = self.teacher_preprocessor.collate
         if file is not None:
             return lambda examples: file.answers(collate(examples))

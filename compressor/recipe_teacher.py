@@ -115,6 +115,9 @@ class EndpointTeacher(TeacherRights):
     label_probability: float = Field(
         0.9, gt=0, lt=1, description="probability that a label without log-probabilities stands for"
     )
+    max_unmatched: int = Field(
+        0, ge=0, description="answers that may name no class: for these all classes are equally likely"
+    )
     max_tokens: int = Field(16, ge=1, description="longest answer in tokens")
     key_env: str = Field(
         "COMPRESSOR_TEACHER_KEY", pattern=r"^[A-Za-z_]\w*$", description="environment variable that holds the key"

@@ -13,54 +13,71 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from compressor.errors import TeacherError
+
 
 class AnswerCache:
-    """Key to answer; `put` returns when the answer is on disk. Safe to use from several threads, one process."""
+    """Key to answer; `put` returns when the answer is on disk. Safe to use from several threads, one process.
+
+    In memory is where each answer lies, not what it says: with log-probabilities they come to kilobytes each.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Reads what is there; `damaged` lines are not in it. Raises OSError."""
+        """Reads what is there; `damaged` counts the lines that are left out. Raises OSError."""
         self.damaged = 0
         self._path = path
         self._lock = threading.Lock()
-        self._answers: dict[str, Any] = {}
+        self._places: dict[str, int] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = 0
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                if line.endswith(b"\n"):
-                    whole += len(line)
-                    self._read(line)
-                else:
+        self._end = 0
+        with path.open("ab+") as file:
+            file.seek(0)
+            for line in file:
+                entry = _entry(line)
+                if entry is None:
                     self.damaged += 1
-            if whole != path.stat().st_size:  # else the next line would continue the torn one
-                os.truncate(path, whole)
+                else:
+                    self._places[entry[0]] = self._end
+                if line.endswith(b"\n"):
+                    self._end += len(line)
+            file.truncate(self._end)  # else the next line would continue a torn one
 
     def __len__(self) -> int:
-        return len(self._answers)
+        return len(self._places)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
 
     def get(self, key: str) -> Any:
-        """The answer, or None."""
-        return self._answers.get(key)
+        """The answer. Raises KeyError without one, TeacherError where it has rotted since it was read first."""
+        with self._path.open("rb") as file:
+            file.seek(self._places[key])
+            entry = _entry(file.readline())
+        if entry is None or entry[0] != key:
+            raise TeacherError(f"{self._path}: damaged while in use; run the same command again")
+        return entry[1]
 
     def put(self, key: str, answer: Any) -> None:
         """Appends an answer (JSON) and waits until the disk has it."""
         text = json.dumps({"key": key, "answer": answer, "check": _check(key, answer)}, ensure_ascii=False)
+        line = text.encode() + b"\n"
         with self._lock, self._path.open("ab") as file:
-            file.write(text.encode() + b"\n")
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
-            self._answers[key] = answer
+            self._places[key] = self._end
+            self._end += len(line)
 
-    def _read(self, line: bytes) -> None:
-        try:
-            entry = json.loads(line)
-            key, answer = entry["key"], entry["answer"]
-            if entry["check"] != _check(key, answer):
-                raise ValueError("rotten")
-        except (ValueError, KeyError, TypeError):
-            self.damaged += 1
-            return
-        self._answers[key] = answer
+
+def _entry(line: bytes) -> tuple[str, Any] | None:
+    """Key and answer of a whole line, else None."""
+    try:
+        entry = json.loads(line) if line.endswith(b"\n") else None
+        if entry is not None and entry["check"] == _check(entry["key"], entry["answer"]):
+            return entry["key"], entry["answer"]
+    except (ValueError, KeyError, TypeError):
+        pass
+    return None
 
 
 def _check(key: str, answer: Any) -> int:

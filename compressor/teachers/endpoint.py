@@ -78,7 +78,7 @@ class Endpoint:
         """
         bodies = [self._body(prompt) for prompt in prompts]
         keys = [self._cache_key(body) for body in bodies]
-        new = {key: body for key, body in zip(keys, bodies, strict=True) if self.cache.get(key) is None}
+        new = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self.cache}
         if new:
             self._ask_all(new)
         return [_completion_of(self.cache.get(key)) for key in keys]
@@ -167,7 +167,7 @@ class Endpoint:
         status, where = response.status_code, self.teacher.endpoint
         if status in _PASSING:
             return _Passing(f"answers with status {status}", asked_wait_s(response.headers.get("Retry-After")))
-        said = self._safe(_message(content))
+        said = self._said(content)
         if status in (401, 403):
             state = "is refused" if self._key else "is not set"
             return TeacherError(f"{where}: status {status}: the key in the variable {self.teacher.key_env} {state}")
@@ -211,9 +211,7 @@ class Endpoint:
                 for entry in entries
             ]
         except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-            raise TeacherError(
-                f"{where}: expected a chat completion with choices, got {self._safe(_message(content))}"
-            ) from None
+            raise TeacherError(f"{where}: expected a chat completion with choices, got {self._said(content)}") from None
         return {"text": text, "tokens": tokens}
 
     def _authorise(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -224,9 +222,19 @@ class Endpoint:
     def _safe(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key else text
 
-    def _without_key(self, answer: dict[str, Any]) -> Any:
+    def _said(self, content: bytes) -> str:
+        """What a body says, in one short line; cut after the key is out of it, or a part of it would stay."""
+        return self._safe(_message(content))[:200] or "nothing"
+
+    def _without_key(self, answer: Any) -> Any:
         """A server may echo what it was sent."""
-        return json.loads(self._safe(json.dumps(answer, ensure_ascii=False))) if self._key else answer
+        if isinstance(answer, str):
+            return self._safe(answer)
+        if isinstance(answer, list):
+            return [self._without_key(one) for one in answer]
+        if isinstance(answer, dict):
+            return {name: self._without_key(one) for name, one in answer.items()}
+        return answer
 
 
 def _read(response: requests.Response, timeout_s: float) -> bytes:
@@ -257,7 +265,7 @@ def _completion_of(cached: dict[str, Any]) -> Completion:
 
 
 def _message(content: bytes) -> str:
-    """What an error body says, in one short line."""
+    """What an error body says, in one line."""
     text = content.decode("utf-8", "replace")
     try:
         body = json.loads(text)
@@ -265,7 +273,7 @@ def _message(content: bytes) -> str:
         text = str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200] or "nothing"
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _first_line(error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,25 +18,43 @@ from compressor.teachers.endpoint import Completion, Endpoint
 _LEAST = 1e-6
 
 
-@dataclass(frozen=True)
+@dataclass
 class EndpointTeacherModel:
-    """`answers` gives the logarithm of a distribution over the classes for each text."""
+    """`answers` gives the logarithm of a distribution over the classes for each text; `tell` hears what is odd."""
 
     endpoint: Endpoint
+    tell: Callable[[str], None]
+    unmatched: int = 0
 
     def answers(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """float32 [texts, classes]: natural logarithms of probabilities, which distillation reads as logits.
 
-        Raises TeacherError: the endpoint fails, or an answer is no class.
+        Raises TeacherError: the endpoint fails, or more than `max_unmatched` answers are no class.
         """
         teacher = self.endpoint.teacher
         completions = self.endpoint.complete([prompt_for(teacher, text) for text in texts])
-        return np.stack([class_log_probabilities(teacher, completion) for completion in completions])
+        return np.stack([self._answer(completion) for completion in completions])
+
+    def _answer(self, completion: Completion) -> NDArray[np.float32]:
+        teacher = self.endpoint.teacher
+        if self.unmatched < teacher.max_unmatched and matched_class(teacher.classes, completion.text) is None:
+            self.unmatched += 1
+            self.tell(
+                f"  the endpoint answers {completion.text[:40]!r}, which is no class"
+                f" ({self.unmatched} of at most {teacher.max_unmatched})"
+            )
+            return np.full(len(teacher.classes), -math.log(len(teacher.classes)), np.float32)
+        return class_log_probabilities(teacher, completion)
 
 
-def open_endpoint(teacher: EndpointTeacher, cache_file: Path) -> EndpointTeacherModel:
+def open_endpoint(
+    teacher: EndpointTeacher, cache_file: Path, tell: Callable[[str], None] = lambda _: None
+) -> EndpointTeacherModel:
     """Asks nothing yet. Raises TeacherError where the key cannot be one."""
-    return EndpointTeacherModel(Endpoint(teacher, cache_file))
+    endpoint = Endpoint(teacher, cache_file)
+    if endpoint.cache.damaged:
+        tell(f"  {cache_file.name}: {endpoint.cache.damaged} damaged lines, which are asked for again")
+    return EndpointTeacherModel(endpoint, tell)
 
 
 def prompt_for(teacher: EndpointTeacher, text: str) -> str:
@@ -57,7 +75,7 @@ def class_log_probabilities(teacher: EndpointTeacher, completion: Completion) ->
     if label is None:
         raise TeacherError(
             f"{teacher.endpoint}: expected one of {', '.join(teacher.classes)}, got {completion.text[:80]!r};"
-            " make teacher.prompt ask for the class alone, or raise teacher.max_tokens"
+            " make teacher.prompt ask for the class alone, or raise teacher.max_tokens or teacher.max_unmatched"
         )
     if teacher.top_logprobs:
         q = _from_tokens(teacher, completion, label)

@@ -105,3 +105,17 @@ def test_absent_measurements_are_a_dash(result: Result):
     bare = replace(result, models=(replace(result.models[0], bytes=None, latency=None),), shipped=None, control=None)
     cells = printed(bare, 120).splitlines()[1].split()
     assert cells[:8] == ["teacher", "22.7M", "-", "-", "-", "-", "-", "-"]
+
+
+def test_a_teacher_out_of_reach_is_no_baseline_of_size_or_speed(result: Result):
+    teacher = replace(result.models[0], bytes=None, latency=None, parameters=0)
+    unseen = replace(result, models=(teacher, *result.models[1:]))
+    stream = io.StringIO()
+    print_table(unseen, stream, width=160)
+    lines = stream.getvalue().splitlines()
+    row = next(line for line in lines if "teacher" in line.split()[:2])
+    assert row.split().count("-") >= 5
+    assert "the teacher's size and speed unknown: faster is in relation to the float32 student" in " ".join(lines)
+    assert "the teacher's size and speed unknown" in summary_line(unseen)
+    assert "smaller" not in summary_line(unseen)
+    assert "faster" not in summary_line(unseen)

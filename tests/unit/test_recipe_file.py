@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from compressor.errors import RecipeError
 from compressor.recipe import RECIPES, ImageStudent, portable
 from compressor.recipe_file import read_recipe, recipe_from_values, recipe_template
+from compressor.recipe_teacher import EndpointTeacher, FolderTeacher, HubTeacher, OnnxClassifierTeacher
 
 TEXT = """\
 task: sentence-embedding
@@ -373,3 +374,63 @@ def test_whatever_stands_in_a_recipe_it_is_refused_in_one_line(write: Any, text:
 )
 def test_whatever_is_set_it_is_refused_in_one_line(write: Any, text: str) -> None:
     refusal(write(TEXT), f"distill.nothing={text}")
+
+
+ENDPOINT = """\
+task: text-classification
+teacher:
+  endpoint: https://host/v1
+  model: big
+  classes: [sport, food]
+  permission: own-model
+data: {train: a.jsonl, eval: b.jsonl}
+"""
+
+
+@pytest.mark.parametrize(
+    ("teacher", "kind"),
+    [
+        ("path: a", FolderTeacher),
+        ("hub: org/name", HubTeacher),
+        ("onnx: a.onnx\n  tokenizer: t.json\n  classes: [a, b]", OnnxClassifierTeacher),
+        ("endpoint: https://host/v1\n  model: m\n  classes: [a, b]", EndpointTeacher),
+    ],
+)
+def test_a_key_tells_which_kind_of_teacher_is_meant(write: Any, tmp_path: Path, teacher: str, kind: type) -> None:
+    recipe = read_recipe(write(f"task: text-classification\nteacher:\n  {teacher}\ndata: {{train: a, eval: b}}\n"))
+    assert type(recipe.teacher) is kind
+    if isinstance(recipe.teacher, OnnxClassifierTeacher):
+        assert (recipe.teacher.onnx, recipe.teacher.tokenizer) == (tmp_path / "a.onnx", tmp_path / "t.json")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("  model: big\n", "", 2, "missing key teacher.model (the model's name there)"),
+        ("  model:", "  modle:", 4, "unknown key teacher.modle; did you mean model?"),
+        ("  model: big", "  path: x\n  model: big", 4, "unknown key teacher.path"),
+        ("https://host/v1", "https://me:planted@host/v1", 3, "teacher.endpoint: expected a URL without user, password"),
+        ("[sport, food]", "[sport]", 5, "teacher.classes"),
+        ("own-model", "own-model\n  concurrency: 0", 7, "teacher.concurrency"),
+        ("own-model", "license-permits\n  license: MIT", 2, "set teacher.terms"),
+    ],
+)
+def test_errors_of_one_kind_do_not_speak_of_the_others(write: Any, old: str, new: str, line: int, words: str) -> None:
+    path = write(ENDPOINT.replace(old, new, 1))
+    message = refusal(path)
+    assert message.startswith(f"{path}:{line}:"), message
+    assert words in message
+    assert "<" not in message, "the tag of a kind is no key"
+    assert "planted" not in message
+
+
+@pytest.mark.parametrize("task", RECIPES)
+def test_the_template_shows_every_kind_of_teacher(task: str) -> None:
+    """Uncommented in place of the first kind, each is a recipe."""
+    lines = recipe_template(task).splitlines()
+    assert sum(line.startswith("  # or, instead of ") for line in lines) == {"text-classification": 3}.get(task, 2) - (
+        task == "image-classification"
+    )
+    settings = {line.split(":")[0].strip("# ") for line in lines if line.startswith("  # ")}
+    kinds = {"sentence-embedding": {"hub", "onnx"}, "text-classification": {"hub", "onnx", "endpoint"}}
+    assert kinds.get(task, {"onnx"}) <= settings
