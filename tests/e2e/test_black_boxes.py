@@ -19,7 +19,7 @@ import torch
 from chat_server import Reply, completion, serving
 from command_runs import command, environment, run_fresh
 from ruamel.yaml import YAML
-from shared_runs import Inputs, Run
+from shared_runs import Finished, Inputs, Run
 from transformers import BertConfig, BertForSequenceClassification
 
 from compressor.artifacts import TensorSpec
@@ -106,6 +106,29 @@ def test_a_black_box_without_permission_is_refused_before_it_is_opened(
     assert ended.code == 5
     assert "a black box needs what permits distilling it" in ended.lines[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_an_onnx_file_teaches_text(
+    finished_runs: dict[str, Finished], small_classifier: Path, run: Run, tmp_path: Path
+) -> None:
+    """The file is another run's teacher, which gives logits and probabilities: the logits are taken."""
+    finished, out = finished_runs["text-classification"], tmp_path / "out"
+    (file,) = (finished.out / "stages").glob("teacher-onnx-*/teacher.onnx")
+    tokenizer = finished.inputs.folder / "teacher" / "tokenizer.json"
+    teacher = {"onnx": str(file), "tokenizer": str(tokenizer), "classes": ["sport", "food"], "permission": "own-model"}
+    path = write_recipe(finished.inputs, out, teacher)
+    values = YAML(typ="safe").load(path)
+    values["student"] = {"folder": str(small_classifier), "max_length": 24}
+    values["distill"] |= {"epochs": 8, "learning_rate": 5e-3, "temperature": 1.0, "control": False}
+    with path.open("w", encoding="utf-8") as stream:
+        YAML().dump(values, stream)
+    ended = run("compress", path)
+    assert ended.code == 0, ended.stderr
+    models = {row["name"]: row for row in json.loads((out / "result.json").read_text())["models"]}
+    before = json.loads((finished.out / "result.json").read_text())["models"][0]
+    assert models["teacher"]["quality"]["quality"] == before["quality"]["quality"]
+    assert models["teacher"]["bytes"] == file.stat().st_size
+    assert models["student"]["quality"]["quality"]["value"] > 0.8
 
 
 KEY = "sk-planted-0123456789"
