@@ -17,7 +17,8 @@ from compressor.prediction import Bytes, Choice, choice_lines, extrapolate, weig
 from compressor.preprocess import ImagePreprocessor
 from compressor.progress import SILENT
 from compressor.quantize import quantize
-from compressor.recipe_student import EncoderStudent, Quantization
+from compressor.recipe import Quantization
+from compressor.recipe_student import EncoderStudent
 from compressor.students.derive import blank_model, derive_model
 
 
