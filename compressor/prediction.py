@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
@@ -83,8 +84,8 @@ def extrapolate(
 
 
 def weight_bytes(student: nn.Module, precision: str) -> int:
-    """Four bytes a weight, in int8 one byte a weight of a matrix; a matrix used in two places is stored twice."""
-    weights = [parameter for _, parameter in student.named_parameters(remove_duplicate=False)]
+    """Four bytes a weight, in int8 one byte a weight of a matrix; shared ones are stored once."""
+    weights = list(student.parameters())
     matrices = sum(weight.numel() for weight in weights if weight.ndim > 1)
     vectors = sum(weight.numel() for weight in weights if weight.ndim <= 1)
     return 4 * vectors + matrices * (4 if precision == "float32" else 1)
@@ -145,6 +146,7 @@ def _skeleton(at: Materials, depth: int, own: PreTrainedModel) -> PreTrainedMode
 
 
 def _file_bytes(at: Materials, student: nn.Module) -> Bytes:
+    _disturb(student)
     feeds = [_within(feed, student) for feed in at.task.shape_feeds(at.planning_preprocessor)]
     module = at.task.deployable(student).eval()
     inputs, outputs = at.task.graph(outputs_of(module, feeds[0]).shape[1])
@@ -159,6 +161,15 @@ def _file_bytes(at: Materials, student: nn.Module) -> Bytes:
         "float32": exported.bytes,
         **{model.name.removeprefix("student-"): model.bytes for model in quantized.models},
     }
+
+
+def _disturb(student: nn.Module) -> None:
+    """Adds noise to every weight: the exporter stores equal ones once, such as the zeros that new biases all are."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in student.state_dict().values():
+            if tensor.is_floating_point():
+                tensor += 0.01 * torch.randn(tensor.shape, generator=generator)
 
 
 def _within(feed: Feed, student: nn.Module) -> dict[str, NDArray[Any]]:

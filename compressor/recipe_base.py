@@ -27,6 +27,9 @@ def _path(value: object) -> object:
 FilePath = Annotated[Path, BeforeValidator(_path)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, BeforeValidator(_share), Field(ge=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+# One weight throughout, or where it begins and where it ends: it goes straight from the one to the other.
+Weight = NotNegative | Annotated[tuple[NotNegative, NotNegative], Field(strict=False)]
 
 
 class Settings(BaseModel):

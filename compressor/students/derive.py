@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compressor.recipe import EncoderStudent
+from compressor.recipe_student import EncoderStudent
 from compressor.students.cut import Cut, choose_layer, cut_model, query_scale, top
 from compressor.students.embedding import fill_parts, note_parts, put_parts, refuse_tied
 from compressor.students.importance import Importance, TorchFeed, measure, norm_statistics

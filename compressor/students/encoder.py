@@ -16,7 +16,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from compressor.artifacts import Student
 from compressor.errors import StudentError
 from compressor.preprocess import TextPreprocessor
-from compressor.recipe import EncoderStudent
+from compressor.recipe_student import EncoderStudent
 from compressor.store import write_atomic
 from compressor.students.derive import count, derive_model
 from compressor.students.embedding import put_parts, student_parts

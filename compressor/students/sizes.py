@@ -10,7 +10,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from compressor.errors import StudentError
-from compressor.recipe import EncoderStudent
+from compressor.recipe_student import EncoderStudent
 from compressor.students.structure import Parts, width_in
 
 

@@ -116,7 +116,7 @@ def test_a_plan_says_what_the_files_will_weigh(finished: Finished, run: Run) -> 
     for name, size in sizes.items():
         assert predicted[name] == pytest.approx(size, rel=0.02), name
     (start,) = (finished.out / "stages").glob("student-*/artifact.json")
-    assert own["parameters"] == json.loads(start.read_text())["parameters"]
+    assert own["parameters"] == json.loads(start.read_text())["value"]["parameters"]
     if finished.inputs.recipe["task"] != "image-classification":
         assert {"layers 1", "layers 3", "layers 4"} <= {choice["choice"] for choice in others}
         assert all(choice["onnx_bytes"].keys() == own["onnx_bytes"].keys() for choice in others)

@@ -42,7 +42,7 @@ from transformers import (
 )
 
 from compressor.errors import StudentError
-from compressor.recipe import EncoderStudent
+from compressor.recipe_student import EncoderStudent
 from compressor.students.derive import blank_model, count, derive_model
 from compressor.students.encoder import write_encoder
 from compressor.students.importance import measure

@@ -17,7 +17,8 @@ from compressor.prediction import Bytes, Choice, choice_lines, extrapolate, weig
 from compressor.preprocess import ImagePreprocessor
 from compressor.progress import SILENT
 from compressor.quantize import quantize
-from compressor.recipe import EncoderStudent, Quantization
+from compressor.recipe import Quantization
+from compressor.recipe_student import EncoderStudent
 from compressor.students.derive import blank_model, derive_model
 
 
@@ -90,9 +91,13 @@ def test_other_sizes_are_predicted_from_the_same_files(name: str, tmp_path: Path
     """Another vocabulary and feed-forward than the files have; Llama's token table is its output layer too."""
     family = FAMILIES[name]
     teacher = family.model()
-    small = [blank_model(teacher, EncoderStudent(layers=n, ffn=24), VOCAB) for n in (1, 2)]
-    shallow, deep = [(model.eval(), files_of(model.eval(), tmp_path / str(n))) for n, model in enumerate(small)]
-    other = blank_model(teacher, EncoderStudent(layers=3, ffn=48), 2 * VOCAB).eval()
+    sizes = [(1, 24, VOCAB), (2, 24, VOCAB), (3, 48, 2 * VOCAB)]
+    students = [blank_model(teacher, EncoderStudent(layers=n, ffn=ffn), tokens).eval() for n, ffn, tokens in sizes]
+    for student in students:
+        for parameter in student.parameters():  # equal ones, such as biases of 0, would be stored once
+            torch.nn.init.normal_(parameter.requires_grad_(False), std=0.1)
+    *small, other = students
+    shallow, deep = [(model, files_of(model, tmp_path / str(n))) for n, model in enumerate(small)]
     predicted = extrapolate(other, shallow, deep)
     for precision, size in files_of(other, tmp_path / "other").items():
         assert predicted[precision] == pytest.approx(size, rel=0.02), precision
