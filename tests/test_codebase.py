@@ -23,9 +23,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up. A module imports from its own layer or from lower ones; stage packages not even from each other.
 GROUND = (
-    "native", "store", "artifacts", "result", "recipe_base", "recipe_student", "recipe_teacher", "recipe", "recipe_file",
-    "preprocess",
-    "onnx_file", "onnxrt", "metrics", "progress",
+    "native", "store", "artifacts", "result", "recipe_base", "recipe_student", "recipe_teacher", "recipe",
+    "recipe_file", "preprocess", "onnx_file", "onnxrt", "metrics", "progress",
 )  # fmt: skip
 STAGE_PACKAGES = ("students", "distill", "export", "quantize", "verify", "benchmark", "bundle", "report")
 LAYERS = (
