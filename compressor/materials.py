@@ -120,6 +120,13 @@ class Materials:
         return self.task.preprocessor(None)
 
     @cached_property
+    def planning_preprocessor(self) -> Preprocessor:
+        """The teacher's, or the student's own where the teacher's cannot be had: for sizes and times."""
+        if isinstance(self.recipe.teacher, EndpointTeacher):
+            return self.task.preprocessor(getattr(self.recipe.student, "folder", None))
+        return self.teacher_preprocessor
+
+    @cached_property
     def teacher_examples(self) -> list[Any]:
         """The training inputs as the teacher takes them."""
         return self.teacher_inputs(self.data.train)

@@ -46,7 +46,7 @@ def compare_choices(at: Materials) -> tuple[Choice, ...]:
     """The recipe's student, and if it is cut from the teacher, its neighbours: other layers, vocabularies, widths."""
     recipes = {"recipe": at.recipe, **_neighbours(at)}
     examples = at.teacher_examples if at.tokenizer_name else []
-    students = [blank_student(recipe, at.teacher, examples) for recipe in recipes.values()]
+    students = [blank_student(recipe, at.teacher_weights, examples) for recipe in recipes.values()]
     sizes = predict_bytes(at, students)
     return tuple(
         Choice(name, count(student), size) for name, student, size in zip(recipes, students, sizes, strict=True)
@@ -147,16 +147,16 @@ def _skeleton(at: Materials, depth: int, own: PreTrainedModel) -> PreTrainedMode
 
 def _file_bytes(at: Materials, student: nn.Module) -> Bytes:
     _disturb(student)
-    feeds = [_within(feed, student) for feed in at.task.shape_feeds(at.teacher_preprocessor)]
+    feeds = [_within(feed, student) for feed in at.task.shape_feeds(at.planning_preprocessor)]
     module = at.task.deployable(student).eval()
     inputs, outputs = at.task.graph(outputs_of(module, feeds[0]).shape[1])
-    examples = at.teacher_preprocessor.encode(at.data.train[:_CALIBRATION])
+    examples = at.planning_preprocessor.encode(at.data.train[:_CALIBRATION])
     sample = list(_within({str(i): example for i, example in enumerate(examples)}, student).values())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         opset = at.recipe.export.opset
         exported = export_onnx(module, "student", inputs, outputs, feeds, opset, folder / "student.onnx")
-        quantized = quantize(exported, sample, at.teacher_preprocessor, at.recipe.quantize, folder, SILENT)
+        quantized = quantize(exported, sample, at.planning_preprocessor, at.recipe.quantize, folder, SILENT)
     return {
         "float32": exported.bytes,
         **{model.name.removeprefix("student-"): model.bytes for model in quantized.models},

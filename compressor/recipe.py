@@ -14,11 +14,7 @@ from pydantic import AfterValidator, Field
 from compressor.recipe_base import FilePath, Positive, Settings, Share, distinct
 from compressor.recipe_distill import EmbeddingDistillation, ImageDistillation, TextDistillation
 from compressor.recipe_student import EncoderStudent, ImageStudent
-from compressor.recipe_teacher import (
-    ClassifierTeacher,
-    EmbeddingTeacher,
-    ImageTeacher,
-)
+from compressor.recipe_teacher import ClassifierTeacher, EmbeddingTeacher, ImageTeacher
 
 Precision = Literal["dynamic-int8", "static-int8"]
 

@@ -29,7 +29,7 @@ class Learner(nn.Module):
         with torch.inference_mode():
             given = student.eval()(**_tensors(feed, student))[0].shape[-1]
         if given != width:
-            raise StudentError(f"the student gives {given} outputs, its teacher {width}: expected as many")
+            raise StudentError(f"the student gives {given} numbers for an input, its teacher {width}; they must agree")
         widths = {name: value.shape[-1] for name, value in self._taps.take().items()}
         self.projections = nn.ModuleDict()
         for pair, width in teacher_widths.items():

@@ -52,19 +52,11 @@ def check_student(recipe: Recipe, teacher: nn.Module | None) -> None:
     """
     if isinstance(recipe, ImageClassificationRecipe):
         new_image_student(recipe)
-        return
-    if not is_derived(recipe):
+    elif not is_derived(recipe):
         load_existing(recipe, teacher)
-        return
-    if teacher is None:
-        raise StudentError(
-            "no student can be cut from a black box; name one with student.folder or student.module,"
-            " or choose a teacher whose weights are in reach"
-        )
-    assert isinstance(teacher, PreTrainedModel)
-    if type(teacher).__module__.startswith("transformers_modules."):
-        raise StudentError("the teacher is built by code of its own folder: no student can be cut from it")
-    blank_model(teacher, recipe.student, teacher.config.vocab_size)
+    else:
+        source = _source(teacher)
+        blank_model(source, recipe.student, source.config.vocab_size)
 
 
 def make_student(
@@ -86,9 +78,8 @@ def make_student(
     elif not is_derived(recipe):
         student = write_existing(recipe, load_existing(recipe, teacher), folder)
     else:
-        assert isinstance(teacher, PreTrainedModel)
         tokenizer = teacher_tokenizer(recipe)
-        student = derive_encoder(teacher, tokenizer, recipe.student, training_ids, folder)
+        student = derive_encoder(_source(teacher), tokenizer, recipe.student, training_ids, folder)
     if teacher is not None and student.parameters >= count(teacher):
         raise StudentError(
             f"the student has {student.parameters:,} parameters, its teacher {count(teacher):,}:"
@@ -103,10 +94,9 @@ def blank_student(recipe: Recipe, teacher: nn.Module | None, training_ids: list[
         return new_image_student(recipe)
     if not is_derived(recipe):
         return load_existing(recipe, teacher)
-    check_student(recipe, teacher)
-    assert isinstance(teacher, PreTrainedModel)
-    trimmed = trimmed_for(teacher.config, teacher_tokenizer(recipe), recipe.student, training_ids)
-    return blank_model(teacher, recipe.student, len(trimmed.kept_ids))
+    source = _source(teacher)
+    trimmed = trimmed_for(source.config, teacher_tokenizer(recipe), recipe.student, training_ids)
+    return blank_model(source, recipe.student, len(trimmed.kept_ids))
 
 
 def load_student(recipe: Recipe, folder: Path) -> nn.Module:
@@ -132,6 +122,18 @@ def new_image_student(recipe: ImageClassificationRecipe) -> nn.Module:
     if spec.module is not None:
         return build_module(spec.module, StudentError)
     return SeparableCnn(len(recipe.data.mean), len(recipe.data.classes), spec.widths, spec.strides)
+
+
+def _source(teacher: nn.Module | None) -> PreTrainedModel:
+    """The teacher that a student is cut from. Raises StudentError where none can be."""
+    if teacher is None:
+        raise StudentError(
+            "no student can be cut from a black box; set student.folder or student.module to one that exists"
+        )
+    assert isinstance(teacher, PreTrainedModel)
+    if type(teacher).__module__.startswith("transformers_modules."):
+        raise StudentError("the teacher is built by code of its own folder: no student can be cut from it")
+    return teacher
 
 
 def _loaded(model: nn.Module, folder: Path) -> nn.Module:

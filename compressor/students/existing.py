@@ -24,10 +24,9 @@ from compressor.teachers.module import build_module
 def load_existing(recipe: TextRecipe, teacher: nn.Module | None) -> nn.Module:
     """The student that the recipe names, with the weights that it comes with. Raises StudentError.
 
-    `teacher` is None where it is a black box, whose width shows only in its answers.
-
     It takes int64 `input_ids` and `attention_mask` [batch, sequence] and gives what the teacher gives: an output with
-    `last_hidden_state` float32 [batch, sequence, hidden], or `logits` [batch, classes], as wide as the teacher's.
+    `last_hidden_state` float32 [batch, sequence, hidden], or `logits` [batch, classes], as wide as the teacher's. Of a
+    black box (None) only the number of classes is known.
     """
     spec = recipe.student
     if spec.folder is not None:
@@ -43,10 +42,10 @@ def load_existing(recipe: TextRecipe, teacher: nn.Module | None) -> nn.Module:
         assert spec.module is not None
         student = build_module(spec.module, StudentError)
     name = "logits" if recipe.task == "text-classification" else "last_hidden_state"
-    wanted, given = None if teacher is None else _output(teacher, name), _output(student, name)
-    if given is None or (wanted is not None and given.shape[-1] != wanted.shape[-1]):
+    wanted, given = _width(recipe, teacher, name), _output(student, name)
+    if given is None or (wanted is None and teacher is not None) or wanted not in (None, given.shape[-1]):
         found = "none" if given is None else f"one of {given.shape[-1]}"
-        width = "" if wanted is None else f" as wide as the teacher's {wanted.shape[-1]}"
+        width = "" if wanted is None else f" as wide as the teacher's {wanted}"
         raise StudentError(f"{spec.folder or spec.module}: expected a {name}{width}, found {found}")
     return student.eval()
 
@@ -59,10 +58,18 @@ def write_existing(recipe: TextRecipe, student: nn.Module, folder: Path) -> Stud
         write_encoder(student, folder)
     else:
         write_module(student, folder)
-    tokenizer = spec.folder / "tokenizer.json" if spec.folder is not None else teacher_tokenizer(recipe)
+    tokenizer = spec.folder / "tokenizer.json" if spec.folder else teacher_tokenizer(recipe)
     write_atomic(folder / "tokenizer.json", for_device(tokenizer.read_text("utf-8"), spec.max_length).encode())
     named = spec.folder.name if spec.folder is not None else str(spec.module).rpartition("/")[2]
     return Student(folder, count(student), (f"existing student {named}",))
+
+
+def _width(recipe: TextRecipe, teacher: nn.Module | None, name: str) -> int | None:
+    if teacher is not None:
+        found = _output(teacher, name)
+        return None if found is None else int(found.shape[-1])
+    classes = getattr(recipe.teacher, "classes", None)
+    return None if classes is None else len(classes)
 
 
 def _output(model: nn.Module, name: str) -> Tensor | None:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import signal
+import subprocess
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import safetensors.torch
 import torch
+from chat_server import Reply, completion, serving
+from command_runs import command, environment, run_fresh
 from ruamel.yaml import YAML
-from shared_runs import Inputs, Run
+from shared_runs import Finished, Inputs, Run
+from transformers import BertConfig, BertForSequenceClassification
 
 from compressor.artifacts import TensorSpec
 from compressor.export import export_onnx
+from compressor.report.schema import result_schema
 
 
 @pytest.fixture(scope="session")
@@ -96,3 +106,122 @@ def test_a_black_box_without_permission_is_refused_before_it_is_opened(
     assert ended.code == 5
     assert "a black box needs what permits distilling it" in ended.lines[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_an_onnx_file_teaches_text(
+    finished_runs: dict[str, Finished], small_classifier: Path, run: Run, tmp_path: Path
+) -> None:
+    """The file is another run's teacher, which gives logits and probabilities: the logits are taken."""
+    finished, out = finished_runs["text-classification"], tmp_path / "out"
+    (file,) = (finished.out / "stages").glob("teacher-onnx-*/teacher.onnx")
+    tokenizer = finished.inputs.folder / "teacher" / "tokenizer.json"
+    teacher = {"onnx": str(file), "tokenizer": str(tokenizer), "classes": ["sport", "food"], "permission": "own-model"}
+    path = write_recipe(finished.inputs, out, teacher)
+    values = YAML(typ="safe").load(path)
+    values["student"] = {"folder": str(small_classifier), "max_length": 24}
+    values["distill"] |= {"epochs": 8, "learning_rate": 5e-3, "temperature": 1.0, "control": False}
+    with path.open("w", encoding="utf-8") as stream:
+        YAML().dump(values, stream)
+    ended = run("compress", path)
+    assert ended.code == 0, ended.stderr
+    models = {row["name"]: row for row in json.loads((out / "result.json").read_text())["models"]}
+    before = json.loads((finished.out / "result.json").read_text())["models"][0]
+    assert models["teacher"]["quality"]["quality"] == before["quality"]["quality"]
+    assert models["teacher"]["bytes"] == file.stat().st_size
+    assert models["student"]["quality"]["quality"]["value"] > 0.8
+
+
+KEY = "sk-planted-0123456789"
+_SPORT = ("goal", "match", "team", "referee")
+
+
+def keywords(body: dict[str, Any]) -> Reply:
+    """What a good classifier behind an endpoint would say, with log-probabilities."""
+    text = body["messages"][-1]["content"].rpartition("Text: ")[2]
+    sport = any(word in text.split() for word in _SPORT)
+    said, other = ("sport", "food") if sport else ("food", "sport")
+    reply = completion(said, [[(said, math.log(0.97)), (other, math.log(0.02))]])
+    return replace(reply, delay_s=0.002)
+
+
+@pytest.fixture(scope="session")
+def small_classifier(inputs: dict[str, Inputs], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student that exists already and knows nothing yet."""
+    teacher, folder = inputs["text-classification"].folder / "teacher", tmp_path_factory.mktemp("small")
+    torch.manual_seed(9)
+    config = BertConfig.from_pretrained(teacher, num_hidden_layers=1)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes((teacher / "tokenizer.json").read_bytes())
+    return folder
+
+
+def endpoint_recipe(inputs: Inputs, out: Path, url: str, student: Path) -> Path:
+    path = write_recipe(
+        inputs,
+        out,
+        {
+            "endpoint": url,
+            "model": "big",
+            "classes": ["sport", "food"],
+            "top_logprobs": 2,
+            "permission": "written-permission",
+            "reference": "letter",
+            "terms": "https://host/terms",
+        },
+    )
+    values = YAML(typ="safe").load(path)
+    values["student"] = {"folder": str(student), "max_length": 24}
+    values["distill"] |= {"epochs": 8, "learning_rate": 5e-3, "temperature": 1.0, "control": False}
+    with path.open("w", encoding="utf-8") as file:
+        YAML().dump(values, file)
+    return path
+
+
+def test_an_endpoint_teaches_text(
+    inputs: dict[str, Inputs], small_classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted and continued, it has been asked about every text once; the key is nowhere but in the requests."""
+    monkeypatch.setenv("COMPRESSOR_TEACHER_KEY", KEY)
+    text, out = inputs["text-classification"], tmp_path / "out"
+    lines = [line for name in ("train", "eval") for line in (text.folder / f"{name}.jsonl").read_text().splitlines()]
+    distinct = {json.loads(line)["text"] for line in lines}
+    with serving(keywords) as server:
+        recipe = endpoint_recipe(text, out, server.url, small_classifier)
+        planned = run_fresh("compress", recipe, "--dry-run", cwd=tmp_path)
+        assert "of unknown size" in planned.stdout, planned.stderr
+        assert not server.seen, "a plan asks nothing"
+        begun = subprocess.Popen(
+            command("compress", recipe), env=environment(), stderr=subprocess.PIPE, start_new_session=True
+        )
+        while len(server.seen) < 100:
+            assert begun.poll() is None
+            time.sleep(0.01)
+        begun.send_signal(signal.SIGINT)
+        first = begun.communicate(timeout=120)[1].decode()
+        assert begun.returncode == 130, first
+        ended = run_fresh("compress", recipe, cwd=tmp_path)
+        assert ended.code == 0, ended.stderr
+        assert sorted(prompt.rpartition("Text: ")[2] for prompt in server.prompts()) == sorted(distinct)
+        assert {headers["Authorization"] for _, headers, _, _ in server.seen} == {f"Bearer {KEY}"}
+        assert run_fresh("verify", out / "bundle", cwd=tmp_path).code == 0
+        inspected = run_fresh("inspect", out / "bundle", cwd=tmp_path).stdout
+    for expected in ("teacher: big at 127.0.0.1", "sha256: None", "terms: https://host/terms"):
+        assert expected in inspected
+    result = json.loads((out / "result.json").read_text())
+    jsonschema.Draft202012Validator(result_schema()).validate(result)
+    models = {row["name"]: row for row in result["models"]}
+    assert next(iter(models)) == "teacher"
+    assert (models["teacher"]["bytes"], models["teacher"]["latency"], models["teacher"]["parameters"]) == (
+        None,
+        None,
+        0,
+    )
+    assert models["teacher"]["quality"]["quality"]["value"] == 1
+    assert models["student"]["latency"]["verdict"] == "baseline"
+    assert models["student"]["quality"]["quality"]["value"] > 0.8
+    assert "the teacher's size and speed are unknown" in result["reason"]
+    assert "the teacher's size and speed unknown" in ended.stdout
+    assert "its teacher out of reach" in (out / "bundle" / "README.md").read_text()
+    shown = [ended.stdout, ended.stderr, first, planned.stdout, planned.stderr, inspected]
+    written = [path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(KEY in place for place in (*shown, *written))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from torch import Tensor
 from transformers import AutoModel, BertConfig, BertForSequenceClassification, BertModel
 
 from compressor.errors import RecipeError, StudentError
+from compressor.export import export_onnx
+from compressor.onnxrt import open_session, run_one
 from compressor.recipe import Recipe
 from compressor.students import blank_student, check_student, load_student, make_student, write_student
 from compressor.students.derive import count
@@ -91,6 +94,26 @@ def test_a_derived_student_loads_as_it_was_written(
     write_student(student, tmp_path / "again")
     (tmp_path / "again" / "tokenizer.json").write_bytes((tmp_path / "tokenizer.json").read_bytes())
     assert torch.equal(answers(recipe, load_student(recipe, tmp_path / "again"), tmp_path / "again"), found)
+
+
+def test_a_narrow_table_and_a_projection_are_in_the_graph(
+    text_recipe: Make, bert: BertModel, training_ids: Any, tmp_path: Path
+) -> None:
+    """The ONNX file has the table of 8 and no larger one, and answers as the student that was loaded."""
+    recipe = text_recipe(student={"layers": 1, "hidden": 16, "heads": 2, "embedding": 8})
+    make_student(recipe, bert, training_ids, tmp_path)
+    task, student = task_for(recipe), load_student(recipe, tmp_path)
+    preprocessor = task.preprocessor(tmp_path)
+    inputs, outputs = task.graph(32)
+    feeds = task.shape_feeds(preprocessor)
+    exported = export_onnx(task.deployable(student), "student", inputs, outputs, feeds, 20, tmp_path / "student.onnx")
+    feed = preprocessor.collate(preprocessor.encode(TEXTS))
+    found = torch.from_numpy(run_one(open_session(exported.path), feed)[0])
+    torch.testing.assert_close(found, answers(recipe, student, tmp_path), rtol=1e-4, atol=1e-5)
+    shapes = {tuple(tensor.dims) for tensor in onnx.load(exported.path).graph.initializer}
+    tokens = preprocessor.vocabulary_size()  # type: ignore[attr-defined]
+    assert (tokens, 8) in shapes
+    assert not {(tokens, 16), (tokens, 32)} & shapes
 
 
 def test_a_narrower_student_answers_in_the_teachers_dimensions(
