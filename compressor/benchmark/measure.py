@@ -120,11 +120,16 @@ def found(told: dict[str, Any], folder: Path) -> RunFound:
 
 
 def problems_of(run: RunFound, candidates: Sequence[Candidate]) -> list[str]:
-    """What is wrong with the models' answers, one line each: not finite, or further off than a tolerance allows."""
+    """What is wrong with the models' answers, one line each: not finite, not to be compared with what they should be, or
+    further off than a tolerance allows.
+    """
     problems = []
     for model, candidate in zip(run.models, candidates, strict=True):
         if model.outputs_finite is False:
             problems.append(f"{model.name}: its outputs are not finite")
+            continue
+        if candidate.expected and model.answers_unknown is not None:
+            problems.append(f"{model.name}: the timed outputs cannot be compared: {model.answers_unknown}")
             continue
         answers, tolerance = model.answers, candidate.tolerance
         if answers is None or tolerance is None or answers.against != "expected":

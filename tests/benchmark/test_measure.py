@@ -493,3 +493,10 @@ def test_cold_starts_are_judged(models):
     run = measure([candidate(models, "mlp")], replace(QUICK, scenario="cold", processes=2), SILENT)
     assert run.validity is not None
     assert run.validity.readings["seconds"] > 0
+
+
+def test_outputs_of_another_shape_than_expected_are_a_problem(models):
+    own = candidate(models, "mlp", feeds=1)
+    asked = [replace(own, expected=({"y": np.zeros((7, 3), np.float32)},))]
+    (problem,) = problems_of(measure(asked, QUICK, SILENT), asked)
+    assert problem == "mlp: the timed outputs cannot be compared: an output's shape is not the expected one's"
