@@ -120,7 +120,7 @@ def found(told: dict[str, Any], folder: Path) -> RunFound:
 
 
 def problems_of(run: RunFound, candidates: Sequence[Candidate]) -> list[str]:
-    """What is wrong with the models' answers, one line each: not finite, not to be compared with what they should be, or
+    """What is wrong with the models' answers, one line each: not finite, not to be compared with the expected ones, or
     further off than a tolerance allows.
     """
     problems = []
