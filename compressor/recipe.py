@@ -28,14 +28,14 @@ class Data(Settings):
     _only_evaluation: ClassVar[frozenset[str]] = frozenset()
 
     def training(self) -> dict[str, object]:
-        return self.model_dump(mode="json", exclude={"train", "eval", *self._only_evaluation})
+        return self.model_dump(mode="json", exclude={"train", "eval", "max_bad_rows", *self._only_evaluation})
 
     def graph(self) -> dict[str, object]:
         """What of it is built into the exported graph."""
         return self.model_dump(mode="json", include={"size", "mean", "std"})
 
     def evaluation(self) -> dict[str, object]:
-        return self.model_dump(mode="json", exclude={"train", "eval", "max_train"})
+        return self.model_dump(mode="json", exclude={"train", "eval", "max_train", "max_bad_rows"})
 
 
 class TextPairs(Data):
@@ -50,6 +50,7 @@ class TextPairs(Data):
     positive: str | int = Field(1, description="its value for pairs that mean the same")
     negative: str | int = Field(0, description="its value for pairs that do not; rows with other values are left out")
     max_train: int | None = Field(None, ge=1, description="use at most this many distinct training sentences")
+    max_bad_rows: Share = Field(0.01, description="rows without text that may be left out of a file, as a share of it")
 
 
 class LabelledText(Data):
@@ -58,6 +59,7 @@ class LabelledText(Data):
     text: str = Field("text", description="column with the text")
     label: str = Field("label", description="column with the class: its name in the teacher's config, or its number")
     max_train: int | None = Field(None, ge=1, description="use at most this many training rows")
+    max_bad_rows: Share = Field(0.01, description="rows without text that may be left out of a file, as a share of it")
 
 
 class LabelledImages(Data):

@@ -21,7 +21,7 @@ from compressor.progress import Progress
 from compressor.recipe import SentenceEmbeddingRecipe, TextPairs
 from compressor.recipe_teacher import OnnxEmbeddingTeacher
 from compressor.tasks.base import TaskData
-from compressor.tasks.tables import read_columns
+from compressor.tasks.tables import BadRows, read_columns
 from compressor.tasks.text import EDGE_TEXTS, GRAPH_INPUTS, distinct, holdout_size, text_preprocessor, text_shape_feeds
 from compressor.teachers import root_folder
 from compressor.teachers.sentence import Dense, Pooling, SentenceHead, read_head
@@ -129,11 +129,16 @@ class SentenceEmbedding:
     def load_data(self, cache: Path, progress: Progress) -> TaskData:
         data = self.recipe.data
         columns = read_columns(data.train, data.text, cache)
+        bad = BadRows(data.train)
+        rows = list(zip(*(columns[name] for name in data.text), strict=True))
+        for number, texts in enumerate(rows, 1):
+            bad.usable(number, *texts)
+        bad.settle(len(rows), data.max_bad_rows, progress)
         sentences = distinct(text for name in data.text for text in columns[name])
         order = np.random.default_rng(self.recipe.distill.seed).permutation(len(sentences))[: data.max_train]
         if len(order) < 2 * self.recipe.distill.batch_size:
             raise DataError(f"{data.train}: expected at least two batches of distinct sentences, got {len(order)}")
-        inputs, pairs, truth = self._pairs(data, cache)
+        inputs, pairs, truth = self._pairs(data, cache, progress)
         progress.log(f"  {len(order):,} of {len(sentences):,} training sentences, {len(truth):,} evaluation pairs")
         return TaskData(
             train=[sentences[i] for i in order],
@@ -148,13 +153,16 @@ class SentenceEmbedding:
             },
         )
 
-    def _pairs(self, data: TextPairs, cache: Path) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
+    def _pairs(
+        self, data: TextPairs, cache: Path, progress: Progress
+    ) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
         columns = read_columns(data.eval, (data.first, data.second, data.label), cache)
-        rows = zip(columns[data.first], columns[data.second], columns[data.label], strict=True)
+        rows = list(zip(columns[data.first], columns[data.second], columns[data.label], strict=True))
+        bad = BadRows(data.eval)
         judged = [
             (a, b, label == data.positive)
-            for a, b, label in rows
-            if label in (data.positive, data.negative) and all(isinstance(t, str) and t.strip() for t in (a, b))
+            for number, (a, b, label) in enumerate(rows, 1)
+            if label in (data.positive, data.negative) and bad.usable(number, a, b)
         ]
         truth = np.array([same for _, _, same in judged], dtype=np.int64)
         if not len(truth) or truth.min() == truth.max():
@@ -163,6 +171,7 @@ class SentenceEmbedding:
                 f"{data.eval}: expected rows with {data.label} {data.positive!r} and {data.negative!r}, found {found};"
                 " set data.positive and data.negative"
             )
+        bad.settle(len(rows), data.max_bad_rows, progress)
         inputs = distinct(text for a, b, _ in judged for text in (a, b))
         row_of = {text: row for row, text in enumerate(inputs)}
         return inputs, np.array([(row_of[a], row_of[b]) for a, b, _ in judged], dtype=np.int64), truth

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,38 @@ import datasets
 from datasets.exceptions import DatasetGenerationError
 
 from compressor.errors import DataError
+from compressor.progress import Progress
 from compressor.store import sha256_file
 
 # A text that reads "NA" or "null" is a text.
 _OPTIONS: dict[str, dict[str, Any]] = {".csv": {"keep_default_na": False}}
+_NAMED = 5  # rows in a message
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+@dataclass
+class BadRows:
+    """Rows of a file that hold no text, counted and named by their numbers from 1."""
+
+    path: Path
+    numbers: list[int] = field(default_factory=list)
+
+    def usable(self, number: int, *texts: object) -> bool:
+        """Whether all are texts with something in them; else row `number` is noted."""
+        good = all(isinstance(text, str) and bool(text.strip()) for text in texts)
+        if not good:
+            self.numbers.append(number)
+        return good
+
+    def settle(self, rows: int, most: float, progress: Progress) -> None:
+        """Says how many of `rows` were left out, and which. Raises DataError for more than the share `most` of them."""
+        if not self.numbers:
+            return
+        named = ", ".join(map(str, self.numbers[:_NAMED])) + (", ..." if len(self.numbers) > _NAMED else "")
+        bad = f"{len(self.numbers):,} of {rows:,} rows without text (row {named})"
+        if len(self.numbers) > most * rows:
+            raise DataError(f"{self.path}: {bad}; expected at most {most:.1%}: mend the file, or set data.max_bad_rows")
+        progress.log(f"  {self.path.name}: left out {bad}")
 
 
 def read_columns(path: Path, columns: Sequence[str], cache: Path) -> dict[str, list[Any]]:

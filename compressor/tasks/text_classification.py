@@ -19,7 +19,7 @@ from compressor.progress import Progress
 from compressor.recipe import TextClassificationRecipe
 from compressor.recipe_teacher import EndpointTeacher, OnnxClassifierTeacher
 from compressor.tasks.base import TaskData
-from compressor.tasks.tables import read_columns
+from compressor.tasks.tables import BadRows, read_columns
 from compressor.tasks.text import EDGE_TEXTS, GRAPH_INPUTS, holdout_size, text_preprocessor, text_shape_feeds
 from compressor.teachers import teacher_folder
 
@@ -48,11 +48,11 @@ class TextClassification:
     def load_data(self, cache: Path, progress: Progress) -> TaskData:
         data = self.recipe.data
         classes = self.classes()
-        texts, labels = self._labelled(data.train, classes, cache)
+        texts, labels = self._labelled(data.train, classes, cache, progress)
         order = np.random.default_rng(self.recipe.distill.seed).permutation(len(texts))[: data.max_train]
         if len(order) < 2 * self.recipe.distill.batch_size:
             raise DataError(f"{data.train}: expected at least two batches of labelled texts, got {len(order)}")
-        eval_texts, truth = self._labelled(data.eval, classes, cache)
+        eval_texts, truth = self._labelled(data.eval, classes, cache, progress)
         progress.log(f"  {len(order):,} of {len(texts):,} training texts, {len(truth):,} for evaluation")
         return TaskData(
             train=[texts[i] for i in order],
@@ -80,13 +80,15 @@ class TextClassification:
             raise TeacherError(f"{config}: expected id2label with the class names by number, found none")
         return tuple(str(id2label[key]) for key in sorted(id2label, key=int))
 
-    def _labelled(self, path: Path, classes: tuple[str, ...], cache: Path) -> tuple[list[str], NDArray[np.int64]]:
+    def _labelled(
+        self, path: Path, classes: tuple[str, ...], cache: Path, progress: Progress
+    ) -> tuple[list[str], NDArray[np.int64]]:
         data = self.recipe.data
         columns = read_columns(path, (data.text, data.label), cache)
         number = {name: index for index, name in enumerate(classes)}
-        texts, labels = [], []
-        for text, label in zip(columns[data.text], columns[data.label], strict=True):
-            if not isinstance(text, str) or not text.strip():
+        texts, labels, bad = [], [], BadRows(path)
+        for row, (text, label) in enumerate(zip(columns[data.text], columns[data.label], strict=True), 1):
+            if not bad.usable(row, text):
                 continue
             index = number.get(label) if isinstance(label, str) else label
             if not isinstance(index, int) or not 0 <= index < len(classes):
@@ -97,6 +99,7 @@ class TextClassification:
             labels.append(index)
         if not texts:
             raise DataError(f"{path}: no row has text in {data.text}")
+        bad.settle(len(columns[data.text]), data.max_bad_rows, progress)
         return texts, np.asarray(labels, dtype=np.int64)
 
     def deployable(self, model: nn.Module) -> nn.Module:

@@ -37,7 +37,7 @@ def refused(recipe: Recipe) -> str:
 def test_pairs(text_recipe: Make, rows_file: Rows) -> None:
     rows_file("train.jsonl", [*SENTENCES, *SENTENCES, {"text": "  "}, {"text": None}])
     rows_file("eval.jsonl", [*PAIRS, {"sentence1": "x", "sentence2": "y", "label": 7}])
-    data = loaded(text_recipe())
+    data = loaded(text_recipe(data={"max_bad_rows": "20%"}))
     assert sorted(data.train) == sorted(row["text"] for row in SENTENCES), "each once, none empty"
     assert data.holdout == 1
     assert data.truth.tolist() == [row["label"] for row in PAIRS]
@@ -57,7 +57,7 @@ def test_the_order_depends_on_the_seed_alone(text_recipe: Make, rows_file: Rows)
 
 
 def test_an_evaluation_sentence_may_be_empty(text_recipe: Make, rows_file: Rows) -> None:
-    """A row without a sentence says nothing; it must not end in a traceback."""
+    """A row without a sentence says nothing; it must not end in a traceback, and it is told."""
     rows_file("train.jsonl", SENTENCES)
     rows_file(
         "eval.jsonl",
@@ -68,7 +68,21 @@ def test_an_evaluation_sentence_may_be_empty(text_recipe: Make, rows_file: Rows)
             {**PAIRS[0], "sentence2": " "},
         ],
     )
-    assert len(loaded(text_recipe()).truth) == len(PAIRS)
+    assert "3 of 11 rows without text (row 9, 10, 11); expected at most 1.0%" in refused(text_recipe())
+    assert len(loaded(text_recipe(data={"max_bad_rows": "30%"})).truth) == len(PAIRS)
+
+
+def test_bad_rows_are_counted_named_and_bounded(text_recipe: Make, rows_file: Rows) -> None:
+    """Of two columns one that is empty makes a row a bad one; its other sentence is used."""
+    rows = [{"a": f"first {i}", "b": f"second {i}"} for i in range(100)]
+    for i in range(0, 70, 10):
+        rows[i] = {**rows[i], "b": " "}
+    rows_file("train.jsonl", rows)
+    rows_file("eval.jsonl", PAIRS)
+    columns = {"text": ["a", "b"]}
+    assert "7 of 100 rows without text (row 1, 11, 21, 31, 41, ...)" in refused(text_recipe(data=columns))
+    assert len(loaded(text_recipe(data={**columns, "max_bad_rows": 0.07})).train) == 193
+    assert "7 of 100" in refused(text_recipe(data={**columns, "max_bad_rows": 0.069}))
 
 
 @pytest.mark.parametrize(
