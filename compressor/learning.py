@@ -16,6 +16,7 @@ from compressor.distill import (
     SignalReader,
     Taps,
     TrainingData,
+    Workplace,
     is_on,
     record_signals,
     tap_pairs,
@@ -91,7 +92,8 @@ def _train(
     examples = preprocessor.encode(at.data.train)
     aligned = _aligned(at, preprocessor, examples) if recorded.taps else None
     data = TrainingData(examples, SignalReader(recorded), at.data.labels, at.data.holdout, aligned)
-    history = train(module, at.task, preprocessor, data, settings, folder, at.progress)
+    events = at.recipe.out / "tensorboard" / folder.name.removesuffix(".partial")
+    history = train(module, at.task, preprocessor, data, settings, Workplace(folder, at.progress, events))
     if team.leads():
         write_student(next(module.children()), folder)
         if at.tokenizer_name:

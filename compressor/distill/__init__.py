@@ -8,13 +8,15 @@ from compressor.distill.cache import SignalReader, intact
 from compressor.distill.mixture import is_on
 from compressor.distill.record import Inputs, outputs_of, record_signals, write_outputs
 from compressor.distill.taps import Taps, tap_pairs
-from compressor.distill.training import TrainingData, train
+from compressor.distill.training import train
+from compressor.distill.training_inputs import TrainingData, Workplace
 
 __all__ = [
     "Inputs",
     "SignalReader",
     "Taps",
     "TrainingData",
+    "Workplace",
     "intact",
     "is_on",
     "outputs_of",

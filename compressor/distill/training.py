@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from compressor.artifacts import LossPoint, ScorePoint, TrainingHistory
 from compressor.distill.batches import epoch_batches, epoch_views, learning_rate_share
-from compressor.distill.cache import SignalReader
 from compressor.distill.checkpoint import load_checkpoint, random_states, save_checkpoint, set_random_states
 from compressor.distill.interrupt import Interruption, deferred_interrupt
 from compressor.distill.learner import Learner, memory_for, still
 from compressor.distill.mixture import Lesson, across_processes, held_out_score, mixture
+from compressor.distill.tracking import Tracking
+from compressor.distill.training_inputs import TrainingData, Workplace
 from compressor.errors import TrainingError
 from compressor.kernels import selected_implementation
 from compressor.preprocess import Preprocessor, by_length
@@ -34,25 +35,6 @@ from compressor.tasks import Task
 _CHECKPOINT_EVERY_S = 20.0
 _LOSS_POINTS = 200
 _MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Encoded training examples, the last `holdout` of them held out, and what the teacher said of every view of each.
-
-    `aligned` bool [examples]: which of them teacher and student cut into the same tokens; None where that is all.
-    """
-
-    examples: list[NDArray[Any]]
-    signals: SignalReader
-    labels: NDArray[np.int64] | None
-    holdout: int
-    aligned: NDArray[np.bool_] | None = None
-
-    @property
-    def rows(self) -> int:
-        """Examples to train on."""
-        return len(self.examples) - self.holdout
 
 
 @dataclass
@@ -91,6 +73,7 @@ class _Training:
         self.total = self.per_epoch * settings.epochs
         self.at = _Progress()
         self.best: dict[str, Tensor] = {}
+        self.tracking = Tracking(None, 0)
 
     def _check_split(self) -> None:
         parts = self.accelerator.num_processes * self.settings.accumulate
@@ -100,8 +83,10 @@ class _Training:
                 f" accumulate {self.settings.accumulate}) of two examples or more, got {self.settings.batch_size}"
             )
 
-    def run(self, checkpoint: Path, progress: Progress) -> None:
+    def run(self, place: Workplace) -> None:
+        checkpoint, progress = place.checkpoint, place.progress
         self._resume(checkpoint, progress)
+        self.tracking = Tracking(place.events if self.accelerator.is_main_process else None, self.at.step + 1)
         saved = time.monotonic()
         with progress.bar("distil", self.total, "step") as bar, deferred_interrupt() as interruption:
             bar.advance(self.at.step)
@@ -152,6 +137,9 @@ class _Training:
             )
         self.optimizer.step()
         self._count(value)
+        self.tracking.scalars(
+            self.at.step, train__loss=value, train__learning_rate=self.optimizer.param_groups[0]["lr"]
+        )
         bar.advance(note=f"loss {value:.4f}")
         return stop or (self.accelerator.num_processes == 1 and interruption.requested)
 
@@ -204,6 +192,7 @@ class _Training:
     def _end_epoch(self, epoch: int, progress: Progress) -> None:
         score = self._held_out_score()
         self.at.scores.append([self.at.step, epoch, score])
+        self.tracking.scalars(self.at.step, held_out__score=score)
         if score > self.at.best_score:
             self.at.best_score, self.at.best_step = score, self.at.step
             self.best = copy.deepcopy(self.student.state_dict())
@@ -273,20 +262,20 @@ def train(
     preprocessor: Preprocessor,
     data: TrainingData,
     settings: Distillation,
-    folder: Path,
-    progress: Progress,
+    place: Workplace,
 ) -> TrainingHistory:
     """Trains the deployable `module` in place and leaves it with the weights that scored best on held-out data.
 
-    AdamW with a linear warm-up and a linear decay to zero. A checkpoint in `folder` is replaced every few seconds;
-    where one exists, training continues from it. Called in every process of a distributed run, with the same arguments,
+    AdamW with a linear warm-up and a linear decay to zero. A checkpoint is replaced every few seconds; where one
+    exists, training continues from it. Called in every process of a distributed run, with the same arguments,
     each takes its share of every batch. Raises TrainingError when the loss is not finite or memory runs out.
     """
     torch.manual_seed(settings.seed)
     run = _Training(module, task, preprocessor, data, settings)
     try:
-        run.run(folder / "checkpoint.pt", progress)
+        run.run(place)
     finally:
+        run.tracking.close()
         run.learner.close()
     module.load_state_dict(run.best)
     kernel = (

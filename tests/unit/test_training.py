@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tensorboardX.proto import event_pb2
 from torch import Tensor, nn
 
 from compressor.artifacts import TrainingHistory
-from compressor.distill import SignalReader, TrainingData, train, write_outputs
+from compressor.distill import SignalReader, TrainingData, Workplace, train, write_outputs
 from compressor.errors import TrainingError
 from compressor.preprocess import Feed
 from compressor.progress import SILENT, Bar, Progress
@@ -86,11 +88,15 @@ def data(folder: Path) -> TrainingData:
     return TrainingData(examples, signals, outputs.argmax(axis=1).astype(np.int64), HELD_OUT)
 
 
-def learn(folder: Path, progress: Progress = SILENT, **changes: Any) -> tuple[Linear, TrainingHistory]:
+def learn(
+    folder: Path, progress: Progress = SILENT, events: Path | None = None, **changes: Any
+) -> tuple[Linear, TrainingHistory]:
     folder.mkdir(exist_ok=True)
     module, plain = Linear(), Plain()
     values = {"epochs": EPOCHS, "batch_size": BATCH, "learning_rate": 0.05, **changes}
-    history = train(module, plain, plain, data(folder), ClassDistillation(**values), folder, progress)  # type: ignore[arg-type]
+    history = train(
+        module, plain, plain, data(folder), ClassDistillation(**values), Workplace(folder, progress, events)
+    )  # type: ignore[arg-type]
     return module, history
 
 
@@ -182,3 +188,29 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path, values: dict[str, A
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
     assert two["scores"] == pytest.approx(one["scores"], rel=1e-3, abs=1e-6)
     np.testing.assert_allclose(two["weight"], one["weight"], rtol=1e-3, atol=1e-5)
+
+
+def events_in(folder: Path) -> dict[str, dict[int, float]]:
+    """By name and step: what the protocol's own reader finds in the event files, the later file's word last."""
+    found: dict[str, dict[int, float]] = {}
+    for path in sorted(folder.iterdir()):
+        content, at = path.read_bytes(), 0
+        while at < len(content):  # a record: length, its checksum, the event, its checksum
+            (length,) = struct.unpack("<Q", content[at : at + 8])
+            event = event_pb2.Event.FromString(content[at + 12 : at + 12 + length])
+            at += 16 + length
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return found
+
+
+def test_tensorboard_sees_every_step(tmp_path: Path) -> None:
+    """Also of a training that was interrupted."""
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path / "run", StopAt(3), tmp_path / "events")
+    _, history = learn(tmp_path / "run", events=tmp_path / "events")
+    found = events_in(tmp_path / "events")
+    assert sorted(found) == ["held_out/score", "train/learning_rate", "train/loss"]
+    assert sorted(found["train/loss"]) == list(range(1, STEPS + 1))
+    assert found["held_out/score"] == pytest.approx({point.step: point.score for point in history.scores})
+    assert found["train/loss"] == pytest.approx({point.step: point.loss for point in history.losses})

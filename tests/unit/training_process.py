@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from test_training import Linear, Plain, data
 
-from compressor.distill import train
+from compressor.distill import Workplace, train
 from compressor.progress import SILENT
 from compressor.recipe_distill import ClassDistillation, Distillation, EmbeddingDistillation
 
@@ -30,7 +30,7 @@ def settings_of(values: dict[str, Any]) -> Distillation:
 def main(folder: Path, values: dict[str, Any]) -> None:
     settings = settings_of(values)
     module, plain = (Unit() if isinstance(settings, EmbeddingDistillation) else Linear()), Plain()
-    history = train(module, plain, plain, data(folder), settings, folder, SILENT)  # type: ignore[arg-type]
+    history = train(module, plain, plain, data(folder), settings, Workplace(folder, SILENT))  # type: ignore[arg-type]
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         found = {
             "losses": [point.loss for point in history.losses],
