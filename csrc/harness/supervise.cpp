@@ -150,7 +150,10 @@ std::string why_ended(int status) {
     return "the measuring process was ended by " + signal_name(signal) +
            (signal == SIGKILL ? "; perhaps for want of memory" : "; ONNX Runtime cannot run this model here");
   }
-  return "the measuring process ended with exit code " + std::to_string(WEXITSTATUS(status));
+  const int code = WEXITSTATUS(status);
+  // The dynamic linker ends a process so, for example where a new thread finds no memory for its own variables.
+  const char* const perhaps = code == 127 ? "; perhaps for want of memory" : "";
+  return "the measuring process ended with exit code " + std::to_string(code) + perhaps;
 }
 
 struct Child {

@@ -59,7 +59,7 @@ def test_a_loss_that_turns_infinite_keeps_the_last_good_checkpoint(begun: Begun,
     (checkpoint,) = (tmp_path / "out" / "stages").glob("distill-*.partial/checkpoint.pt")
     # When a loss diverges depends on the machine's rounding, so training is put just before that point.
     state = torch.load(checkpoint, weights_only=True)
-    for tensor in state["module"].values():
+    for tensor in state["learner"].values():
         tensor.fill_(torch.inf) if tensor.is_floating_point() else None
     torch.save(state, checkpoint)
     before = checkpoint.read_bytes()
