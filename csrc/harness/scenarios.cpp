@@ -4,8 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <random>
-#include <system_error>
 #include <thread>
 
 #include "compressor/stats.h"
@@ -17,6 +17,7 @@ constexpr std::size_t kLeastRounds = 50;          // fewer and a step of some pe
 constexpr std::size_t kFewestRounds = 6;      // that give a 95% interval of a median
 constexpr double kBudgetOverrun = 3.0;        // times the budget, then what there is must do
 constexpr double kAlmostAll = 0.999;
+constexpr std::size_t kLongestFailure = 400;  // of what a thread says that failed
 constexpr double kStreamBlockNs = 5e6;        // short against the machine's moods, long against the change of models
 constexpr double kPacedBlockNs = 1e9;
 constexpr double kSustainedBlockNs = 0.5e9;
@@ -245,13 +246,15 @@ Block throughput_block(Loaded& model, double seconds) {
         feeds[k % feeds.size()].run();
         walls[i].push_back(static_cast<double>(monotonic_ns() - start));
       }
-    } catch (const std::exception& error) {
-      failures[i] = error.what();  // an exception must not leave the thread
+    } catch (const std::exception& error) {  // which must not leave the thread, and there may be no memory left
+      failures[i].assign(error.what(), std::min(std::strlen(error.what()), failures[i].capacity()));
     }
   };
+  for (std::string& failure : failures) failure.reserve(kLongestFailure);
+  threads.reserve(count);
   try {
     for (std::size_t i = 0; i < count; ++i) threads.emplace_back(call, i);
-  } catch (const std::system_error& error) {
+  } catch (const std::exception& error) {
     not_started = error.what();  // those that run must end before it is told
   }
   for (std::thread& thread : threads) thread.join();
