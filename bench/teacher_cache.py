@@ -107,7 +107,7 @@ def _measure(name: str, setting: _Setting, batches: list[NDArray[np.int64]]) -> 
     # Reading by itself: a difference of whole steps is all noise.
     lengths = setting.lengths
     read_s = [_seconds(lambda rows=rows: setting.read(rows, int(lengths[rows].max()))) for rows in batches]
-    total_bytes = sum(shard.bytes for shard in setting.recorded.shards)
+    total_bytes = sum(shard.path.stat().st_size for shard in setting.recorded.shards)
     tokens = int(sum(len(example) for example in setting.at.teacher_examples))
     median = {way: statistics.median(times) for way, times in spent.items()}
     share = 1 + statistics.median(read_s) / median["student"]

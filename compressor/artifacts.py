@@ -67,7 +67,6 @@ class Shard:
 
     path: Path
     sha256: str
-    bytes: int
 
 
 @dataclass(frozen=True)

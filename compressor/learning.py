@@ -17,7 +17,7 @@ from compressor.distill import (
     Taps,
     TrainingData,
     Workplace,
-    is_on,
+    inside_signals,
     record_signals,
     tap_pairs,
     team,
@@ -34,14 +34,14 @@ from compressor.students import write_student
 def signals(at: Materials, start: Student, folder: Path) -> TeacherSignals:
     """The teacher's outputs on the training data, and what else of it the student is to learn from."""
     inputs = Inputs(at.teacher_examples, at.task.views, at.task.view)
-    settings, inside = at.recipe.distill, inside_signals(at.recipe.distill)
+    settings = at.recipe.distill
     pairs: tuple[TapPair, ...] = ()
     taps = None
-    if inside and isinstance(settings, TokenDistillation):
+    if inside_signals(settings) and isinstance(settings, TokenDistillation):
         if at.black_box:
             raise TeacherError("a black box shows nothing of its inside; set hidden_weight and relation_weight to 0")
-        pairs = tap_pairs(settings, "hidden" in inside, "relations" in inside, at.student(start.folder), at.teacher)
-        taps = Taps(at.teacher, list(dict.fromkeys(pair.teacher for pair in pairs)), TeacherError)
+        pairs = tap_pairs(settings, at.student(start.folder), at.teacher)
+        taps = Taps(at.teacher, [pair.teacher for pair in pairs], TeacherError)
     try:
         recorded = record_signals(at.answers, inputs, taps, folder, at.progress)
     finally:
@@ -50,14 +50,6 @@ def signals(at: Materials, start: Student, folder: Path) -> TeacherSignals:
         if not at.black_box:
             at.teacher.cpu()  # where the student and what compares them expect it
     return replace(recorded, taps=pairs)
-
-
-def inside_signals(settings: Distillation) -> tuple[str, ...]:
-    """Which signals from inside the teacher have a weight."""
-    if not isinstance(settings, TokenDistillation):
-        return ()
-    weights = {"hidden": settings.hidden_weight, "relations": settings.relation_weight}
-    return tuple(name for name, weight in weights.items() if is_on(weight))
 
 
 def distill(at: Materials, start: Student, recorded: TeacherSignals, folder: Path) -> DistilledStudent:
@@ -81,7 +73,10 @@ def share(at: Materials, work: team.Work) -> None:
 
 def _labels_alone(at: Materials) -> Distillation:
     assert isinstance(at.recipe.distill, ClassDistillation)
-    return at.recipe.distill.model_copy(update={"hard_weight": 1.0})
+    # Also nothing from inside the teacher.
+    alone = {"hard_weight": 1.0, "hidden_weight": 0.0, "relation_weight": 0.0}
+    fields = type(at.recipe.distill).model_fields
+    return at.recipe.distill.model_copy(update={name: value for name, value in alone.items() if name in fields})
 
 
 def _train(
@@ -90,15 +85,18 @@ def _train(
     module = at.student(start.folder)
     preprocessor = at.task.preprocessor(start.folder)
     examples = preprocessor.encode(at.data.train)
+    if not inside_signals(settings):
+        recorded = replace(recorded, taps=())
     aligned = _aligned(at, preprocessor, examples) if recorded.taps else None
     data = TrainingData(examples, SignalReader(recorded), at.data.labels, at.data.holdout, aligned)
     events = at.recipe.out / "tensorboard" / folder.name.removesuffix(".partial")
-    history = train(module, at.task, preprocessor, data, settings, Workplace(folder, at.progress, events))
+    place = Workplace(folder, at.progress, events)
+    history = train(module, at.task, preprocessor, data, settings, place)
     if team.leads():
         write_student(next(module.children()), folder)
         if at.tokenizer_name:
             write_atomic(folder / at.tokenizer_name, (start.folder / at.tokenizer_name).read_bytes())
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
+        place.checkpoint.unlink(missing_ok=True)
     return history
 
 

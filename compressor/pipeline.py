@@ -18,7 +18,7 @@ from compressor.artifacts import (
     Teacher,
     TeacherSignals,
 )
-from compressor.distill import intact, team
+from compressor.distill import inside_signals, intact, team
 from compressor.errors import GateError, UsageError
 from compressor.materials import Materials
 from compressor.outcome import Outcome, measured_on, publish, withdraw
@@ -98,7 +98,7 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
     shape = [recipe.student, at.fingerprints.get("student")]
     start = stage("student", Student, lambda out: stages.student(at, out), (source, data), shape)
     # The teacher's answers serve every student; what is taken from inside it, those as deep as this one.
-    inside = learning.inside_signals(settings)
+    inside = inside_signals(settings)
     taken = [at.task.views, inside, inside and [getattr(recipe.student, "layers", None), _layers_map(recipe)], _CODE]
     signals = stage(
         "signals",

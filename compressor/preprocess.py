@@ -5,7 +5,7 @@ An example is one encoded input; a feed is a batch of them: {graph input name: a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,6 +99,24 @@ class ImagePreprocessor:
     def collate(self, examples: Sequence[NDArray[Any]]) -> Feed:
         """`pixels`: uint8 [batch, height, width, channels]."""
         return {"pixels": np.stack(examples)}
+
+
+def answers_in_order(
+    ask: Callable[[list[Any]], NDArray[np.float32]],
+    examples: Sequence[Any],
+    batch_size: int,
+    advance: Callable[[int], None] = lambda _: None,
+) -> NDArray[np.float32]:
+    """What `ask` answers to batches of similar length, in the order of the examples: float32 [examples, width].
+
+    `advance` hears the size of every batch that is answered.
+    """
+    rows: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(examples)
+    for batch in by_length([len(example) for example in examples], batch_size):
+        for i, row in zip(batch, ask([examples[i] for i in batch]), strict=True):
+            rows[i] = row
+        advance(len(batch))
+    return np.stack(rows)
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> list[NDArray[np.int64]]:

@@ -32,6 +32,11 @@ NotNegative = Annotated[float, Field(ge=0)]
 Weight = NotNegative | Annotated[tuple[NotNegative, NotNegative], Field(strict=False)]
 
 
+def is_on(weight: Weight) -> bool:
+    """Whether the weight is above 0 at any time."""
+    return weight not in (0, (0, 0))
+
+
 class Settings(BaseModel):
     """Unknown keys and wrong types are refused; nothing changes after validation."""
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from compressor.recipe_base import Settings, Share, Weight
+from compressor.recipe_base import Settings, Share, Weight, is_on
 
 
 class Distillation(Settings):
@@ -59,7 +59,7 @@ class EmbeddingDistillation(TokenDistillation):
             self.hidden_weight,
             self.relation_weight,
         )
-        if all(weight in (0, (0, 0)) for weight in weights):
+        if not any(is_on(weight) for weight in weights):
             raise ValueError(
                 "every loss weight is 0: give at least one of cosine_weight, mse_weight, similarity_weight,"
                 " contrastive_weight, hidden_weight, relation_weight"

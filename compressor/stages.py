@@ -29,15 +29,11 @@ from compressor.artifacts import (
 )
 from compressor.benchmark import BenchmarkSettings, Candidate, latencies_of, measure
 from compressor.bundle.build import GOLDEN_CASES, Contents, write_bundle
-from compressor.distill import (
-    SignalReader,
-    outputs_of,
-    write_outputs,
-)
+from compressor.distill import SignalReader, outputs_of, write_outputs
 from compressor.export import export_onnx
 from compressor.materials import BENCHMARK_INPUTS, Materials
 from compressor.onnxrt import first_outputs
-from compressor.preprocess import Preprocessor, by_length
+from compressor.preprocess import Preprocessor, answers_in_order
 from compressor.quantize import quantize
 from compressor.recipe import portable
 from compressor.students import check_student, make_student
@@ -228,26 +224,17 @@ def _qualities(at: Materials, outputs: dict[str, NDArray[np.float32]]) -> tuple[
 def _torch_outputs(
     module: nn.Module, preprocessor: Preprocessor, raw: Sequence[Any] | NDArray[Any]
 ) -> NDArray[np.float32]:
-    examples = preprocessor.encode(raw)
-    rows: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(examples)
     with torch.inference_mode():
-        for batch in by_length([len(example) for example in examples], 64):
-            outputs = outputs_of(module, preprocessor.collate([examples[i] for i in batch])).numpy()
-            for i, row in zip(batch, outputs, strict=True):
-                rows[i] = row
-    return np.stack(rows)
+        return answers_in_order(
+            lambda batch: outputs_of(module, preprocessor.collate(batch)).numpy(), preprocessor.encode(raw), 64
+        )
 
 
 def _black_box_outputs(at: Materials) -> NDArray[np.float32]:
     """What a black box answers to all held-out inputs."""
     examples = at.teacher_inputs(at.data.eval_inputs)
-    rows: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(examples)
     with at.progress.bar("teacher", len(examples), "example") as bar:
-        for batch in by_length([len(example) for example in examples], _EVALUATION_BATCH):
-            for i, row in zip(batch, at.answers([examples[i] for i in batch]), strict=True):
-                rows[i] = row
-            bar.advance(len(batch))
-    return np.stack(rows)
+        return answers_in_order(at.answers, examples, _EVALUATION_BATCH, bar.advance)
 
 
 def _onnx_outputs(at: Materials, model: OnnxModel, preprocessor: Preprocessor) -> NDArray[np.float32]:

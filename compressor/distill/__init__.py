@@ -5,9 +5,8 @@ from __future__ import annotations
 from compressor.distill import team
 from compressor.distill.batches import steps_per_epoch
 from compressor.distill.cache import SignalReader, intact
-from compressor.distill.mixture import is_on
 from compressor.distill.record import Inputs, outputs_of, record_signals, write_outputs
-from compressor.distill.taps import Taps, tap_pairs
+from compressor.distill.taps import Taps, inside_signals, tap_pairs
 from compressor.distill.training import train
 from compressor.distill.training_inputs import TrainingData, Workplace
 
@@ -17,8 +16,8 @@ __all__ = [
     "Taps",
     "TrainingData",
     "Workplace",
+    "inside_signals",
     "intact",
-    "is_on",
     "outputs_of",
     "record_signals",
     "steps_per_epoch",

@@ -8,6 +8,7 @@ Shards are memory-mapped: what a batch does not need is not read.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,9 @@ def write_shard(folder: Path, number: int, rows: list[RowSignals]) -> Shard:
     if names:
         tensors[TOKENS] = torch.tensor([len(row.taps[names[0]]) for row in rows], dtype=torch.int32)
     path = folder / shard_file(number)
-    write_atomic(path, safetensors.torch.save(tensors))
-    return Shard(path, sha256_file(path), path.stat().st_size)
+    content = safetensors.torch.save(tensors)
+    write_atomic(path, content)
+    return Shard(path, hashlib.sha256(content).hexdigest())
 
 
 def finished_shards(folder: Path) -> dict[int, Shard]:
@@ -60,8 +62,8 @@ def finished_shards(folder: Path) -> dict[int, Shard]:
         listed = json.loads((folder / _DONE).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
-    shards = {int(n): Shard(folder / shard_file(int(n)), str(entry), 0) for n, entry in listed.items()}
-    return {n: Shard(one.path, one.sha256, one.path.stat().st_size) for n, one in shards.items() if intact(one)}
+    shards = {int(n): Shard(folder / shard_file(int(n)), str(sha256)) for n, sha256 in listed.items()}
+    return {number: shard for number, shard in shards.items() if intact(shard)}
 
 
 def note_shards(folder: Path, shards: dict[int, Shard]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.artifacts import TapPair
+from compressor.distill.record import outputs_of
 from compressor.distill.taps import HIDDEN, Taps
 from compressor.errors import StudentError, TrainingError
 from compressor.preprocess import Feed
@@ -25,21 +26,21 @@ class Learner(nn.Module):
         """`width`: of the teacher's outputs; `teacher_widths`: of its taps. Raises StudentError."""
         super().__init__()
         self.student = student
-        self._taps = Taps(student, list(dict.fromkeys(pair.student for pair in teacher_widths)), StudentError)
+        self._taps = Taps(student, [pair.student for pair in teacher_widths], StudentError)
         with torch.inference_mode():
-            given = student.eval()(**_tensors(feed, student))[0].shape[-1]
+            given = outputs_of(student.eval(), feed).shape[-1]
         if given != width:
             raise StudentError(f"the student gives {given} numbers for an input, its teacher {width}; they must agree")
         widths = {name: value.shape[-1] for name, value in self._taps.take().items()}
         self.projections = nn.ModuleDict()
-        for pair, width in teacher_widths.items():
-            if pair.kind == HIDDEN and widths[pair.student] != width:
-                self.projections[_key(pair)] = nn.Linear(widths[pair.student], width, bias=False)
+        for pair, wanted in teacher_widths.items():
+            if pair.kind == HIDDEN and widths[pair.student] != wanted:
+                self.projections[_key(pair)] = nn.Linear(widths[pair.student], wanted, bias=False)
         self._pairs = tuple(teacher_widths)
 
     def forward(self, feed: Feed) -> tuple[Tensor, dict[TapPair, Tensor]]:
         """float [batch, width], and of each pair float [batch, sequence, the teacher's width]."""
-        output = self.student(**_tensors(feed, self.student))[0]
+        output = outputs_of(self.student, feed)
         values = self._taps.take()
         found = {}
         for pair in self._pairs:
@@ -54,11 +55,6 @@ class Learner(nn.Module):
 
 def _key(pair: TapPair) -> str:
     return f"{pair.student}-{pair.teacher}".replace(".", "_")
-
-
-def _tensors(feed: Feed, module: nn.Module) -> dict[str, Tensor]:
-    device = next(module.parameters()).device
-    return {name: torch.from_numpy(array).to(device) for name, array in feed.items()}
 
 
 def still(module: nn.Module) -> None:

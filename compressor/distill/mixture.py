@@ -41,11 +41,6 @@ def weight_at(weight: Weight, share: float) -> float:
     return weight
 
 
-def is_on(weight: Weight) -> bool:
-    """Whether the weight is above 0 at any time."""
-    return weight not in (0, (0, 0))
-
-
 def mixture(lesson: Lesson, settings: Distillation, share: float) -> Tensor:
     """The weighted sum of the losses that the recipe names, after `share` of the steps; a scalar."""
     if isinstance(settings, EmbeddingDistillation):

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from compressor.artifacts import TapPair
 from compressor.errors import CompressorError, StudentError, TeacherError
-from compressor.recipe_distill import TokenDistillation
+from compressor.recipe_base import is_on
+from compressor.recipe_distill import Distillation, TokenDistillation
 
 HIDDEN, QKV = "hidden", "qkv"
 # The last part of the name of a linear map, by whose authors named it so.
@@ -40,9 +41,15 @@ def layer_stack(module: nn.Module, error: type[CompressorError]) -> nn.ModuleLis
     return found[0]
 
 
-def tap_pairs(
-    settings: TokenDistillation, hidden: bool, relations: bool, student: nn.Module, teacher: nn.Module
-) -> tuple[TapPair, ...]:
+def inside_signals(settings: Distillation) -> tuple[str, ...]:
+    """Which signals from inside the teacher have a weight: the kinds of taps that they need."""
+    if not isinstance(settings, TokenDistillation):
+        return ()
+    weights = {HIDDEN: settings.hidden_weight, QKV: settings.relation_weight}
+    return tuple(kind for kind, weight in weights.items() if is_on(weight))
+
+
+def tap_pairs(settings: TokenDistillation, student: nn.Module, teacher: nn.Module) -> tuple[TapPair, ...]:
     """What the student is to learn from inside the teacher: hidden states, relations of the last layers.
 
     Unless `settings.hidden_layers` says which, student layer i of n learns from teacher layer (i + 1) * N / n - 1 of N:
@@ -53,7 +60,8 @@ def tap_pairs(
     layers = settings.hidden_layers if settings.hidden_layers is not None else spread
     pairs = [TapPair(f"{HIDDEN}.{mine}", f"{HIDDEN}.{theirs}") for mine, theirs in sorted(layers.items())]
     last = [TapPair(f"{QKV}.{small - 1}", f"{QKV}.{large - 1}")]
-    return (*(pairs if hidden else ()), *(last if relations else ()))
+    inside = inside_signals(settings)
+    return (*(pairs if HIDDEN in inside else ()), *(last if QKV in inside else ()))
 
 
 class Taps:
@@ -66,7 +74,7 @@ class Taps:
         self._values: dict[str, Tensor] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         stack = layer_stack(module, error) if names else nn.ModuleList()
-        for name in names:
+        for name in dict.fromkeys(names):
             kind, _, number = name.partition(".")
             if not 0 <= int(number) < len(stack):
                 raise error(f"layer {number}: expected 0 to {len(stack) - 1}; the model has {len(stack)} layers")

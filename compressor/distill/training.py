@@ -27,7 +27,7 @@ from compressor.distill.tracking import Tracking
 from compressor.distill.training_inputs import TrainingData, Workplace
 from compressor.errors import TrainingError
 from compressor.kernels import selected_implementation
-from compressor.preprocess import Preprocessor, by_length
+from compressor.preprocess import Preprocessor, answers_in_order
 from compressor.progress import Bar, Progress
 from compressor.recipe_distill import ClassDistillation, Distillation, EmbeddingDistillation
 from compressor.tasks import Task
@@ -84,6 +84,7 @@ class _Training:
             )
 
     def run(self, place: Workplace) -> None:
+        """From the last checkpoint, where there is one, to the end, or to the epoch that patience ends with."""
         checkpoint, progress = place.checkpoint, place.progress
         self._resume(checkpoint, progress)
         self.tracking = Tracking(place.events if self.accelerator.is_main_process else None, self.at.step + 1)
@@ -201,22 +202,21 @@ class _Training:
     def _held_out_score(self) -> float:
         """Every process computes it, and all believe the first: they must agree on which weights are the best."""
         first = self.data.rows
-        held = self.data.examples[first:]
-        outputs: list[Tensor] = [torch.empty(0)] * len(held)
         self.learner.eval()
         with torch.inference_mode():
-            for batch in by_length([len(example) for example in held], 64):
-                rows = self.learner(self.preprocessor.collate([held[i] for i in batch]))[0].float().cpu()
-                for i, row in zip(batch, rows, strict=True):
-                    outputs[i] = row
+            outputs = answers_in_order(self._student_answers, self.data.examples[first:], 64)
         labels = None if self.data.labels is None else torch.from_numpy(self.data.labels[first:])
         teacher = torch.from_numpy(self.data.signals.outputs(np.arange(first, len(self.data.examples))))
-        score = held_out_score(torch.stack(outputs), teacher, labels, self.settings)
+        score = held_out_score(torch.from_numpy(outputs), teacher, labels, self.settings)
         if self.accelerator.num_processes > 1:
             shared = torch.tensor(score, device=self.accelerator.device, dtype=torch.float64)
             torch.distributed.broadcast(shared, 0)
             score = float(shared)
         return score
+
+    def _student_answers(self, examples: list[Any]) -> NDArray[np.float32]:
+        outputs: Tensor = self.learner(self.preprocessor.collate(examples))[0]
+        return outputs.float().cpu().numpy()
 
     def _out_of_patience(self) -> bool:
         patience = self.settings.patience

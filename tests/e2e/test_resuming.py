@@ -10,7 +10,7 @@ import safetensors.numpy
 from command_runs import Ended
 from made_inputs import Inputs
 from run_folders import assert_whole, weights_of
-from shared_runs import Begun, Run
+from shared_runs import Begun, Finished, Run
 
 from compressor import pipeline
 
@@ -109,3 +109,15 @@ def test_learning_from_inside_the_teacher(inputs: dict[str, Inputs], run: Run, t
     # Another weight needs nothing more of the teacher.
     again = run("compress", recipe, *inside, "--set", "distill.relation_heads=2")
     _assert_ran(again, STAGES[STAGES.index("distill") :])
+
+
+def test_the_control_learns_from_the_labels_alone(
+    inputs: dict[str, Inputs], finished_runs: dict[str, Finished], run: Run, tmp_path: Path
+) -> None:
+    """Whatever else the student learns from: the control is that of a run without it, byte for byte."""
+    recipe = inputs["text-classification"].write_recipe(tmp_path / "out")
+    ended = run("compress", recipe, "--set", "distill.hidden_weight=1")
+    assert ended.code == 0, ended.stderr
+    plain = finished_runs["text-classification"].out
+    assert weights_of(tmp_path / "out", "control") == weights_of(plain, "control")
+    assert weights_of(tmp_path / "out") != weights_of(plain)

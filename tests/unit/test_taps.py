@@ -88,11 +88,12 @@ def test_a_network_without_layers() -> None:
 
 def test_the_last_layer_learns_from_the_last_and_the_others_are_spread(bert: BertModel) -> None:
     student = BertModel(type(bert.config)(**{**bert.config.to_dict(), "num_hidden_layers": 2}))
-    pairs = tap_pairs(EmbeddingDistillation(), True, True, student, bert)
+    both = EmbeddingDistillation(hidden_weight=1.0, relation_weight=1.0)
+    pairs = tap_pairs(both, student, bert)
     assert pairs == (
         TapPair("hidden.0", "hidden.1"),
         TapPair("hidden.1", "hidden.3"),
         TapPair("qkv.1", "qkv.3"),
     )
-    named = tap_pairs(EmbeddingDistillation(hidden_layers={1: 2}), True, False, student, bert)
+    named = tap_pairs(EmbeddingDistillation(hidden_weight=1.0, hidden_layers={1: 2}), student, bert)
     assert named == (TapPair("hidden.1", "hidden.2"),)
