@@ -54,18 +54,6 @@ void check_chunk(std::size_t chunk) { demand(chunk >= 1, "chunk must be 1 or mor
 
 Interval interval(const compressor::Estimate& estimate) { return {estimate.value, estimate.low, estimate.high}; }
 
-const char* name_of(compressor::Verdict verdict) {
-  switch (verdict) {
-    case compressor::Verdict::kFaster:
-      return "faster";
-    case compressor::Verdict::kSlower:
-      return "slower";
-    case compressor::Verdict::kInconclusive:
-      break;
-  }
-  return "inconclusive";
-}
-
 std::vector<double> quantiles(const Array& samples, const std::vector<double>& shares) {
   std::vector<double> ascending = values_of(samples, "samples");
   std::sort(ascending.begin(), ascending.end());
@@ -112,7 +100,7 @@ std::tuple<double, double, double, const char*> compare(const Array& log_ratios,
   check_least(least_effect, "least_effect");
   const compressor::Comparison found =
       compressor::compare(values_of(log_ratios, "log_ratios"), confidence, least_effect);
-  return {found.speedup.value, found.speedup.low, found.speedup.high, name_of(found.verdict)};
+  return {found.speedup.value, found.speedup.low, found.speedup.high, compressor::name_of(found.verdict)};
 }
 
 std::tuple<double, double, double, const char*> compare_sittings(const std::vector<Array>& sittings, double confidence,
@@ -123,7 +111,7 @@ std::tuple<double, double, double, const char*> compare_sittings(const std::vect
   std::vector<std::vector<double>> values;
   for (const Array& log_ratios : sittings) values.push_back(values_of(log_ratios, "log_ratios"));
   const compressor::Comparison found = compressor::compare(values, confidence, least_effect);
-  return {found.speedup.value, found.speedup.low, found.speedup.high, name_of(found.verdict)};
+  return {found.speedup.value, found.speedup.low, found.speedup.high, compressor::name_of(found.verdict)};
 }
 
 double each_confidence(double together, std::size_t comparisons) {

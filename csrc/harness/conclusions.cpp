@@ -95,9 +95,9 @@ std::optional<Drift> drift_of(const Loaded& model, const std::vector<double>& me
 }
 
 Findings findings_of(const Loaded& model, const Request& request) {
-  const std::vector<double> medians = block_medians(model);
   Findings found{};
-  found.samples = all_of(model, &Block::wall_ns).size();
+  for (const Block& block : model.blocks) found.samples += block.wall_ns.size();
+  found.block_medians = block_medians(model);
   found.raw = percentiles_of(model, &Block::wall_ns, &Block::wall_sum_ns);
   if (has_corrected(model)) {
     found.corrected = percentiles_of(model, &Block::corrected_ns, &Block::corrected_sum_ns);
@@ -105,21 +105,24 @@ Findings findings_of(const Loaded& model, const Request& request) {
   found.distribution = distribution_of(model);
   found.throughput_per_s = throughput_of(model, request);
   found.cpu_ns = total(model, &Block::process_cpu_ns) / static_cast<double>(model.inferences());
-  found.stationarity = stationarity(medians, kLeastChange);
+  found.stationarity = stationarity(found.block_medians, kLeastChange);
   if (request.scenario == Scenario::kPaced) found.pacing = pacing_of(model);
-  if (request.scenario == Scenario::kSustained) found.drift = drift_of(model, medians);
+  if (request.scenario == Scenario::kSustained) found.drift = drift_of(model, found.block_medians);
   return found;
 }
 
 double rate_of(const Block& block) { return static_cast<double>(block.inferences) * 1e9 / block.span_ns; }
 
 // ln(baseline's time / the model's), or of rates the other way round, for each round that both have, by sitting.
-std::vector<std::vector<double>> log_ratios(const Request& request, const Loaded& baseline, const Loaded& model) {
+std::vector<std::vector<double>> log_ratios(const Measured& measured, const Conclusions& found, std::size_t index) {
+  const Loaded& baseline = measured.models[0];
+  const Loaded& model = measured.models[index];
   std::vector<std::vector<double>> sittings;
   const std::size_t rounds = std::min(baseline.blocks.size(), model.blocks.size());
-  const std::vector<double> base = block_medians(baseline), own = block_medians(model);
+  const std::vector<double>& base = found.models[0]->block_medians;
+  const std::vector<double>& own = found.models[index]->block_medians;
   for (std::size_t i = 0; i < rounds; ++i) {
-    const double ratio = request.scenario == Scenario::kThroughput
+    const double ratio = measured.request.scenario == Scenario::kThroughput
                              ? rate_of(model.blocks[i]) / rate_of(baseline.blocks[i])
                              : base[i] / own[i];
     if (!(ratio > 0.0 && std::isfinite(ratio))) continue;
@@ -129,11 +132,13 @@ std::vector<std::vector<double>> log_ratios(const Request& request, const Loaded
   return sittings;
 }
 
-std::optional<AgainstBaseline> against_baseline(const Measured& measured, std::size_t index) {
+std::optional<AgainstBaseline> against_baseline(const Measured& measured, const Conclusions& found,
+                                                std::size_t index) {
   const Request& request = measured.request;
   // Models that ran one after the other have no common rounds.
   if (index == 0 || request.scenario == Scenario::kSustained) return std::nullopt;
-  const auto ratios = log_ratios(request, measured.models[0], measured.models[index]);
+  if (!found.models[0] || !found.models[index]) return std::nullopt;
+  const auto ratios = log_ratios(measured, found, index);
   if (ratios.empty()) return std::nullopt;
   const double confidence = each_confidence(kConfidence, measured.models.size() - 1);
   std::size_t rounds = 0;
@@ -211,7 +216,7 @@ Conclusions conclude(const Measured& measured) {
     all.comparisons.emplace_back();
     if (!measured.target.emulator.empty() || model.blocks.empty()) continue;
     all.models.back() = findings_of(model, measured.request);
-    all.comparisons.back() = against_baseline(measured, i);
+    all.comparisons.back() = against_baseline(measured, all, i);
   }
   all.warnings = warnings_of(measured, all);
   if (measured.after) all.validity = judged(measured);

@@ -62,6 +62,7 @@ struct Drift {
 // Of one model; the percentiles and the distribution are of a request, the rest of an inference.
 struct Findings {
   std::size_t samples;
+  std::vector<double> block_medians;     // of the corrected times where there are any
   Percentiles raw;
   std::optional<Percentiles> corrected;  // none where nobody tells how long the threads waited
   Distribution distribution;             // of the corrected times where there are any

@@ -58,6 +58,8 @@ bool all_finite(const std::vector<std::vector<Array>>& answers) {
   });
 }
 
+Answers not_compared(const std::string& reason) { return {"", reason, {}, std::nullopt}; }
+
 Answers compared_with_expected(Loaded& model, const std::vector<std::vector<Array>>& got) {
   Answers answers{"expected", "", {}, std::nullopt};
   for (std::size_t row = 0; row < got.size(); ++row) {
@@ -67,24 +69,24 @@ Answers compared_with_expected(Loaded& model, const std::vector<std::vector<Arra
     }
     answers.agreement.cases += !expected.empty();
   }
-  if (!answers.agreement.comparable) return {"", "an output's shape is not the expected one's", {}, std::nullopt};
+  if (!answers.agreement.comparable) return not_compared("an output's shape is not the expected one's");
   return answers;
 }
 
 Answers compared_with_baseline(Loaded& baseline, Loaded& model, const std::vector<std::vector<Array>>& wanted,
                                const std::vector<std::vector<Array>>& got) {
   if (!same_names(baseline.session(), model.session())) {
-    return {"", "its outputs have other names than the baseline's", {}, std::nullopt};
+    return not_compared("its outputs have other names than the baseline's");
   }
   const bool same = baseline.cases.size() == model.cases.size() &&
                     std::equal(baseline.cases.begin(), baseline.cases.end(), model.cases.begin(), same_inputs);
-  if (!same) return {"", "its inputs are not the baseline's", {}, std::nullopt};
+  if (!same) return not_compared("its inputs are not the baseline's");
   Answers answers{baseline.name, "", {}, std::nullopt};
   for (std::size_t row = 0; row < got.size(); ++row) {
     for (std::size_t i = 0; i < got[row].size(); ++i) compare(got[row][i], wanted[row][i], answers.agreement);
     ++answers.agreement.cases;
   }
-  if (!answers.agreement.comparable) return {"", "its outputs have other shapes than the baseline's", {}, std::nullopt};
+  if (!answers.agreement.comparable) return not_compared("its outputs have other shapes than the baseline's");
   return answers;
 }
 
@@ -105,7 +107,7 @@ std::vector<Answers> check_answers(const Request& request, std::vector<Loaded>& 
     Loaded& model = models[i];
     const std::string opaque = opaque_output(model.session());
     if (!opaque.empty()) {
-      all.push_back({"", opaque, {}, std::nullopt});
+      all.push_back(not_compared(opaque));
       continue;
     }
     std::vector<std::vector<Array>> got = answers_of(model);
@@ -115,11 +117,11 @@ std::vector<Answers> check_answers(const Request& request, std::vector<Loaded>& 
     if (expected) {
       all.push_back(compared_with_expected(model, got));
     } else if (i > 0 && of_baseline.empty()) {
-      all.push_back({"", "the baseline's outputs are of a type that is not compared", {}, std::nullopt});
+      all.push_back(not_compared("the baseline's outputs are of a type that is not compared"));
     } else if (i > 0) {
       all.push_back(compared_with_baseline(models[0], model, of_baseline, got));
     } else {
-      all.push_back({"", "it is the baseline, and nothing says what its outputs should be", {}, std::nullopt});
+      all.push_back(not_compared("it is the baseline, and nothing says what its outputs should be"));
     }
     all.back().finite = all_finite(got);
     if (i == 0) of_baseline = std::move(got);

@@ -278,10 +278,6 @@ void write_starts(Json& json, const char* key, const std::vector<LoadCost>& star
 
 }  // namespace
 
-const char* name_of(Verdict verdict) {
-  return verdict == Verdict::kFaster ? "faster" : verdict == Verdict::kSlower ? "slower" : "inconclusive";
-}
-
 std::string result_of(const Measured& measured, const Conclusions& conclusions) {
   Json json;
   write_head(json, measured.request, measured.version, measured.target, measured.rounds);

@@ -11,8 +11,6 @@ namespace compressor {
 inline constexpr int kResultVersion = 1;
 inline constexpr char kInterrupted[] = "interrupted: this is what was measured until then";
 
-const char* name_of(Verdict verdict);
-
 std::string result_of(const Measured& measured, const Conclusions& conclusions);
 std::vector<std::string> table_of(const Measured& measured, const Conclusions& conclusions);
 

@@ -278,6 +278,10 @@ Comparison compare(const std::vector<std::vector<double>>& sittings, double conf
   return found;
 }
 
+const char* name_of(Verdict verdict) noexcept {
+  return verdict == Verdict::kFaster ? "faster" : verdict == Verdict::kSlower ? "slower" : "inconclusive";
+}
+
 double each_confidence(double together, std::size_t comparisons) noexcept {
   return 1.0 - (1.0 - together) / static_cast<double>(std::max<std::size_t>(1, comparisons));
 }

@@ -47,6 +47,7 @@ struct Stationarity {
 std::optional<Stationarity> stationarity(const std::vector<double>& medians, double least_change);
 
 enum class Verdict { kFaster, kSlower, kInconclusive };
+const char* name_of(Verdict verdict) noexcept;
 
 // What `log_ratios` (one a round: ln(baseline's block median / the model's)) say of the model's speed-up, by the median
 // and its order statistics at the confidence. A verdict needs the whole interval beyond `least_effect` (0.02: 2%).
