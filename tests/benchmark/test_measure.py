@@ -75,8 +75,9 @@ def test_a_percentile_that_the_samples_do_not_support_is_absent(models):
     assert 44 <= model.latency.samples < 459 or model.latency.samples >= 459
     for percentiles in (model.latency.raw, model.latency.corrected):
         if percentiles is not None:
-            assert (percentiles.p99_ms is None) == (model.latency.samples < 459)
-            assert (percentiles.p999_ms is None) == (model.latency.samples < 4603)
+            # With as many samples it may be absent still: where they hang together, and nothing bounds it above.
+            for found, needed in ((percentiles.p99_ms, 459), (percentiles.p999_ms, 4603)):
+                assert found is None or (model.latency.samples >= needed and found.high is not None)
 
 
 def test_a_model_answers_as_its_copy_and_its_int8_form_nearly(models, tmp_path):
