@@ -17,11 +17,13 @@ from compressor.distill import (
     Taps,
     TrainingData,
     Workplace,
+    answers_at,
     inside_signals,
     record_signals,
     tap_pairs,
     team,
     train,
+    whole_answers,
 )
 from compressor.errors import StudentError, TeacherError
 from compressor.materials import Materials
@@ -30,11 +32,15 @@ from compressor.recipe_distill import ClassDistillation, Distillation, TokenDist
 from compressor.store import write_atomic
 from compressor.students import write_student
 
+# Examples that the teacher is asked at once; fewer where each token of a text gets a row of logits.
+_BATCH, _TEXTS = 64, 8
+
 
 def signals(at: Materials, start: Student, folder: Path) -> TeacherSignals:
     """The teacher's outputs on the training data, and what else of it the student is to learn from."""
     inputs = Inputs(at.teacher_examples, at.task.views, at.task.view)
     settings = at.recipe.distill
+    batch_size = _BATCH
     pairs: tuple[TapPair, ...] = ()
     taps = None
     if inside_signals(settings) and isinstance(settings, TokenDistillation):
@@ -43,7 +49,13 @@ def signals(at: Materials, start: Student, folder: Path) -> TeacherSignals:
         pairs = tap_pairs(settings, at.student(start.folder), at.teacher)
         taps = Taps(at.teacher, [pair.teacher for pair in pairs], TeacherError)
     try:
-        recorded = record_signals(at.answers, inputs, taps, folder, at.progress)
+        if at.task.per_token:
+            assert isinstance(settings, ClassDistillation)
+            ask = answers_at(at.logits, at.task.positions, settings, taps)
+            batch_size = _TEXTS
+        else:
+            ask = whole_answers(at.answers, taps)
+        recorded = record_signals(ask, inputs, folder, at.progress, batch_size)
     finally:
         if taps is not None:
             taps.close()
@@ -88,7 +100,9 @@ def _train(
     if not inside_signals(settings):
         recorded = replace(recorded, taps=())
     aligned = _aligned(at, preprocessor, examples) if recorded.taps else None
-    data = TrainingData(examples, SignalReader(recorded), at.data.labels, at.data.holdout, aligned)
+    positions = [at.task.positions(example) for example in examples] if at.task.per_token else None
+    labels = at.task.labels(at.data, examples)
+    data = TrainingData(examples, SignalReader(recorded), labels, at.data.holdout, positions, aligned)
     events = at.recipe.out / "tensorboard" / folder.name.removesuffix(".partial")
     place = Workplace(folder, at.progress, events)
     history = train(module, at.task, preprocessor, data, settings, place)

@@ -27,7 +27,7 @@ from compressor.teachers.labels import open_endpoint
 from compressor.teachers.module import source_file
 from compressor.teachers.onnx_file import OnnxTeacherModel, open_onnx_teacher
 
-PARITY_INPUTS = 256
+PARITY_INPUTS, PARITY_TEXTS = 256, 32  # the latter where each token of a text is answered
 BENCHMARK_INPUTS = 64
 
 
@@ -109,6 +109,13 @@ class Materials:
 
         return ask
 
+    def logits(self, examples: Sequence[Any]) -> torch.Tensor:
+        """What a teacher whose weights are in reach says at every token: float [examples, tokens, classes]."""
+        module = self.task.deployable(self.teacher).eval()
+        module.to("cuda" if torch.cuda.is_available() else "cpu")
+        with torch.inference_mode():
+            return outputs_of(module, self.teacher_preprocessor.collate(examples))
+
     def teacher_inputs(self, raw: Sequence[Any] | NDArray[Any]) -> list[Any]:
         """Raw inputs as `answers` takes them: encoded, but for an endpoint, which reads the text itself."""
         if isinstance(self.recipe.teacher, EndpointTeacher):
@@ -144,7 +151,8 @@ class Materials:
     @property
     def parity_inputs(self) -> list[Any]:
         """Raw inputs for parity: real ones, and those at the edge of what is legal."""
-        return self.sample(PARITY_INPUTS, 1) + self.task.edge_inputs()
+        count = PARITY_TEXTS if self.task.per_token else PARITY_INPUTS
+        return self.sample(count, 1) + self.task.edge_inputs()
 
     @property
     def tokenizer_name(self) -> str | None:

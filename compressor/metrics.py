@@ -28,8 +28,8 @@ def accuracy(predicted: NDArray[Any], labels: NDArray[Any]) -> float:
 
 
 def mean_cosine(left: NDArray[Any], right: NDArray[Any]) -> float:
-    """Mean cosine of the rows of two float [N, width]; rows of zeros count 0."""
-    left, right = left.astype(np.float64), right.astype(np.float64)
+    """Mean cosine of the rows of two float [N, ...], each taken as one vector; rows of zeros count 0."""
+    left, right = (values.astype(np.float64).reshape(len(values), -1) for values in (left, right))
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     dots = np.einsum("nd,nd->n", left, right)
     return float(np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0).mean())

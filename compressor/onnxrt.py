@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from compressor.errors import BundleError
-from compressor.preprocess import Feed, Preprocessor, by_length
+from compressor.preprocess import Feed, Keep, Preprocessor, by_length, whole_output
 from compressor.progress import Progress
 
 _FAILURES = (
@@ -59,8 +59,9 @@ def first_outputs(
     batch_size: int,
     progress: Progress,
     title: str,
+    keep: Keep = whole_output,
 ) -> NDArray[np.float32]:
-    """The first output for every example: float32 [examples, width].
+    """What is kept of the first output for every example, one after the other: float32 [rows, width].
 
     A quantized model must be judged with `batch_size` 1, as a device runs it: dynamic int8 takes its ranges from the
     whole batch, padding included, so in a batch it is another model.
@@ -77,6 +78,6 @@ def first_outputs(
     with ThreadPoolExecutor(workers) as pool, progress.bar(title, len(examples), "example") as bar:
         for rows, outputs in zip(batches, pool.map(answer, batches), strict=True):
             for i, output in zip(rows, outputs, strict=True):
-                answers[i] = output
+                answers[i] = keep(output, examples[i])
             bar.advance(len(rows))
-    return np.stack(answers)
+    return np.concatenate(answers)

@@ -24,7 +24,7 @@ from compressor.materials import Materials
 from compressor.outcome import Outcome, measured_on, publish, withdraw
 from compressor.progress import SILENT, Progress
 from compressor.recipe import Recipe, portable
-from compressor.recipe_distill import ClassDistillation
+from compressor.recipe_distill import ClassDistillation, NextTokenDistillation
 from compressor.recipe_file import read_recipe
 from compressor.recipe_teacher import EndpointTeacher
 from compressor.result import Result
@@ -99,7 +99,13 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
     start = stage("student", Student, lambda out: stages.student(at, out), (source, data), shape)
     # The teacher's answers serve every student; what is taken from inside it, those as deep as this one.
     inside = inside_signals(settings)
-    taken = [at.task.views, inside, inside and [getattr(recipe.student, "layers", None), _layers_map(recipe)], _CODE]
+    taken = [
+        at.task.views,
+        inside,
+        inside and [getattr(recipe.student, "layers", None), _layers_map(recipe)],
+        _CODE,
+        _kept_of_tokens(recipe),
+    ]
     signals = stage(
         "signals",
         TeacherSignals,
@@ -167,6 +173,13 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
 
 def _layers_map(recipe: Recipe) -> object:
     return getattr(recipe.distill, "hidden_layers", None)
+
+
+def _kept_of_tokens(recipe: Recipe) -> object:
+    settings = recipe.distill
+    if isinstance(settings, NextTokenDistillation):
+        return settings.model_dump(include={"temperature", "teacher_signal", "kept_tokens"})
+    return None
 
 
 def _sources(recipe: Recipe, at: Materials) -> tuple[Keyed[None], Keyed[None], Keyed[None]]:

@@ -21,6 +21,7 @@ from compressor.prediction import predict_bytes
 from compressor.preprocess import by_length
 from compressor.progress import Progress
 from compressor.recipe import Recipe
+from compressor.recipe_distill import NextTokenDistillation
 from compressor.recipe_teacher import EndpointTeacher
 from compressor.students import blank_student
 
@@ -56,7 +57,7 @@ def make_plan(recipe: Recipe, progress: Progress) -> Plan:
     rows = len(data.train) - data.holdout
     steps = steps_per_epoch(rows, recipe.distill.batch_size) * recipe.distill.epochs
     signals = at.task.views * len(data.train)
-    teacher_s, step_s, width = _rates(at, student)
+    teacher_s, step_s, answer_bytes = _rates(at, student)
     evaluation_s = len(data.eval_inputs) * teacher_s * 1.5
     return Plan(
         task=recipe.task,
@@ -67,7 +68,7 @@ def make_plan(recipe: Recipe, progress: Progress) -> Plan:
         training_examples=rows,
         evaluation_examples=len(data.truth),
         steps=steps,
-        teacher_cache_bytes=4 * signals * width,
+        teacher_cache_bytes=signals * answer_bytes,
         kept_stages=kept_stages(recipe, at),
         seconds=round(signals * teacher_s + steps * step_s + evaluation_s + recipe.benchmark.budget_s + _FIXED_S, 0),
     )
@@ -91,7 +92,7 @@ def plan_lines(plan: Plan) -> list[str]:
 
 
 def _rates(at: Materials, student: nn.Module) -> tuple[float, float, int]:
-    """Seconds per teacher example, seconds per training step, and the width of the teacher's outputs."""
+    """Seconds per teacher example, seconds per training step, and the bytes kept of the teacher's answer to one."""
     batch = at.recipe.distill.batch_size
     raw = at.data.train[: 5 * batch]
     examples = at.teacher_inputs(raw)
@@ -102,14 +103,31 @@ def _rates(at: Materials, student: nn.Module) -> tuple[float, float, int]:
     student_feed = {name: _within(array, student) for name, array in feed.items()}
     module = at.task.deployable(student).train()
     labels = None if at.data.labels is None else torch.from_numpy(at.data.labels[middle])
+    if at.task.per_token:
+        labels = torch.zeros(target.shape[:2], dtype=torch.int64)
 
     def step() -> torch.Tensor:
-        value = mixture(Lesson(outputs_of(module, student_feed), target, labels), at.recipe.distill, 0.0)
+        value = mixture(_lesson(outputs_of(module, student_feed), target, labels), at.recipe.distill, 0.0)
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     step_s, _ = _timed(step)
-    return teacher_s / len(middle), step_s, target.shape[1]
+    return teacher_s / len(middle), step_s, _answer_bytes(at, target)
+
+
+def _lesson(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor | None) -> Lesson:
+    """Of answers to tokens, every token's."""
+    return Lesson(student.flatten(0, -2), teacher.flatten(0, -2), None if labels is None else labels.flatten())
+
+
+def _answer_bytes(at: Materials, outputs: torch.Tensor) -> int:
+    """What is kept of an example's outputs, in the batch [batch, ..., width]."""
+    settings = at.recipe.distill
+    if not isinstance(settings, NextTokenDistillation):
+        return 4 * outputs[0].numel()
+    id_bytes = 2 if outputs.shape[-1] <= 2**16 else 4
+    each = id_bytes if settings.teacher_signal == "sampled" else id_bytes + 1
+    return outputs.shape[1] * each * settings.kept_tokens
 
 
 def _teacher_rate(at: Materials, examples: Sequence[Any]) -> tuple[float, torch.Tensor]:
@@ -118,6 +136,8 @@ def _teacher_rate(at: Materials, examples: Sequence[Any]) -> tuple[float, torch.
     if isinstance(teacher, EndpointTeacher):
         each_s = max(60 / (teacher.requests_per_minute or float("inf")), _ENDPOINT_S / teacher.concurrency)
         return each_s * len(examples), torch.zeros(len(examples), len(teacher.classes))
+    if at.task.per_token:
+        return _timed(lambda: at.logits(examples))
     return _timed(lambda: torch.from_numpy(at.answers(examples)))
 
 

@@ -149,7 +149,7 @@ def _file_bytes(at: Materials, student: nn.Module) -> Bytes:
     _disturb(student)
     feeds = [_within(feed, student) for feed in at.task.shape_feeds(at.planning_preprocessor)]
     module = at.task.deployable(student).eval()
-    inputs, outputs = at.task.graph(outputs_of(module, feeds[0]).shape[1])
+    inputs, outputs = at.task.graph(outputs_of(module, feeds[0]).shape[-1], at.planning_preprocessor)
     examples = at.planning_preprocessor.encode(at.data.train[:_CALIBRATION])
     sample = list(_within({str(i): example for i, example in enumerate(examples)}, student).values())
     with tempfile.TemporaryDirectory() as name:

@@ -5,6 +5,7 @@ An example is one encoded input; a feed is a batch of them: {graph input name: a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +18,36 @@ from tokenizers import Tokenizer
 from compressor.errors import DataError
 
 Feed = dict[str, NDArray[Any]]
+# What is kept of one example's output (without the batch's dimension): float32 [rows, width].
+Keep = Callable[[NDArray[np.float32], Any], NDArray[np.float32]]
 
 
 class Preprocessor(Protocol):
     def encode(self, inputs: Sequence[Any] | NDArray[Any]) -> list[NDArray[Any]]: ...
 
     def collate(self, examples: Sequence[NDArray[Any]]) -> Feed: ...
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """What a decoder keeps of the tokens that it has read: keys and values of every layer, float32 [batch, kv_heads,
+    tokens, head_dim] each. Their names are those that transformers' exporters gave them.
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(f"past_key_values.{i}.{part}" for i in range(self.layers) for part in ("key", "value"))
+
+    def filled(self, batch: int, tokens: int, generator: np.random.Generator | None = None) -> Feed:
+        """A cache of zeros, or of normal noise."""
+        shape = (batch, self.kv_heads, tokens, self.head_dim)
+        if generator is None:
+            return {name: np.zeros(shape, np.float32) for name in self.names}
+        return {name: generator.standard_normal(shape, np.float32) for name in self.names}
 
 
 @dataclass(frozen=True)
@@ -77,6 +102,39 @@ class TextPreprocessor:
 
 
 @dataclass(frozen=True)
+class CausalPreprocessor(TextPreprocessor):
+    """Tokens for a causal language model, and its empty cache of keys and values, for a text that begins."""
+
+    cache: CacheShape
+    start_id: int
+
+    def encode(self, inputs: Sequence[Any] | NDArray[Any]) -> list[NDArray[np.int64]]:
+        """As a TextPreprocessor; a text without tokens is the one token that texts start or end with."""
+        return [ids if len(ids) else np.array([self.start_id]) for ids in super().encode(inputs)]
+
+    def passages(self, text: str) -> list[str]:
+        """The text in pieces of at most `max_length` tokens, one after the other, nothing left out."""
+        first = self._tokenizer.encode(text, add_special_tokens=False)
+        ends = [encoding.offsets[-1][1] for encoding in (first, *first.overflowing) if encoding.offsets]
+        return [text[begin:end] for begin, end in itertools.pairwise([0, *ends])]
+
+    def collate(self, examples: Sequence[NDArray[Any]]) -> Feed:
+        """`input_ids`, `attention_mask` int64 [batch, sequence], and a cache of nothing."""
+        return super().collate(examples) | self.cache.filled(len(examples), 0)
+
+    def step(self, example: NDArray[Any]) -> Feed:
+        """The example's last token alone, with a cache (of zeros) for those before it: one step of generation."""
+        feed = super().collate([example])
+        feed["input_ids"] = feed["input_ids"][:, -1:]
+        return feed | self.cache.filled(1, len(example) - 1)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, without the special ones."""
+        text: str = self._tokenizer.decode(list(ids))
+        return text
+
+
+@dataclass(frozen=True)
 class ImagePreprocessor:
     """Images as they are decoded, uint8 [height, width, channels]; scaling and normalisation are in the graph."""
 
@@ -101,22 +159,28 @@ class ImagePreprocessor:
         return {"pixels": np.stack(examples)}
 
 
+def whole_output(output: NDArray[np.float32], example: Any) -> NDArray[np.float32]:  # noqa: ARG001
+    """Keeps the answer to an input as a whole, float32 [width], as its one row."""
+    return output[None]
+
+
 def answers_in_order(
     ask: Callable[[list[Any]], NDArray[np.float32]],
     examples: Sequence[Any],
     batch_size: int,
     advance: Callable[[int], None] = lambda _: None,
+    keep: Keep = whole_output,
 ) -> NDArray[np.float32]:
-    """What `ask` answers to batches of similar length, in the order of the examples: float32 [examples, width].
+    """What is kept of the answers to batches of similar length, in the order of the examples: float32 [rows, width].
 
     `advance` hears the size of every batch that is answered.
     """
     rows: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(examples)
     for batch in by_length([len(example) for example in examples], batch_size):
         for i, row in zip(batch, ask([examples[i] for i in batch]), strict=True):
-            rows[i] = row
+            rows[i] = keep(row, examples[i])
         advance(len(batch))
-    return np.stack(rows)
+    return np.concatenate(rows)
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> list[NDArray[np.int64]]:

@@ -12,9 +12,14 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from compressor.recipe_base import FilePath, Positive, Settings, Share, distinct
-from compressor.recipe_distill import EmbeddingDistillation, ImageDistillation, TextDistillation
-from compressor.recipe_student import EncoderStudent, ImageStudent
-from compressor.recipe_teacher import ClassifierTeacher, EmbeddingTeacher, ImageTeacher
+from compressor.recipe_distill import (
+    EmbeddingDistillation,
+    ImageDistillation,
+    NextTokenDistillation,
+    TextDistillation,
+)
+from compressor.recipe_student import DecoderStudent, EncoderStudent, ImageStudent
+from compressor.recipe_teacher import ClassifierTeacher, EmbeddingTeacher, GenerativeTeacher, ImageTeacher
 
 Precision = Literal["dynamic-int8", "static-int8"]
 
@@ -60,6 +65,17 @@ class LabelledText(Data):
     label: str = Field("label", description="column with the class: its name in the teacher's config, or its number")
     max_train: int | None = Field(None, ge=1, description="use at most this many training rows")
     max_bad_rows: Share = Field(0.01, description="rows without text that may be left out of a file, as a share of it")
+
+
+class Documents(Data):
+    train: FilePath = Field(description="training texts, no labels needed: .jsonl, .csv or .parquet")
+    eval: FilePath = Field(description="held-out texts in the same form")
+    text: str = Field("text", description="column with the text; it is cut into passages of student.max_length tokens")
+    max_train: int | None = Field(None, ge=1, description="use at most this many training passages")
+    max_eval: int | None = Field(None, ge=1, description="use at most this many held-out passages")
+    max_bad_rows: Share = Field(0.01, description="rows without text that may be left out of a file, as a share of it")
+
+    _only_evaluation: ClassVar[frozenset[str]] = frozenset({"max_eval"})
 
 
 class LabelledImages(Data):
@@ -132,6 +148,15 @@ class TextClassificationRecipe(_Recipe):
     distill: TextDistillation = Field(TextDistillation(), description="how to learn")
 
 
+class TextGenerationRecipe(_Recipe):
+    task: Literal["text-generation"]
+    teacher: GenerativeTeacher = Field(description="the model to learn from")
+    data: Documents = Field(description="what to learn on, and what to be judged on")
+    student: DecoderStudent = Field(DecoderStudent(), description="cut from the teacher's own weights")
+    distill: NextTokenDistillation = Field(NextTokenDistillation(), description="how to learn")
+    quantize: Quantization = Field(Quantization(precisions=("dynamic-int8",)), description="the int8 candidates")
+
+
 class ImageClassificationRecipe(_Recipe):
     task: Literal["image-classification"]
     teacher: ImageTeacher = Field(description="the model to learn from")
@@ -140,12 +165,13 @@ class ImageClassificationRecipe(_Recipe):
     distill: ImageDistillation = Field(ImageDistillation(), description="how to learn")
 
 
-Recipe = SentenceEmbeddingRecipe | TextClassificationRecipe | ImageClassificationRecipe
-TextRecipe = SentenceEmbeddingRecipe | TextClassificationRecipe
+Recipe = SentenceEmbeddingRecipe | TextClassificationRecipe | TextGenerationRecipe | ImageClassificationRecipe
+TextRecipe = SentenceEmbeddingRecipe | TextClassificationRecipe | TextGenerationRecipe
 
 RECIPES: dict[str, type[Recipe]] = {
     "sentence-embedding": SentenceEmbeddingRecipe,
     "text-classification": TextClassificationRecipe,
+    "text-generation": TextGenerationRecipe,
     "image-classification": ImageClassificationRecipe,
 }
 

@@ -81,5 +81,20 @@ class TextDistillation(ClassDistillation, TokenDistillation):
     pass
 
 
+class NextTokenDistillation(TextDistillation):
+    """The classes are the vocabulary: of the teacher's distribution over it, some tokens are kept for each position."""
+
+    batch_size: int = Field(16, ge=2, description="passages per step")
+    temperature: float = Field(
+        1.0, gt=0, description="temperature of both distributions (gradients are scaled by its square)"
+    )
+    teacher_signal: Literal["top-k", "sampled"] = Field(
+        "top-k",
+        description="what is kept of the teacher's distribution: its most probable tokens, and the mass of all others"
+        " together; or tokens drawn from it, which are right on average",
+    )
+    kept_tokens: int = Field(64, ge=1, description="how many tokens are kept for each position")
+
+
 class ImageDistillation(ClassDistillation):
     mirror: bool = Field(True, description="train on mirror images too, with the teacher's answer for each")

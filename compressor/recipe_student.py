@@ -63,6 +63,16 @@ class EncoderStudent(Settings):
         return bool(getattr(self, name) != type(self).model_fields[name].default)
 
 
+class DecoderStudent(EncoderStudent):
+    @model_validator(mode="after")
+    def _same_tokens(self) -> DecoderStudent:
+        if self.vocab is not None:
+            raise ValueError(
+                "a student that predicts its teacher's next token needs all of its tokens: leave out vocab"
+            )
+        return self
+
+
 class ImageStudent(Settings):
     widths: tuple[Positive, ...] = Field(
         (16, 32, 64),

@@ -65,6 +65,10 @@ class HubTeacher(TeacherRights):
     )
 
 
+class GgufTeacher(TeacherRights):
+    gguf: FilePath = Field(description="a causal language model in a GGUF file, de-quantized into float32")
+
+
 class OnnxTeacher(TeacherRights):
     onnx: FilePath = Field(description="an ONNX file, run by onnxruntime; only its outputs are used")
     output: str | None = Field(None, description="the output to learn from; null where its name leaves no choice")
@@ -168,6 +172,12 @@ ClassifierTeacher = Annotated[
     | Annotated[OnnxClassifierTeacher, Tag("<onnx>")]
     | Annotated[EndpointTeacher, Tag("<endpoint>")],
     Discriminator(_kind_by_key("path", "hub", "onnx", "endpoint")),
+]
+GenerativeTeacher = Annotated[
+    Annotated[FolderTeacher, Tag("<path>")]
+    | Annotated[HubTeacher, Tag("<hub>")]
+    | Annotated[GgufTeacher, Tag("<gguf>")],
+    Discriminator(_kind_by_key("path", "hub", "gguf")),
 ]
 ImageTeacher = Annotated[
     Annotated[ModuleTeacher, Tag("<module>")] | Annotated[OnnxImageTeacher, Tag("<onnx>")],

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -119,10 +118,10 @@ def verify(
     outputs = {"teacher": SignalReader(teacher_answers).outputs(np.arange(teacher_answers.rows))}
     for model in (models.student, *models.quantized):
         outputs[model.name] = _onnx_outputs(at, model, preprocessor)
-    outputs["student-torch"] = _torch_outputs(torch_student, preprocessor, at.data.eval_inputs)
+    outputs["student-torch"] = _torch_outputs(at, torch_student, preprocessor)
     for hard_labels in controls:
         trained = hard_labels.student.folder
-        outputs[CONTROL] = _torch_outputs(at.student(trained), at.task.preprocessor(trained), at.data.eval_inputs)
+        outputs[CONTROL] = _torch_outputs(at, at.student(trained), at.task.preprocessor(trained))
     return Evidence(parities, _qualities(at, outputs))
 
 
@@ -136,7 +135,7 @@ def benchmark(at: Materials, models: Models) -> Latencies:
             if model is models.teacher
             else at.task.preprocessor(models.distilled.student.folder)
         )
-        feeds = tuple(own.collate([example]) for example in own.encode(raw))
+        feeds = tuple(at.task.timed(own, example) for example in own.encode(raw))
         if model is models.teacher and at.onnx_teacher is not None:
             feeds = tuple(at.onnx_teacher.feed(feed) for feed in feeds)
         candidates.append(Candidate(model.name, model.path, feeds))
@@ -158,7 +157,7 @@ def bundle(at: Materials, models: Models, taught_by: Teacher, judged: Quality, f
         task=at.recipe.task,
         teacher=models.teacher,
         answer=at.task.answer_settings(),
-        golden_inputs=at.sample(GOLDEN_CASES - 2, 3) + at.task.edge_inputs()[:2],
+        golden_inputs=at.task.golden_inputs(at.sample(GOLDEN_CASES - 2, 3) + at.task.edge_inputs()[:2]),
         tokenizer=source / at.tokenizer_name if at.tokenizer_name else None,
         lineage=taught_by.provenance,
         data=at.data.described,
@@ -171,15 +170,15 @@ def bundle(at: Materials, models: Models, taught_by: Teacher, judged: Quality, f
 def _export(at: Materials, module: nn.Module, name: str, preprocessor: Preprocessor, folder: Path) -> OnnxModel:
     feeds = at.task.shape_feeds(preprocessor)
     with torch.inference_mode():
-        width = outputs_of(module.eval(), feeds[0]).shape[1]
-    inputs, outputs = at.task.graph(width)
+        width = outputs_of(module.eval(), feeds[0]).shape[-1]
+    inputs, outputs = at.task.graph(width, preprocessor)
     return export_onnx(module, name, inputs, outputs, feeds, at.recipe.export.opset, folder / f"{name}.onnx")
 
 
 def _parities(
     at: Materials, models: Models, torch_student: nn.Module, preprocessor: Preprocessor
 ) -> tuple[Parity, ...]:
-    raw = at.parity_inputs
+    raw, keep = at.parity_inputs, at.task.compared
     learnt = preprocessor.encode(raw)
     found = []
     if models.teacher is not None and not at.black_box:  # a black box was not converted
@@ -187,18 +186,16 @@ def _parities(
         teacher_parity = parity.compare(
             "teacher",
             "teacher in torch",
-            parity.onnx_outputs(models.teacher, at.teacher_preprocessor, taught),
-            parity.torch_outputs(at.task.deployable(at.teacher).eval(), at.teacher_preprocessor, taught),
+            parity.onnx_outputs(models.teacher, at.teacher_preprocessor, taught, keep),
+            parity.torch_outputs(at.task.deployable(at.teacher).eval(), at.teacher_preprocessor, taught, keep),
             exact=True,
         )
         found.append(parity.require(teacher_parity))
-    exported = parity.onnx_outputs(models.student, preprocessor, learnt)
-    student_parity = parity.compare(
-        "student", "student in torch", exported, parity.torch_outputs(torch_student, preprocessor, learnt), exact=True
-    )
-    found.append(parity.require(student_parity))
+    exported = parity.onnx_outputs(models.student, preprocessor, learnt, keep)
+    in_torch = parity.torch_outputs(torch_student, preprocessor, learnt, keep)
+    found.append(parity.require(parity.compare("student", "student in torch", exported, in_torch, exact=True)))
     for model in models.quantized:
-        outputs = parity.onnx_outputs(model, preprocessor, learnt)
+        outputs = parity.onnx_outputs(model, preprocessor, learnt, keep)
         found.append(parity.compare(model.name, "student", outputs, exported, exact=False))
     if at.recipe.task == "sentence-embedding":  # the largest component of an embedding means nothing
         found = [replace(one, top1_agreement=None) for one in found]
@@ -221,12 +218,14 @@ def _qualities(at: Materials, outputs: dict[str, NDArray[np.float32]]) -> tuple[
     )
 
 
-def _torch_outputs(
-    module: nn.Module, preprocessor: Preprocessor, raw: Sequence[Any] | NDArray[Any]
-) -> NDArray[np.float32]:
+def _torch_outputs(at: Materials, module: nn.Module, preprocessor: Preprocessor) -> NDArray[np.float32]:
+    examples = preprocessor.encode(at.data.eval_inputs)
     with torch.inference_mode():
         return answers_in_order(
-            lambda batch: outputs_of(module, preprocessor.collate(batch)).numpy(), preprocessor.encode(raw), 64
+            lambda batch: outputs_of(module, preprocessor.collate(batch)).numpy(),
+            examples,
+            _batch_of(at, 64),
+            keep=at.task.judged,
         )
 
 
@@ -239,11 +238,18 @@ def _black_box_outputs(at: Materials) -> NDArray[np.float32]:
 
 def _onnx_outputs(at: Materials, model: OnnxModel, preprocessor: Preprocessor) -> NDArray[np.float32]:
     """On all held-out inputs. In float32 a batch changes nothing but the time; int8 runs as on the device."""
+    examples = preprocessor.encode(at.data.eval_inputs)
     return first_outputs(
         model.path,
         preprocessor,
-        preprocessor.encode(at.data.eval_inputs),
-        batch_size=_EVALUATION_BATCH if model.precision == "float32" else 1,
+        examples,
+        batch_size=_batch_of(at, _EVALUATION_BATCH) if model.precision == "float32" else 1,
         progress=at.progress,
         title=model.name,
+        keep=at.task.judged,
     )
+
+
+def _batch_of(at: Materials, most: int) -> int:
+    """One by one where each token is answered: a row of logits for every token of many texts fills the memory."""
+    return 1 if at.task.per_token else most

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.bundle.generation import generate
 from compressor.bundle.manifest import Manifest, OpenedBundle, check_files, open_bundle
 from compressor.errors import BundleError, DataError
 from compressor.onnxrt import open_session, run_one
-from compressor.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
+from compressor.preprocess import CacheShape, CausalPreprocessor, ImagePreprocessor, Preprocessor, TextPreprocessor
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,24 @@ class Predictor:
             results.append(Classification(classes[best], float(probabilities[best]), named))
         return results
 
+    def generate(self, prompt: str, *, max_tokens: int = 32, temperature: float = 0.0, seed: int = 0) -> str:
+        """What the model says after `prompt`: at most `max_tokens` tokens, up to one that ends a text.
+
+        The most probable token each time, or one drawn at a `temperature` above 0. Raises BundleError.
+        """
+        self._require("text-generation")
+        assert isinstance(self.preprocessor, CausalPreprocessor)
+        return generate(self._session, self.preprocessor, prompt, self._stop_ids(), max_tokens, temperature, seed)
+
+    def _stop_ids(self) -> frozenset[int]:
+        return frozenset(int(i) for i in self.manifest.answer.get("stop_ids", []))
+
     def __call__(self, inputs: Any) -> Any:
-        """`embed` or `classify`, by the bundle's task; one input gives one answer, a list gives a list."""
+        """`embed`, `classify` or `generate`, by the bundle's task; one input gives one answer, a list gives a list."""
         if self.manifest.task == "sentence-embedding":
             return self.embed(inputs)
+        if self.manifest.task == "text-generation":
+            return self.generate(inputs) if isinstance(inputs, str) else [self.generate(text) for text in inputs]
         if isinstance(inputs, list | tuple):
             return self.classify(inputs)
         return self.classify([inputs])[0]
@@ -90,11 +105,20 @@ def bundle_preprocessor(bundle: OpenedBundle) -> Preprocessor:
         if bundle.manifest.task == "image-classification":
             image = answer["image"]
             return ImagePreprocessor(int(image["height"]), int(image["width"]), int(image["channels"]))
-        return TextPreprocessor(bundle.folder / "tokenizer.json", int(answer["max_length"]))
-    except (KeyError, TypeError, ValueError):
+        tokenizer, max_length = bundle.folder / "tokenizer.json", int(answer["max_length"])
+        if bundle.manifest.task == "text-generation":
+            return CausalPreprocessor(tokenizer, max_length, _cache_shape(bundle.manifest), int(answer["start_id"]))
+        return TextPreprocessor(tokenizer, max_length)
+    except (KeyError, IndexError, TypeError, ValueError):
         raise BundleError(
             f"{bundle.folder}: its manifest does not say how to prepare inputs for {bundle.manifest.task}"
         ) from None
+
+
+def _cache_shape(manifest: Manifest) -> CacheShape:
+    past = [spec for spec in manifest.inputs if spec.name.startswith("past_key_values.")]
+    _, kv_heads, _, head_dim = past[0].shape
+    return CacheShape(len(past) // 2, int(kv_heads), int(head_dim))
 
 
 def _decoded(path: Path) -> NDArray[np.uint8]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from compressor.distill import team
 from compressor.distill.batches import steps_per_epoch
 from compressor.distill.cache import SignalReader, intact
-from compressor.distill.record import Inputs, outputs_of, record_signals, write_outputs
+from compressor.distill.record import Inputs, answers_at, outputs_of, record_signals, whole_answers, write_outputs
 from compressor.distill.taps import Taps, inside_signals, tap_pairs
 from compressor.distill.training import train
 from compressor.distill.training_inputs import TrainingData, Workplace
@@ -16,6 +16,7 @@ __all__ = [
     "Taps",
     "TrainingData",
     "Workplace",
+    "answers_at",
     "inside_signals",
     "intact",
     "outputs_of",
@@ -24,5 +25,6 @@ __all__ = [
     "tap_pairs",
     "team",
     "train",
+    "whole_answers",
     "write_outputs",
 ]

@@ -1,8 +1,9 @@
 """What the teacher said, on disk: shards of consecutive rows in safetensors files, each with its SHA-256.
 
-A row's signals are `outputs` float32 [width], and for each tap (`hidden.3`, `qkv.5`: see `taps`) float16
-[tokens, width], where a row has as many tokens as the teacher's tokenizer made of it. A shard has them one after the
-other: `outputs` [rows, width], each tap [tokens of all rows, width], and `tokens` int32 [rows], how many each row has.
+A row's signals are `outputs` float32 [width], or what was said at each of its positions that are answered (see
+`positions`), and for each tap (`hidden.3`, `qkv.5`: see `taps`) float16 [tokens, width], where a row has as many tokens
+as the teacher's tokenizer made of it. A shard has them one after the other: `outputs` [rows, width], each tap [tokens
+of all rows, width], and `tokens` int32 [rows], how many each row has; likewise with `positions`.
 Shards are memory-mapped: what a batch does not need is not read.
 """
 
@@ -10,9 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -26,16 +26,21 @@ from compressor.errors import DataError, TeacherError
 from compressor.store import sha256_file, write_atomic
 
 ROWS = 1024  # of a shard: some seconds of a teacher's work, which an interruption loses at most
-OUTPUTS, TOKENS = "outputs", "tokens"
+OUTPUTS, LOGITS = "outputs", "logits"  # of inputs as a whole; of positions
+TOKENS, POSITIONS = "tokens", "positions"
 _DONE = "shards.json"
 
 
 @dataclass(frozen=True)
 class RowSignals:
-    """Of one row: `outputs` float32 [width], and by tap float16 [tokens, width]."""
+    """Of one row: `outputs` float32 [width], by tap float16 [tokens, width], by name [positions, ...] of any dtype.
 
-    outputs: Tensor
+    One of `outputs` and `said` is there.
+    """
+
+    outputs: Tensor | None
     taps: dict[str, Tensor]
+    said: dict[str, Tensor] = field(default_factory=dict)
 
 
 def shard_file(number: int) -> str:
@@ -45,11 +50,13 @@ def shard_file(number: int) -> str:
 
 def write_shard(folder: Path, number: int, rows: list[RowSignals]) -> Shard:
     """Writes rows `number * ROWS` and on, whole or not at all. Raises OSError."""
-    names = list(rows[0].taps)
-    tensors = {OUTPUTS: torch.stack([row.outputs for row in rows])}
-    tensors |= {name: torch.cat([row.taps[name] for row in rows]) for name in names}
-    if names:
-        tensors[TOKENS] = torch.tensor([len(row.taps[names[0]]) for row in rows], dtype=torch.int32)
+    tensors = {}
+    if rows[0].outputs is not None:
+        tensors[OUTPUTS] = torch.stack([row.outputs for row in rows if row.outputs is not None])
+    for counts, parts in ((TOKENS, [row.taps for row in rows]), (POSITIONS, [row.said for row in rows])):
+        for name in parts[0]:
+            tensors[name] = torch.cat([part[name] for part in parts])
+            tensors[counts] = torch.tensor([len(part[name]) for part in parts], dtype=torch.int32)
     path = folder / shard_file(number)
     content = safetensors.torch.save(tensors)
     write_atomic(path, content)
@@ -94,32 +101,49 @@ class SignalReader:
             self._shards = [safetensors.torch.load_file(shard.path) for shard in signals.shards]
         except SafetensorError as error:
             raise TeacherError(f"{signals.shards[0].path.parent}: not readable as safetensors: {error}") from None
-        self._outputs = [shard[OUTPUTS].numpy() for shard in self._shards]
-        self.width = int(self._outputs[0].shape[1])
-        self._ends = [np.cumsum(shard[TOKENS].numpy()) if TOKENS in shard else None for shard in self._shards]
+        self._outputs = [shard[OUTPUTS].numpy() for shard in self._shards if OUTPUTS in shard]
+        self._ends = {
+            counts: [np.cumsum(shard[counts].numpy()) for shard in self._shards if counts in shard]
+            for counts in (TOKENS, POSITIONS)
+        }
+
+    @property
+    def width(self) -> int | None:
+        """Of the outputs; None where not all of them was kept."""
+        for name in (OUTPUTS, LOGITS):
+            if name in self._shards[0]:
+                return int(self._shards[0][name].shape[1])
+        return None
 
     def tap_width(self, name: str) -> int:
         return int(self._shards[0][name].shape[1])
 
     def outputs(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """float32 [len(rows), width]."""
-        found = np.empty((len(rows), self.width), np.float32)
+        found = np.empty((len(rows), self._outputs[0].shape[1]), np.float32)
         for place, row in enumerate(rows):
             found[place] = self._outputs[row // ROWS][row % ROWS]
         return found
 
     def tokens(self, name: str, rows: NDArray[np.int64], length: int) -> NDArray[np.float32]:
         """A tap's rows, cut or padded with zeros to `length` tokens: float32 [len(rows), length, width]."""
-        found: NDArray[Any] | None = None
+        found = np.zeros((len(rows), length, self.tap_width(name)), np.float32)
         for place, row in enumerate(rows):
-            shard, within = divmod(int(row), ROWS)
-            ends = self._ends[shard]
-            assert ends is not None
-            begin, end = (int(ends[within - 1]) if within else 0), int(ends[within])
-            end = min(end, begin + length)
-            values = self._shards[shard][name][begin:end].numpy()
-            if found is None:
-                found = np.zeros((len(rows), length, values.shape[1]), np.float32)
-            found[place, : len(values)] = values
-        assert found is not None
+            values = self._of_row(name, TOKENS, int(row))[:length]
+            found[place, : len(values)] = values.numpy()
+        return found
+
+    def said(self, name: str, rows: NDArray[np.int64]) -> Tensor:
+        """What was said at the rows' positions, one row after the other: [positions of all, ...]."""
+        return torch.cat([self._of_row(name, POSITIONS, int(row)) for row in rows])
+
+    def says(self, name: str) -> bool:
+        """Whether that was recorded."""
+        return name in self._shards[0]
+
+    def _of_row(self, name: str, counts: str, row: int) -> Tensor:
+        shard, within = divmod(row, ROWS)
+        ends = self._ends[counts][shard]
+        begin = int(ends[within - 1]) if within else 0
+        found: Tensor = self._shards[shard][name][begin : int(ends[within])]
         return found

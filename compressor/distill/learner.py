@@ -22,14 +22,14 @@ class Learner(nn.Module):
     are compared whatever their width.
     """
 
-    def __init__(self, student: nn.Module, width: int, teacher_widths: dict[TapPair, int], feed: Feed) -> None:
-        """`width`: of the teacher's outputs; `teacher_widths`: of its taps. Raises StudentError."""
+    def __init__(self, student: nn.Module, width: int | None, teacher_widths: dict[TapPair, int], feed: Feed) -> None:
+        """`width` of the teacher's outputs, None where unknown; `teacher_widths` of its taps. Raises StudentError."""
         super().__init__()
         self.student = student
         self._taps = Taps(student, [pair.student for pair in teacher_widths], StudentError)
         with torch.inference_mode():
             given = outputs_of(student.eval(), feed).shape[-1]
-        if given != width:
+        if width is not None and given != width:
             raise StudentError(f"the student gives {given} numbers for an input, its teacher {width}; they must agree")
         widths = {name: value.shape[-1] for name, value in self._taps.take().items()}
         self.projections = nn.ModuleDict()
@@ -39,7 +39,9 @@ class Learner(nn.Module):
         self._pairs = tuple(teacher_widths)
 
     def forward(self, feed: Feed) -> tuple[Tensor, dict[TapPair, Tensor]]:
-        """float [batch, width], and of each pair float [batch, sequence, the teacher's width]."""
+        """The outputs, float [batch, width] or [batch, sequence, width], and of each pair float [batch, sequence, the
+        teacher's width].
+        """
         output = outputs_of(self.student, feed)
         values = self._taps.take()
         found = {}

@@ -11,7 +11,7 @@ from torch.distributed.nn.functional import all_gather
 from compressor.artifacts import TapPair
 from compressor.distill import losses
 from compressor.distill.taps import HIDDEN
-from compressor.kernels import distillation_loss
+from compressor.kernels import SparseTeacher, distillation_loss
 from compressor.recipe_base import Weight
 from compressor.recipe_distill import ClassDistillation, Distillation, EmbeddingDistillation, TokenDistillation
 
@@ -20,13 +20,14 @@ from compressor.recipe_distill import ClassDistillation, Distillation, Embedding
 class Lesson:
     """Of one batch: what the student said, and what it should have said.
 
-    `student`, `teacher` float32 [batch, width]; `labels` int64 [batch] or None. Of each pair of taps float32 [batch,
+    `student`, `teacher` float32 [answers, width], or of the teacher what was kept; `labels` int64 [answers] or None. An
+    answer is to an input, or to one position of it. Of each pair of taps float32 [batch,
     sequence, width], the student's after its projection; `mask` bool [batch, sequence]: tokens of rows that teacher and
     student cut into the same tokens.
     """
 
     student: Tensor
-    teacher: Tensor
+    teacher: Tensor | SparseTeacher
     labels: Tensor | None
     student_taps: dict[TapPair, Tensor] = field(default_factory=dict)
     teacher_taps: dict[TapPair, Tensor] = field(default_factory=dict)
@@ -59,6 +60,7 @@ def mixture(lesson: Lesson, settings: Distillation, share: float) -> Tensor:
 
 def _of_embeddings(lesson: Lesson, settings: EmbeddingDistillation, share: float) -> Tensor:
     student, teacher = lesson.student, lesson.teacher
+    assert isinstance(teacher, Tensor)
     total = student.new_zeros(())
     if weight := weight_at(settings.cosine_weight, share):
         total = total + weight * losses.cosine_loss(student, teacher)
@@ -88,14 +90,22 @@ def _of_taps(lesson: Lesson, settings: Distillation, share: float) -> Tensor:
     return total
 
 
-def held_out_score(student: Tensor, teacher: Tensor, labels: Tensor | None, settings: Distillation) -> float:
-    """Higher is better: closeness to the teacher's outputs, or to the labels where the teacher has no weight."""
+def held_out_score(
+    student: Tensor, teacher: Tensor | SparseTeacher, labels: Tensor | None, settings: Distillation
+) -> float:
+    """Higher is better: closeness to the teacher's outputs, or to the labels where the teacher has no weight.
+
+    The mean over the answers, float32 [answers, width].
+    """
     if isinstance(settings, EmbeddingDistillation):
+        assert isinstance(teacher, Tensor)
         return losses.embedding_agreement(student, teacher)
     assert isinstance(settings, ClassDistillation)
     if settings.hard_weight == 1.0:
         assert labels is not None
         return losses.label_agreement(student, labels)
+    if isinstance(teacher, SparseTeacher):
+        return -float(distillation_loss(student, teacher, temperature=settings.temperature))
     return losses.class_agreement(student, teacher)
 
 

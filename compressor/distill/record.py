@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from compressor.artifacts import Shard, TeacherSignals
 from compressor.distill.cache import ROWS, RowSignals, finished_shards, note_shards, write_shard
+from compressor.distill.positions import said
 from compressor.distill.taps import Taps
 from compressor.errors import TeacherError
 from compressor.preprocess import Feed, by_length
 from compressor.progress import Progress
+from compressor.recipe_distill import ClassDistillation
 from compressor.teachers import Answers
-
-_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,12 @@ def outputs_of(module: nn.Module, feed: Feed) -> Tensor:
     return outputs[0]
 
 
-def record_signals(
-    answers: Answers, inputs: Inputs, taps: Taps | None, folder: Path, progress: Progress
-) -> TeacherSignals:
-    """Writes what the teacher answers to every row, and what its taps show meanwhile, in shards.
+# What a teacher says of examples, a row for each; the generator is for what it draws.
+Ask = Callable[[list[Any], torch.Generator], list[RowSignals]]
+
+
+def record_signals(ask: Ask, inputs: Inputs, folder: Path, progress: Progress, batch_size: int) -> TeacherSignals:
+    """Writes what the teacher says of every row, in shards.
 
     An interrupted recording continues with the shards that are not whole yet. Raises TeacherError when an output is not
     finite, OSError where the disk has no room.
@@ -62,10 +64,64 @@ def record_signals(
         bar.advance(sum(counts[number] for number in shards))
         for number in sorted(set(counts) - set(shards)):
             first = number * ROWS
-            rows = _signals(answers, inputs, range(first, first + counts[number]), taps, bar.advance)
-            shards[number] = write_shard(folder, number, rows)
+            examples = [inputs.example(row) for row in range(first, first + counts[number])]
+            generator = torch.Generator().manual_seed(number)  # the same draws, wherever a recording goes on
+            found: dict[int, RowSignals] = {}
+            for batch in by_length([len(example) for example in examples], batch_size):
+                found |= zip(batch.tolist(), ask([examples[i] for i in batch], generator), strict=True)
+                bar.advance(len(batch))
+            shards[number] = write_shard(folder, number, [found[i] for i in range(len(examples))])
             note_shards(folder, shards)
     return _sealed(shards, inputs.rows, time.monotonic() - started)
+
+
+def whole_answers(answers: Answers, taps: Taps | None) -> Ask:
+    """Of a teacher that answers an input as a whole: its outputs, and what its taps show meanwhile."""
+
+    def ask(examples: list[Any], _: torch.Generator) -> list[RowSignals]:
+        outputs = torch.from_numpy(answers(examples))
+        _require_finite(outputs)
+        inside = _of_taps(taps, examples)
+        return [RowSignals(output.clone(), tokens) for output, tokens in zip(outputs, inside, strict=True)]
+
+    return ask
+
+
+def answers_at(
+    logits: Callable[[list[Any]], Tensor],
+    positions: Callable[[Any], NDArray[np.int64]],
+    settings: ClassDistillation,
+    taps: Taps | None,
+) -> Ask:
+    """Of a teacher that answers tokens: what is kept (see `positions`) of `logits`, float [batch, sequence, classes],
+    at each example's positions, and what its taps show meanwhile.
+    """
+
+    def ask(examples: list[Any], generator: torch.Generator) -> list[RowSignals]:
+        batch = logits(examples)
+        at = [positions(example) for example in examples]
+        chosen = torch.cat([row[torch.from_numpy(where)] for row, where in zip(batch, at, strict=True)])
+        _require_finite(chosen)
+        kept = said(chosen, settings, generator)
+        parts = {name: torch.split(values, [len(where) for where in at]) for name, values in kept.items()}
+        inside = _of_taps(taps, examples)
+        return [
+            RowSignals(None, inside[i], {name: values[i].clone() for name, values in parts.items()})
+            for i in range(len(examples))
+        ]
+
+    return ask
+
+
+def _of_taps(taps: Taps | None, examples: Sequence[Any]) -> list[dict[str, Tensor]]:
+    values = {name: value.half().cpu() for name, value in taps.take().items()} if taps else {}
+    _require_finite(*values.values())
+    return [{name: value[i, : len(e)].clone() for name, value in values.items()} for i, e in enumerate(examples)]
+
+
+def _require_finite(*tensors: Tensor) -> None:
+    if not all(bool(torch.isfinite(values).all()) for values in tensors):
+        raise TeacherError("the teacher's outputs are not finite on the training data: its weights are damaged")
 
 
 def write_outputs(outputs: NDArray[np.float32], folder: Path, seconds: float) -> TeacherSignals:
@@ -79,20 +135,3 @@ def write_outputs(outputs: NDArray[np.float32], folder: Path, seconds: float) ->
 
 def _sealed(shards: dict[int, Shard], rows: int, seconds: float) -> TeacherSignals:
     return TeacherSignals(tuple(shards[number] for number in sorted(shards)), rows, round(seconds, 3))
-
-
-def _signals(
-    answers: Answers, inputs: Inputs, rows: range, taps: Taps | None, advance: Callable[[int], None]
-) -> list[RowSignals]:
-    examples = [inputs.example(row) for row in rows]
-    found: dict[int, RowSignals] = {}
-    for batch in by_length([len(example) for example in examples], _BATCH):
-        outputs = torch.from_numpy(answers([examples[i] for i in batch]))
-        values = {name: value.half().cpu() for name, value in taps.take().items()} if taps else {}
-        if not all(bool(torch.isfinite(value).all()) for value in (outputs, *values.values())):
-            raise TeacherError("the teacher's outputs are not finite on the training data: its weights are damaged")
-        for place, i in enumerate(batch):
-            tokens = {name: value[place, : len(examples[i])].clone() for name, value in values.items()}
-            found[int(i)] = RowSignals(outputs[place].clone(), tokens)
-        advance(len(batch))
-    return [found[i] for i in range(len(examples))]

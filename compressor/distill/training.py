@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from compressor.distill.mixture import Lesson, across_processes, held_out_score,
 from compressor.distill.tracking import Tracking
 from compressor.distill.training_inputs import TrainingData, Workplace
 from compressor.errors import TrainingError
-from compressor.kernels import selected_implementation
-from compressor.preprocess import Preprocessor, answers_in_order
+from compressor.kernels import SparseTeacher, selected_implementation
+from compressor.preprocess import Preprocessor, by_length
 from compressor.progress import Bar, Progress
 from compressor.recipe_distill import ClassDistillation, Distillation, EmbeddingDistillation
 from compressor.tasks import Task
@@ -126,7 +126,9 @@ class _Training:
         for part in range(parts):
             rows, shown = batch[mine][part::parts], views[mine][part::parts]
             with memory_for(len(batch)), self._synchronised(part == parts - 1):
-                loss = self._loss(rows, shown) / parts
+                # Of a mean over answers each part has its share, also where it has more of them than others.
+                share = self.data.answered(rows) * self.accelerator.num_processes / self.data.answered(batch)
+                loss = self._loss(rows, shown) * share
                 total += float(loss.detach())
                 self.accelerator.backward(loss)  # also of a loss that is not finite: other processes wait for it
         value, stop = self._agreed(total, interruption.requested)
@@ -153,14 +155,15 @@ class _Training:
         output, taps = self.wrapped(self.preprocessor.collate(shown))
         device, signals = output.device, self.data.signals
         recorded = views * len(self.data.examples) + rows
-        labels = None if self.data.labels is None else torch.from_numpy(self.data.labels[rows]).to(device)
-        teacher, student = torch.from_numpy(signals.outputs(recorded)).to(device), output.float()
+        labels = self.data.labels_of(rows)
+        teacher, student = _to(self.data.taught(recorded), device), self.data.answers_of(output, rows).float()
         if isinstance(self.settings, EmbeddingDistillation):  # whose losses look at the whole batch
+            assert isinstance(teacher, Tensor)
             student, teacher = across_processes(student), across_processes(teacher)
         lesson = Lesson(
             student=student,
             teacher=teacher,
-            labels=labels,
+            labels=None if labels is None else labels.to(device),
             student_taps={pair: value.float() for pair, value in taps.items()},
             teacher_taps={
                 pair: torch.from_numpy(signals.tokens(pair.teacher, recorded, value.shape[1])).to(device)
@@ -201,22 +204,24 @@ class _Training:
 
     def _held_out_score(self) -> float:
         """Every process computes it, and all believe the first: they must agree on which weights are the best."""
-        first = self.data.rows
         self.learner.eval()
+        rows = np.arange(self.data.rows, len(self.data.examples))
+        batches = by_length([len(self.data.examples[i]) for i in rows], 64 if self.data.positions is None else 8)
+        total = 0.0
         with torch.inference_mode():
-            outputs = answers_in_order(self._student_answers, self.data.examples[first:], 64)
-        labels = None if self.data.labels is None else torch.from_numpy(self.data.labels[first:])
-        teacher = torch.from_numpy(self.data.signals.outputs(np.arange(first, len(self.data.examples))))
-        score = held_out_score(torch.from_numpy(outputs), teacher, labels, self.settings)
+            for batch in batches:
+                total += self._score_of(rows[batch]) * self.data.answered(rows[batch])
+        score = total / self.data.answered(rows)
         if self.accelerator.num_processes > 1:
             shared = torch.tensor(score, device=self.accelerator.device, dtype=torch.float64)
             torch.distributed.broadcast(shared, 0)
             score = float(shared)
         return score
 
-    def _student_answers(self, examples: list[Any]) -> NDArray[np.float32]:
-        outputs: Tensor = self.learner(self.preprocessor.collate(examples))[0]
-        return outputs.float().cpu().numpy()
+    def _score_of(self, rows: NDArray[np.int64]) -> float:
+        outputs: Tensor = self.learner(self.preprocessor.collate([self.data.examples[i] for i in rows]))[0]
+        student = self.data.answers_of(outputs, rows).float().cpu()
+        return held_out_score(student, self.data.taught(rows), self.data.labels_of(rows), self.settings)
 
     def _out_of_patience(self) -> bool:
         patience = self.settings.patience
@@ -292,6 +297,12 @@ def train(
         losses=tuple(LossPoint(int(step), loss) for step, loss in run.at.losses),
         scores=tuple(ScorePoint(int(step), int(epoch), score) for step, epoch, score in run.at.scores),
     )
+
+
+def _to(teacher: Tensor | SparseTeacher, device: torch.device) -> Tensor | SparseTeacher:
+    if isinstance(teacher, Tensor):
+        return teacher.to(device)
+    return replace(teacher, indices=teacher.indices.to(device), values=teacher.values.to(device))
 
 
 def _accelerator(settings: Distillation) -> Accelerator:

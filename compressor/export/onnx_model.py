@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.artifacts import OnnxModel, TensorSpec
 from compressor.errors import BundleError, ExportError
@@ -31,19 +32,19 @@ def export_onnx(
     `feeds` are of several shapes: the graph is traced on the largest batch among them and then run on every one, so a
     dimension that the exporter fixed by mistake is found here. Raises ExportError.
     """
-    traced_on = max(feeds, key=lambda feed: feed[inputs[0].name].size)
-    dynamic = {
-        spec.name: {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+    traced_on = max(feeds, key=lambda feed: min(array.size for array in feed.values()))
+    dynamic = tuple(
+        {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in inputs
-    }
+    )
     # It warns and prints about its own inner life; a user can act on none of it, and errors still raise.
     with without_chatter():
         try:
             program = torch.onnx.export(
-                module.eval(),
-                kwargs={spec.name: torch.from_numpy(traced_on[spec.name]) for spec in inputs},
+                _InOrder(module.eval(), [spec.name for spec in inputs]),
+                args=tuple(torch.from_numpy(traced_on[spec.name]) for spec in inputs),
                 dynamo=True,
-                dynamic_shapes=dynamic,
+                dynamic_shapes=(dynamic,),
                 opset_version=opset,
                 input_names=[spec.name for spec in inputs],
                 output_names=[spec.name for spec in outputs],
@@ -61,6 +62,17 @@ def export_onnx(
     described = describe_onnx(path, name, "float32")
     _run_shapes(described, feeds)
     return described
+
+
+class _InOrder(nn.Module):
+    """The module, its keyword arguments by place: names such as `past_key_values.0.key` cannot stand in a signature."""
+
+    def __init__(self, module: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.module, self.names = module, names
+
+    def forward(self, *tensors: Tensor) -> Any:
+        return self.module(**dict(zip(self.names, tensors, strict=True)))
 
 
 def _name_dimensions(model: onnx.ModelProto, specs: list[TensorSpec]) -> None:

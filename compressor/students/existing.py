@@ -41,7 +41,7 @@ def load_existing(recipe: TextRecipe, teacher: nn.Module | None) -> nn.Module:
     else:
         assert spec.module is not None
         student = build_module(spec.module, StudentError)
-    name = "logits" if recipe.task == "text-classification" else "last_hidden_state"
+    name = "last_hidden_state" if recipe.task == "sentence-embedding" else "logits"
     wanted, given = _width(recipe, teacher, name), _output(student, name)
     if given is None or (wanted is None and teacher is not None) or wanted not in (None, given.shape[-1]):
         found = "none" if given is None else f"one of {given.shape[-1]}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from compressor.recipe import Recipe, SentenceEmbeddingRecipe, TextClassificationRecipe
+from compressor.recipe import Recipe, SentenceEmbeddingRecipe, TextClassificationRecipe, TextGenerationRecipe
 from compressor.tasks.base import Task, TaskData
 from compressor.tasks.image_classification import ImageClassification
 from compressor.tasks.sentence_embedding import SentenceEmbedding
 from compressor.tasks.text_classification import TextClassification
+from compressor.tasks.text_generation import TextGeneration
 
 __all__ = ["Task", "TaskData", "task_for"]
 
@@ -17,4 +18,6 @@ def task_for(recipe: Recipe) -> Task:
         return SentenceEmbedding(recipe)
     if isinstance(recipe, TextClassificationRecipe):
         return TextClassification(recipe)
+    if isinstance(recipe, TextGenerationRecipe):
+        return TextGeneration(recipe)
     return ImageClassification(recipe)

@@ -1,7 +1,8 @@
 """What a task is: the one place that knows its inputs, outputs, metric and what two models agree on.
 
 A task file holds a frozen class with these members; stages call them and know nothing else of the task.
-"Outputs" are always the first output of the graph: embeddings or logits, float32 [N, width].
+"Outputs" are always the first output of the graph: embeddings or logits, float32 [N, width], or where a task answers
+each token [N, sequence, width]. What is judged are rows: one for each input, or for each token that is answered.
 """
 
 from __future__ import annotations
@@ -16,8 +17,28 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compressor.artifacts import TensorSpec
-from compressor.preprocess import Feed, Preprocessor
+from compressor.preprocess import Feed, Preprocessor, whole_output
 from compressor.progress import Progress
+
+
+class WholeInputs:
+    """Those members of a task that are the same wherever an input as a whole is answered."""
+
+    per_token = False
+    judged = staticmethod(whole_output)
+    compared = staticmethod(whole_output)
+
+    def positions(self, example: NDArray[Any]) -> NDArray[np.int64]:
+        raise NotImplementedError("inputs are answered as a whole")
+
+    def labels(self, data: TaskData, examples: Sequence[NDArray[Any]]) -> NDArray[np.int64] | None:  # noqa: ARG002
+        return data.labels
+
+    def golden_inputs(self, sample: list[Any]) -> list[Any]:
+        return sample
+
+    def timed(self, preprocessor: Preprocessor, example: NDArray[Any]) -> Feed:
+        return preprocessor.collate([example])
 
 
 @dataclass(frozen=True)
@@ -58,7 +79,23 @@ class Task(Protocol):
     def view(self, example: NDArray[Any], index: int) -> NDArray[Any]:
         """The example as augmentation `index` of `views` shows it; 0 is the example itself."""
 
-    def graph(self, width: int) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    @property
+    def per_token(self) -> bool:
+        """Whether single tokens are answered, not an input as a whole."""
+
+    def positions(self, example: NDArray[Any]) -> NDArray[np.int64]:
+        """Which tokens of an encoded example are answered: int64 [positions]; of a task that answers tokens."""
+
+    def labels(self, data: TaskData, examples: Sequence[NDArray[Any]]) -> Sequence[Any] | NDArray[np.int64] | None:
+        """Labels of the encoded training examples: int64 [examples], for each an int64 [positions], or None."""
+
+    def judged(self, output: NDArray[np.float32], example: NDArray[Any]) -> NDArray[np.float32]:
+        """What quality is judged by, of an example's output (without the batch's dimension): float32 [rows, width]."""
+
+    def compared(self, output: NDArray[np.float32], example: NDArray[Any]) -> NDArray[np.float32]:
+        """What parity compares of it: float32 [rows, width]."""
+
+    def graph(self, width: int, preprocessor: Preprocessor) -> tuple[list[TensorSpec], list[TensorSpec]]:
         """Inputs and outputs of the exported graph, dynamic dimensions by name; `width` is that of the first output."""
 
     def shape_feeds(self, preprocessor: Preprocessor) -> list[Feed]:
@@ -67,14 +104,20 @@ class Task(Protocol):
     def edge_inputs(self) -> list[Any]:
         """Raw inputs at the edge of what is legal: empty, longest, odd."""
 
+    def golden_inputs(self, sample: list[Any]) -> list[Any]:
+        """Raw inputs for a bundle's golden cases, from a sample of the held-out ones."""
+
+    def timed(self, preprocessor: Preprocessor, example: NDArray[Any]) -> Feed:
+        """What one timed inference is fed."""
+
     def answers(self, outputs: NDArray[np.float32], data: TaskData) -> NDArray[Any]:
-        """Outputs of `data.eval_inputs` to one answer per example of `data.truth`."""
+        """Judged rows of `data.eval_inputs` to one answer per example of `data.truth`."""
 
     def metric(self, answers: NDArray[Any], truth: NDArray[Any]) -> float:
         """The task metric, higher is better."""
 
     def agreement(self, outputs: NDArray[np.float32], teacher: NDArray[np.float32]) -> float:
-        """How close two models' outputs are, 1 is equal."""
+        """How close two models' judged rows are, 1 is equal."""
 
     def answer_settings(self) -> dict[str, Any]:
         """What a predictor needs to turn outputs into answers; goes into the bundle's manifest."""

@@ -19,7 +19,7 @@ from compressor.metrics import accuracy
 from compressor.preprocess import Feed, ImagePreprocessor, Preprocessor
 from compressor.progress import Progress
 from compressor.recipe import ImageClassificationRecipe
-from compressor.tasks.base import TaskData
+from compressor.tasks.base import TaskData, WholeInputs
 from compressor.tasks.text import holdout_size
 
 
@@ -45,7 +45,7 @@ class ImageClassifier(nn.Module):
 
 
 @dataclass(frozen=True)
-class ImageClassification:
+class ImageClassification(WholeInputs):
     recipe: ImageClassificationRecipe
     metric_name = "accuracy"
 
@@ -118,7 +118,7 @@ class ImageClassification:
     def view(self, example: NDArray[Any], index: int) -> NDArray[Any]:
         return example[:, ::-1] if index else example
 
-    def graph(self, width: int) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    def graph(self, width: int, preprocessor: Preprocessor) -> tuple[list[TensorSpec], list[TensorSpec]]:  # noqa: ARG002
         shape = self._shape()
         pixels = TensorSpec("pixels", "uint8", ("batch", shape.height, shape.width, shape.channels))
         return [pixels], [TensorSpec(name, "float32", ("batch", width)) for name in ("logits", "probabilities")]

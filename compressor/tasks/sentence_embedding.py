@@ -20,7 +20,7 @@ from compressor.preprocess import Feed, Preprocessor, TextPreprocessor
 from compressor.progress import Progress
 from compressor.recipe import SentenceEmbeddingRecipe, TextPairs
 from compressor.recipe_teacher import OnnxEmbeddingTeacher
-from compressor.tasks.base import TaskData
+from compressor.tasks.base import TaskData, WholeInputs
 from compressor.tasks.tables import BadRows, read_columns
 from compressor.tasks.text import EDGE_TEXTS, GRAPH_INPUTS, distinct, holdout_size, text_preprocessor, text_shape_feeds
 from compressor.teachers import root_folder
@@ -116,7 +116,7 @@ _POOL: dict[Pooling, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class SentenceEmbedding:
+class SentenceEmbedding(WholeInputs):
     recipe: SentenceEmbeddingRecipe
     metric_name = "AUROC"
     views = 1
@@ -186,7 +186,7 @@ class SentenceEmbedding:
         assert index == 0
         return example
 
-    def graph(self, width: int) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    def graph(self, width: int, preprocessor: Preprocessor) -> tuple[list[TensorSpec], list[TensorSpec]]:  # noqa: ARG002
         # Named as sentence-transformers' own exports name it; a plain "embedding" collides inside torch's graph.
         return GRAPH_INPUTS, [TensorSpec("sentence_embedding", "float32", ("batch", width))]
 

@@ -13,8 +13,9 @@ from compressor.artifacts import TensorSpec
 from compressor.errors import TeacherError
 from compressor.preprocess import Feed, TextPreprocessor
 from compressor.recipe import TextRecipe
-from compressor.recipe_teacher import EndpointTeacher, FolderTeacher, HubTeacher
+from compressor.recipe_teacher import EndpointTeacher, FolderTeacher, GgufTeacher, HubTeacher
 from compressor.teachers import teacher_folder
+from compressor.teachers.gguf import gguf_tokenizer_file
 
 GRAPH_INPUTS = [
     TensorSpec("input_ids", "int64", ("batch", "sequence")),
@@ -60,6 +61,8 @@ def teacher_tokenizer(recipe: TextRecipe) -> Path:
     teacher = recipe.teacher
     if isinstance(teacher, FolderTeacher | HubTeacher):
         return teacher_folder(teacher) / "tokenizer.json"
+    if isinstance(teacher, GgufTeacher):
+        return gguf_tokenizer_file(teacher.gguf, recipe.out / "cache")
     if isinstance(teacher, EndpointTeacher):
         raise TeacherError("an endpoint's tokenizer cannot be had; only its answers can")
     return teacher.tokenizer

@@ -18,7 +18,7 @@ from compressor.preprocess import Feed, Preprocessor, TextPreprocessor
 from compressor.progress import Progress
 from compressor.recipe import TextClassificationRecipe
 from compressor.recipe_teacher import EndpointTeacher, OnnxClassifierTeacher
-from compressor.tasks.base import TaskData
+from compressor.tasks.base import TaskData, WholeInputs
 from compressor.tasks.tables import BadRows, read_columns
 from compressor.tasks.text import EDGE_TEXTS, GRAPH_INPUTS, holdout_size, text_preprocessor, text_shape_feeds
 from compressor.teachers import teacher_folder
@@ -40,7 +40,7 @@ class TextClassifier(nn.Module):
 
 
 @dataclass(frozen=True)
-class TextClassification:
+class TextClassification(WholeInputs):
     recipe: TextClassificationRecipe
     metric_name = "accuracy"
     views = 1
@@ -112,7 +112,7 @@ class TextClassification:
         assert index == 0
         return example
 
-    def graph(self, width: int) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    def graph(self, width: int, preprocessor: Preprocessor) -> tuple[list[TensorSpec], list[TensorSpec]]:  # noqa: ARG002
         return GRAPH_INPUTS, [TensorSpec(name, "float32", ("batch", width)) for name in ("logits", "probabilities")]
 
     def shape_feeds(self, preprocessor: Preprocessor) -> list[Feed]:

@@ -14,9 +14,17 @@ from torch import nn
 from compressor.artifacts import Provenance, Teacher
 from compressor.errors import TeacherError
 from compressor.recipe import Recipe
-from compressor.recipe_teacher import EndpointTeacher, FolderTeacher, HubTeacher, ModuleTeacher, OnnxTeacher
+from compressor.recipe_teacher import (
+    EndpointTeacher,
+    FolderTeacher,
+    GgufTeacher,
+    HubTeacher,
+    ModuleTeacher,
+    OnnxTeacher,
+)
 from compressor.store import key_of, sha256_file, sha256_tree
 from compressor.teachers.folder import check_folder, load_folder
+from compressor.teachers.gguf import check_gguf, load_gguf
 from compressor.teachers.hub import hub_commit, hub_folder
 from compressor.teachers.module import load_module, source_file
 from compressor.teachers.onnx_file import check_onnx_file
@@ -37,6 +45,8 @@ def load_teacher(recipe: Recipe) -> nn.Module:
     teacher = recipe.teacher
     if isinstance(teacher, ModuleTeacher):
         model: nn.Module = load_module(teacher.module, teacher.weights)
+    elif isinstance(teacher, GgufTeacher):
+        model = load_gguf(teacher.gguf)
     elif isinstance(teacher, FolderTeacher | HubTeacher):
         model = load_folder(
             teacher_folder(teacher),
@@ -80,6 +90,9 @@ def fingerprint(recipe: Recipe) -> str:
                 include={"endpoint", "model", "classes", "prompt", "top_logprobs", "label_probability", "max_tokens"}
             )
         )
+    if isinstance(teacher, GgufTeacher):
+        check_gguf(teacher.gguf)
+        return sha256_file(teacher.gguf)
     if not teacher.weights.is_file():
         raise TeacherError(f"{teacher.weights}: expected the teacher's weights (safetensors), found none")
     return key_of(sha256_file(teacher.weights), sha256_file(source_file(teacher.module, TeacherError)))
@@ -96,6 +109,8 @@ def describe_teacher(recipe: Recipe, parameters: int, sha256: str) -> Teacher:
         kind, source = "folder", teacher.path.name
     elif isinstance(teacher, HubTeacher):
         kind, source = "hub", f"{teacher.hub}@{hub_commit(teacher)}"
+    elif isinstance(teacher, GgufTeacher):
+        kind, source = "gguf", teacher.gguf.name
     elif isinstance(teacher, OnnxTeacher):
         kind, source, hash_ = "onnx", teacher.onnx.name, sha256_file(teacher.onnx)
     elif isinstance(teacher, EndpointTeacher):

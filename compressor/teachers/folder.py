@@ -15,7 +15,11 @@ from transformers import logging as transformers_logging
 from compressor.errors import TeacherError
 
 # The task names of optimum's TasksManager, which knows the model class for each.
-OPTIMUM_TASK = {"sentence-embedding": "feature-extraction", "text-classification": "text-classification"}
+OPTIMUM_TASK = {
+    "sentence-embedding": "feature-extraction",
+    "text-classification": "text-classification",
+    "text-generation": "text-generation",
+}
 
 
 def check_folder(path: Path) -> None:

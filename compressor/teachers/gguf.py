@@ -14,6 +14,7 @@ from transformers import logging as transformers_logging
 
 from compressor.errors import TeacherError, missing_extra
 from compressor.progress import without_chatter
+from compressor.store import sha256_file, write_atomic
 
 _MAGIC = b"GGUF"
 
@@ -51,6 +52,17 @@ def load_gguf_tokenizer(file: Path) -> PreTrainedTokenizerFast:
         raise TeacherError(f"{file}: its tokenizer does not load: {_first_line(error)}") from None
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     return tokenizer
+
+
+def gguf_tokenizer_file(file: Path, cache: Path) -> Path:
+    """A tokenizer.json of the tokenizer that the file carries, kept in `cache`. Raises TeacherError."""
+    check_gguf(file)
+    written = cache / f"tokenizer-{sha256_file(file)[:16]}.json"
+    if not written.is_file():
+        text = load_gguf_tokenizer(file).backend_tokenizer.to_str()
+        cache.mkdir(parents=True, exist_ok=True)
+        write_atomic(written, text.encode())
+    return written
 
 
 def check_gguf(file: Path) -> None:

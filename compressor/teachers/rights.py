@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 from compressor.errors import TeacherError
 from compressor.recipe import Recipe
-from compressor.recipe_teacher import EndpointTeacher, FolderTeacher, HubTeacher, ModuleTeacher, OnnxTeacher
+from compressor.recipe_teacher import (
+    EndpointTeacher,
+    FolderTeacher,
+    GgufTeacher,
+    HubTeacher,
+    ModuleTeacher,
+    OnnxTeacher,
+)
 from compressor.teachers.folder import card_license, check_folder
 from compressor.teachers.hub import hub_card
 from compressor.teachers.sentence import encoder_folder
@@ -59,7 +66,7 @@ def rights(recipe: Recipe) -> Rights:
     )
 
 
-def _card(teacher: FolderTeacher | HubTeacher | ModuleTeacher) -> str | None:
+def _card(teacher: FolderTeacher | HubTeacher | GgufTeacher | ModuleTeacher) -> str | None:
     if isinstance(teacher, FolderTeacher):
         check_folder(encoder_folder(teacher.path))
         return card_license(teacher.path)

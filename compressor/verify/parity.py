@@ -14,7 +14,7 @@ from compressor.artifacts import OnnxModel, Parity
 from compressor.errors import ExportError
 from compressor.metrics import accuracy, mean_cosine
 from compressor.onnxrt import first_outputs
-from compressor.preprocess import Preprocessor
+from compressor.preprocess import Keep, Preprocessor
 from compressor.progress import SILENT
 
 # float32 on both sides: the orders of summation differ, nothing else may. 1e-5 is optimum's and Polygraphy's bound.
@@ -25,20 +25,23 @@ INT8_COSINE = 0.9
 
 
 def torch_outputs(
-    module: nn.Module, preprocessor: Preprocessor, examples: Sequence[NDArray[Any]]
+    module: nn.Module, preprocessor: Preprocessor, examples: Sequence[NDArray[Any]], keep: Keep
 ) -> NDArray[np.float32]:
-    """The first output of the deployable module for every example, one at a time: float32 [examples, width]."""
+    """What is compared of the module's first output for every example, one at a time: float32 [rows, width]."""
     rows = []
     with torch.inference_mode():
         for example in examples:
             feed = preprocessor.collate([example])
-            rows.append(module(**{name: torch.from_numpy(array) for name, array in feed.items()})[0][0].numpy())
-    return np.stack(rows)
+            output = module(**{name: torch.from_numpy(array) for name, array in feed.items()})[0][0]
+            rows.append(keep(output.numpy(), example))
+    return np.concatenate(rows)
 
 
-def onnx_outputs(model: OnnxModel, preprocessor: Preprocessor, examples: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+def onnx_outputs(
+    model: OnnxModel, preprocessor: Preprocessor, examples: Sequence[NDArray[Any]], keep: Keep
+) -> NDArray[np.float32]:
     """The same of an ONNX model."""
-    return first_outputs(model.path, preprocessor, examples, batch_size=1, progress=SILENT, title="")
+    return first_outputs(model.path, preprocessor, examples, batch_size=1, progress=SILENT, title="", keep=keep)
 
 
 def compare(

@@ -13,9 +13,16 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 IMAGE_CLASSES = ("rows", "columns", "blob")
 TEXT_CLASSES = ("sport", "food")
@@ -117,6 +124,55 @@ def text_inputs(folder: Path) -> Inputs:
     )
 
 
+def generation_inputs(folder: Path) -> Inputs:
+    """A Llama that has learnt which word follows which: each has three followers, of different frequency."""
+    texts = _chains(400, 6)
+    write_rows(folder / "train.jsonl", [{"text": text} for text in texts])
+    write_rows(folder / "eval.jsonl", [{"text": text} for text in _chains(60, 7)])
+    (folder / "teacher").mkdir()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=480, special_tokens=["<|end|>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.save(str(folder / "teacher" / "tokenizer.json"))
+    torch.manual_seed(4)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden_size=48,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=96,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+    ids = torch.tensor([e.ids[:24] for e in tokenizer.encode_batch(texts)])
+
+    def loss(rows: NDArray[np.int64]) -> torch.Tensor:
+        logits = model(input_ids=ids[rows]).logits[:, :-1]
+        return nn.functional.cross_entropy(logits.flatten(0, 1), ids[rows][:, 1:].flatten())
+
+    _fit(model, loss, 384, epochs=10, rate=3e-3)
+    _write_model(model, folder / "teacher")
+    return Inputs(
+        folder,
+        {
+            "task": "text-generation",
+            "teacher": {"path": "teacher", "permission": "own-model"},
+            "data": {"train": "train.jsonl", "eval": "eval.jsonl"},
+            "student": {"layers": 2, "ffn": 48, "max_length": 24},
+            "distill": {"epochs": 2, "batch_size": 16, "learning_rate": 2e-3, "kept_tokens": 8, "control": True},
+            **{name: settings for name, settings in _common().items() if name != "quantize"},
+        },
+    )
+
+
 def image_inputs(folder: Path) -> Inputs:
     """A small CNN from a file of the user's own, trained on three kinds of pattern."""
     (folder / "networks.py").write_text(
@@ -195,6 +251,21 @@ def _keyword_texts(count: int, seed: int) -> tuple[list[str], NDArray[np.int64]]
         chosen = [*generator.choice(words, 6), *generator.choice(_KEYWORDS[TEXT_CLASSES[label]], 2)]
         texts.append(" ".join(generator.permutation(chosen)))
     return texts, labels
+
+
+def _chains(count: int, seed: int) -> list[str]:
+    """Texts of words, each word one of the three that may follow the one before."""
+    generator, words = np.random.default_rng(seed), _words()[:60]
+    followers = np.random.default_rng(0).integers(0, len(words), (len(words), 3))
+    texts = []
+    for _ in range(count):
+        word = int(generator.integers(len(words)))
+        chain = [word]
+        for choice in generator.choice(3, 29, p=[0.7, 0.2, 0.1]):
+            word = int(followers[word, choice])
+            chain.append(word)
+        texts.append(" ".join(words[i] for i in chain))
+    return texts
 
 
 def _patterns(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

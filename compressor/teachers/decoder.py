@@ -1,0 +1,54 @@
+"""What a causal language model's config says of its cache and its tokens, without its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoConfig, PretrainedConfig
+
+from compressor.errors import TeacherError
+from compressor.preprocess import CacheShape
+from compressor.progress import without_chatter
+from compressor.recipe_teacher import FolderTeacher, GgufTeacher, HubTeacher
+from compressor.teachers import teacher_folder
+from compressor.teachers.gguf import check_gguf
+
+
+def decoder_config(teacher: FolderTeacher | HubTeacher | GgufTeacher) -> PretrainedConfig:
+    """The teacher's config. Raises TeacherError."""
+    if isinstance(teacher, GgufTeacher):
+        check_gguf(teacher.gguf)
+        with without_chatter():
+            folder, name = teacher.gguf.parent, teacher.gguf.name
+            config: PretrainedConfig = AutoConfig.from_pretrained(folder, gguf_file=name, local_files_only=True)
+        return config
+    return folder_config(teacher_folder(teacher), remote_code=teacher.trust_remote_code)
+
+
+def folder_config(folder: Path, *, remote_code: bool = False) -> PretrainedConfig:
+    """The config of a model's folder. Raises TeacherError."""
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise TeacherError(f"{folder}: its config.json does not load: {str(error).strip().splitlines()[0]}") from None
+    return config
+
+
+def cache_shape(config: PretrainedConfig) -> CacheShape:
+    """What a decoder of that config keeps of the tokens that it has read."""
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return CacheShape(config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or heads, head_dim)
+
+
+def start_id(config: PretrainedConfig) -> int:
+    """The token that a text starts with, or else ends with; 0 where the config names neither."""
+    for name in ("bos_token_id", "eos_token_id"):
+        found = getattr(config, name, None)
+        if isinstance(found, list):
+            found = next(iter(found), None)
+        if isinstance(found, int):
+            return found
+    return 0
