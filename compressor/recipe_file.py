@@ -24,7 +24,7 @@ _MAX_RECIPE_BYTES = 1_000_000
 _MAX_NESTING = 50
 _MAX_RECIPE_VALUES = 10_000  # aliases of aliases can stand for more values than memory holds
 _PATHS = (
-    *(("teacher", key) for key in ("path", "weights", "onnx", "tokenizer")),
+    *(("teacher", key) for key in ("path", "weights", "gguf", "onnx", "tokenizer")),
     ("data", "train"),
     ("data", "eval"),
     ("student", "folder"),

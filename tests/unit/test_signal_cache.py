@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from transformers import BertModel
 
 from compressor.artifacts import TeacherSignals
-from compressor.distill import Inputs, SignalReader, Taps, intact, outputs_of, record_signals, write_outputs
+from compressor.distill import (
+    Inputs,
+    SignalReader,
+    Taps,
+    intact,
+    outputs_of,
+    record_signals,
+    whole_answers,
+    write_outputs,
+)
 from compressor.distill import cache as cache_module
 from compressor.errors import TeacherError
 from compressor.preprocess import TextPreprocessor
@@ -58,7 +67,7 @@ class Counting:
         folder.mkdir(exist_ok=True)
         taps = Taps(self.module, TAPS, TeacherError)
         try:
-            return record_signals(self, inputs, taps, folder, SILENT)
+            return record_signals(whole_answers(self, taps), inputs, folder, SILENT, 64)
         finally:
             taps.close()
 
