@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,13 +40,22 @@ _FETCHED = [*(f"*{suffix}" for suffixes in _SUFFIXES.values() for suffix in suff
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a data set, found and not yet read. `files` are their names within it, in reading order."""
+    """One split of a data set, found and not yet read.
+
+    `files` are their names within `root`, in reading order; `layout` says how a folder of them is read.
+    """
 
     source: DataSource
     builder: datasets.DatasetBuilder
     root: Path
     files: tuple[str, ...]
-    sha256: str
+    layout: tuple[object, ...] | None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Over what is read: a lone file's content, or file by file with its name, and how."""
+        contents = [(name, sha256_file(self.root / name)) for name in self.files]
+        return contents[0][1] if self.layout is None else key_of(self.layout, contents)
 
     @property
     def images_in_files(self) -> bool:
@@ -108,7 +117,7 @@ def open_split(source: DataSource) -> Split:
         raise DataError(f"{path}: the file is empty; expected rows")
     # The library takes a name for a pattern.
     options = {"data_files": glob.escape(str(path)), **_OPTIONS.get(path.suffix, {})}
-    return Split(source, _builder(source, TABLES[path.suffix], options), path.parent, (path.name,), sha256_file(path))
+    return Split(source, _builder(source, TABLES[path.suffix], options), path.parent, (path.name,), None)
 
 
 def _open_folder(source: DataSource, root: Path) -> Split:
@@ -137,8 +146,7 @@ def _open_folder(source: DataSource, root: Path) -> Split:
         raise DataError(f"{source}: its card names {outside[0]}, which lies outside of it")
     builder.config.data_files = {_READ: files}
     names = tuple(Path(file).relative_to(root).as_posix() for file in files)
-    hashes = [sha256_file(Path(file)) for file in files]
-    return Split(source, builder, root, names, key_of(module, card, list(zip(names, hashes, strict=True))))
+    return Split(source, builder, root, names, (module, card))
 
 
 def _builder(source: DataSource, name: str, options: dict[str, Any]) -> datasets.DatasetBuilder:
