@@ -22,6 +22,7 @@ from compressor.recipe_teacher import EndpointTeacher, OnnxTeacher
 from compressor.store import sha256_file, sha256_tree
 from compressor.students import load_student
 from compressor.tasks import Task, TaskData, task_for
+from compressor.tasks.sources import fingerprint as data_fingerprint
 from compressor.teachers import Answers, fingerprint, load_teacher, rights
 from compressor.teachers.labels import open_endpoint
 from compressor.teachers.module import source_file
@@ -50,8 +51,8 @@ class Materials:
         """
         rights(self.recipe)
         found = {"teacher": fingerprint(self.recipe)}
-        found["train"] = sha256_file(self.recipe.data.train)
-        found["eval"] = sha256_file(self.recipe.data.eval)
+        found["train"] = data_fingerprint(self.recipe.data.train)
+        found["eval"] = data_fingerprint(self.recipe.data.eval)
         if found["train"] == found["eval"]:
             raise DataError(
                 f"{self.recipe.data.eval}: the same content as data.train; expected data that training does not see"

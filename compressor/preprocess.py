@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from compressor.errors import DataError
+from compressor.images import decode_image
+from compressor.recipe_data import Resize
 
 Feed = dict[str, NDArray[Any]]
 # What is kept of one example's output (without the batch's dimension): float32 [rows, width].
@@ -141,6 +143,11 @@ class ImagePreprocessor:
     height: int
     width: int
     channels: int
+    resize: Resize = "refuse"  # of files alone; an array has the size of the graph
+
+    def decode(self, source: Path | bytes) -> NDArray[np.uint8]:
+        """An image file, or its content, to uint8 [height, width, channels]. Raises DataError as `decode_image`."""
+        return decode_image(source, (self.height, self.width, self.channels), self.resize)
 
     def encode(self, inputs: Sequence[Any] | NDArray[Any]) -> list[NDArray[np.uint8]]:
         """uint8 [height, width] (one channel) or [height, width, channels] to [height, width, channels]."""

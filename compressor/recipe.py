@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from compressor.recipe_base import FilePath, Positive, Settings, Share, distinct
+from compressor.recipe_data import ALTERNATIVES, DataSource, Resize
 from compressor.recipe_distill import (
     EmbeddingDistillation,
     ImageDistillation,
@@ -32,6 +33,12 @@ class Data(Settings):
 
     _only_evaluation: ClassVar[frozenset[str]] = frozenset()
 
+    @model_validator(mode="after")
+    def _streaming_ends(self) -> Data:
+        if getattr(self, "streaming", False) and getattr(self, "max_train", None) is None:
+            raise ValueError("streaming needs to know where to stop: set data.max_train")
+        return self
+
     def training(self) -> dict[str, object]:
         return self.model_dump(mode="json", exclude={"train", "eval", "max_bad_rows", *self._only_evaluation})
 
@@ -40,14 +47,16 @@ class Data(Settings):
         return self.model_dump(mode="json", include={"size", "mean", "std"})
 
     def evaluation(self) -> dict[str, object]:
-        return self.model_dump(mode="json", exclude={"train", "eval", "max_train", "max_bad_rows"})
+        return self.model_dump(mode="json", exclude={"train", "eval", "max_train", "max_bad_rows", "streaming"})
 
 
 class TextPairs(Data):
     _only_evaluation: ClassVar[frozenset[str]] = frozenset({"first", "second", "label", "positive", "negative"})
 
-    train: FilePath = Field(description="training sentences, no labels needed: .jsonl, .csv or .parquet")
-    eval: FilePath = Field(description="held-out pairs with a label: .jsonl, .csv or .parquet")
+    train: DataSource = Field(
+        description=f"training sentences, no labels needed: .jsonl, .csv or .parquet, {ALTERNATIVES}"
+    )
+    eval: DataSource = Field(description="held-out pairs with a label, in the same forms")
     text: tuple[str, ...] = Field(("text",), min_length=1, strict=False, description="training columns with sentences")
     first: str = Field("sentence1", description="evaluation column with the first sentence of a pair")
     second: str = Field("sentence2", description="evaluation column with the second sentence of a pair")
@@ -55,21 +64,27 @@ class TextPairs(Data):
     positive: str | int = Field(1, description="its value for pairs that mean the same")
     negative: str | int = Field(0, description="its value for pairs that do not; rows with other values are left out")
     max_train: int | None = Field(None, ge=1, description="use at most this many distinct training sentences")
+    streaming: bool = Field(
+        False, description="read training rows one by one, shuffled, only until max_train are found; no converted copy"
+    )
     max_bad_rows: Share = Field(0.01, description="rows without text that may be left out of a file, as a share of it")
 
 
 class LabelledText(Data):
-    train: FilePath = Field(description="training texts with labels: .jsonl, .csv or .parquet")
-    eval: FilePath = Field(description="held-out texts with labels: .jsonl, .csv or .parquet")
+    train: DataSource = Field(description=f"training texts with labels: .jsonl, .csv or .parquet, {ALTERNATIVES}")
+    eval: DataSource = Field(description="held-out texts with labels, in the same forms")
     text: str = Field("text", description="column with the text")
     label: str = Field("label", description="column with the class: its name in the teacher's config, or its number")
     max_train: int | None = Field(None, ge=1, description="use at most this many training rows")
+    streaming: bool = Field(
+        False, description="read training rows one by one, shuffled, only until max_train are found; no converted copy"
+    )
     max_bad_rows: Share = Field(0.01, description="rows without text that may be left out of a file, as a share of it")
 
 
 class Documents(Data):
-    train: FilePath = Field(description="training texts, no labels needed: .jsonl, .csv or .parquet")
-    eval: FilePath = Field(description="held-out texts in the same form")
+    train: DataSource = Field(description=f"training texts, no labels needed: .jsonl, .csv or .parquet, {ALTERNATIVES}")
+    eval: DataSource = Field(description="held-out texts in the same forms")
     text: str = Field("text", description="column with the text; it is cut into passages of student.max_length tokens")
     max_train: int | None = Field(None, ge=1, description="use at most this many training passages")
     max_eval: int | None = Field(None, ge=1, description="use at most this many held-out passages")
@@ -79,19 +94,32 @@ class Documents(Data):
 
 
 class LabelledImages(Data):
-    train: FilePath = Field(
-        description="training images: .npz with `images` uint8 [N,H,W] or [N,H,W,C] and `labels` [N]"
+    train: DataSource = Field(
+        description="training images: a folder with a folder for each class,"
+        f" or .npz with `images` uint8 [N,H,W] or [N,H,W,C] and `labels` [N], {ALTERNATIVES}"
     )
-    eval: FilePath = Field(description="held-out images in the same form")
+    eval: DataSource = Field(description="held-out images in the same forms")
     size: tuple[Positive, Positive] = Field(strict=False, description="height and width of the images in pixels")
-    classes: Annotated[tuple[str, ...], AfterValidator(distinct)] = Field(
-        min_length=2, strict=False, description="class names, in the order of the labels"
+    resize: Resize = Field(
+        "refuse", description="image files of another size: refuse, stretch to size, or crop the middle and scale"
     )
+    classes: Annotated[tuple[str, ...], AfterValidator(distinct)] = Field(
+        min_length=2, strict=False, description="class names, those of the folders; in the order of the labels"
+    )
+    image: str = Field("image", description="column with the image, in data with columns")
+    label: str = Field("label", description="column with the class in such data: its name, or its number")
     mean: tuple[float, ...] = Field((0.5,), strict=False, description="per channel, of pixels scaled to 0..1")
     std: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.5,), strict=False, description="per channel, of pixels scaled to 0..1"
     )
     max_train: int | None = Field(None, ge=1, description="use at most this many training images")
+    streaming: bool = Field(
+        False,
+        description="read training images one by one, shuffled, only until max_train are found; no converted copy",
+    )
+    max_bad_rows: Share = Field(
+        0.01, description="images that may be left out because they cannot be used, as a share of those read"
+    )
 
 
 class Export(Settings):

@@ -19,6 +19,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from compressor.errors import RecipeError
 from compressor.recipe import RECIPES, Recipe
+from compressor.recipe_data import DataSource
 
 _MAX_RECIPE_BYTES = 1_000_000
 _MAX_NESTING = 50
@@ -107,12 +108,19 @@ def _parse(path: Path) -> _Draft:
         raise RecipeError(f"{path}: not valid YAML: {_first_line(str(error))}") from None
     if not isinstance(loaded, CommentedMap):
         raise RecipeError(f"{path}:1: expected keys such as `task: sentence-embedding`, got {type(loaded).__name__}")
+    _place_paths(values, path.parent)
+    return _Draft(values, places)
+
+
+def _place_paths(values: dict[str, Any], folder: Path) -> None:
+    """Paths that are relative to the recipe's folder become relative to the working directory."""
     for *outer, last in _PATHS + _MODULES:
-        holder = values.get(outer[0]) if outer else values
+        holder: Any = values
+        for group in outer:
+            holder = holder.get(group) if isinstance(holder, dict) else None
         value = holder.get(last) if isinstance(holder, dict) else None
         if isinstance(value, str) and value and (last != "module" or ".py:" in value):
-            holder[last] = os.path.normpath(path.parent / value)
-    return _Draft(values, places)
+            holder[last] = os.path.normpath(folder / value)
 
 
 def _plain(node: Any, key: Key, path: Path, places: dict[Key, str]) -> Any:
@@ -249,7 +257,7 @@ def _template_lines(model: type[BaseModel], indent: str) -> Iterator[str]:
     )
     for name, field in fields:
         inner, kinds = field.annotation, list(_kinds(field).values())
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and inner is not DataSource:  # that, as a path
             kinds = [inner]
         if kinds:
             yield f"\n{indent}{name}:  # {field.description}"

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from compressor.bundle.generation import generate
 from compressor.bundle.manifest import Manifest, OpenedBundle, check_files, open_bundle
 from compressor.errors import BundleError, DataError
 from compressor.onnxrt import open_session, run_one
 from compressor.preprocess import CacheShape, CausalPreprocessor, ImagePreprocessor, Preprocessor, TextPreprocessor
+from compressor.recipe_data import Resize
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Predictor:
         if isinstance(inputs, str | Path):
             raise DataError("classify takes a list of inputs; for one, call the predictor itself or pass [input]")
         classes: list[str] = self.manifest.answer["classes"]
-        loaded = [_decoded(item) if isinstance(item, Path) else item for item in inputs]
+        loaded = [self._decoded(item) if isinstance(item, Path) else item for item in inputs]
         results = []
         for _, probabilities in self.outputs(loaded):
             best = int(probabilities.argmax())
@@ -86,6 +88,14 @@ class Predictor:
             return self.classify(inputs)
         return self.classify([inputs])[0]
 
+    def _decoded(self, path: Path) -> NDArray[np.uint8]:
+        if not isinstance(self.preprocessor, ImagePreprocessor):
+            raise DataError(f"{path}: this bundle's task is {self.manifest.task}, which reads no image files")
+        try:
+            return self.preprocessor.decode(path)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+
     def _require(self, *tasks: str) -> None:
         if self.manifest.task not in tasks:
             raise BundleError(f"this bundle's task is {self.manifest.task}; this call needs {' or '.join(tasks)}")
@@ -104,7 +114,9 @@ def bundle_preprocessor(bundle: OpenedBundle) -> Preprocessor:
     try:
         if bundle.manifest.task == "image-classification":
             image = answer["image"]
-            return ImagePreprocessor(int(image["height"]), int(image["width"]), int(image["channels"]))
+            size = (int(image["height"]), int(image["width"]), int(image["channels"]))
+            # A bundle that does not say was made from arrays of the right size.
+            return ImagePreprocessor(*size, resize=TypeAdapter(Resize).validate_python(image.get("resize", "refuse")))
         tokenizer, max_length = bundle.folder / "tokenizer.json", int(answer["max_length"])
         if bundle.manifest.task == "text-generation":
             return CausalPreprocessor(tokenizer, max_length, _cache_shape(bundle.manifest), int(answer["start_id"]))
@@ -119,17 +131,3 @@ def _cache_shape(manifest: Manifest) -> CacheShape:
     past = [spec for spec in manifest.inputs if spec.name.startswith("past_key_values.")]
     _, kv_heads, _, head_dim = past[0].shape
     return CacheShape(len(past) // 2, int(kv_heads), int(head_dim))
-
-
-def _decoded(path: Path) -> NDArray[np.uint8]:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise DataError(
-            f"{path}: reading image files needs Pillow (pip install pillow), or pass a uint8 array"
-        ) from None
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("L") if image.mode in ("1", "L", "P") else image.convert("RGB"))
-    except OSError as error:
-        raise DataError(f"{path}: not a readable image: {error}") from None

@@ -19,7 +19,10 @@ from compressor.metrics import accuracy
 from compressor.preprocess import Feed, ImagePreprocessor, Preprocessor
 from compressor.progress import Progress
 from compressor.recipe import ImageClassificationRecipe
+from compressor.recipe_data import DataSource
 from compressor.tasks.base import TaskData, WholeInputs
+from compressor.tasks.image_files import read_images
+from compressor.tasks.sources import place
 from compressor.tasks.text import holdout_size
 
 
@@ -53,27 +56,40 @@ class ImageClassification(WholeInputs):
     def views(self) -> int:
         return 2 if self.recipe.distill.mirror else 1
 
-    def load_data(self, cache: Path, progress: Progress) -> TaskData:  # noqa: ARG002 (images need no converted copy)
+    def load_data(self, cache: Path, progress: Progress) -> TaskData:
         data = self.recipe.data
-        images, labels = self._read(data.train)
-        order = np.random.default_rng(self.recipe.distill.seed).permutation(len(images))[: data.max_train]
-        if len(order) < 2 * self.recipe.distill.batch_size:
-            raise DataError(f"{data.train}: expected at least two batches of images, got {len(order)}")
-        eval_images, truth = self._read(data.eval)
-        progress.log(f"  {len(order):,} of {len(images):,} training images, {len(truth):,} for evaluation")
+        images, labels = self._read(data.train, self.recipe.distill.seed, cache, progress)
+        if len(images) < 2 * self.recipe.distill.batch_size:
+            raise DataError(f"{data.train}: expected at least two batches of images, got {len(images)}")
+        eval_images, truth = self._read(data.eval, None, cache, progress)
+        progress.log(f"  {len(images):,} training images, {len(truth):,} for evaluation")
         return TaskData(
-            train=images[order],
-            labels=labels[order],
-            holdout=holdout_size(len(order)),
+            train=images,
+            labels=labels,
+            holdout=holdout_size(len(images)),
             eval_inputs=eval_images,
             truth=truth,
             described={
-                "training": f"{len(order):,} images {images.shape[1:]} of {data.train.name}",
-                "evaluation": f"{len(truth):,} images of {data.eval.name}, {len(data.classes)} classes",
+                "training": f"{len(images):,} images {images.shape[1:]} of {place(data.train)}",
+                "evaluation": f"{len(truth):,} images of {place(data.eval)}, {len(data.classes)} classes",
             },
         )
 
-    def _read(self, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def _read(
+        self, source: DataSource, seed: int | None, cache: Path, progress: Progress
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Images and labels; with a seed up to `max_train` of them, in an order that depends on it."""
+        if source.path is None or source.path.suffix != ".npz":
+            return read_images(self.recipe.data, source, seed, cache, progress)
+        if self.recipe.data.streaming:
+            raise DataError(f"{source}: an .npz is read whole; leave data.streaming out")
+        images, labels = self._read_npz(source.path)
+        if seed is None:
+            return images, labels
+        order = np.random.default_rng(seed).permutation(len(images))[: self.recipe.data.max_train]
+        return images[order], labels[order]
+
+    def _read_npz(self, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Images uint8 [N, height, width, channels] and labels int64 [N]. Raises DataError."""
         data = self.recipe.data
         if not path.is_file():
@@ -113,7 +129,7 @@ class ImageClassification(WholeInputs):
 
     def _shape(self) -> ImagePreprocessor:
         height, width = self.recipe.data.size
-        return ImagePreprocessor(height, width, len(self.recipe.data.mean))
+        return ImagePreprocessor(height, width, len(self.recipe.data.mean), self.recipe.data.resize)
 
     def view(self, example: NDArray[Any], index: int) -> NDArray[Any]:
         return example[:, ::-1] if index else example
@@ -146,5 +162,5 @@ class ImageClassification(WholeInputs):
 
     def answer_settings(self) -> dict[str, Any]:
         shape = self._shape()
-        image = {"height": shape.height, "width": shape.width, "channels": shape.channels}
+        image = {"height": shape.height, "width": shape.width, "channels": shape.channels, "resize": shape.resize}
         return {"image": image, "classes": list(self.recipe.data.classes)}

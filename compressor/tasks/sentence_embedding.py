@@ -21,7 +21,8 @@ from compressor.progress import Progress
 from compressor.recipe import SentenceEmbeddingRecipe, TextPairs
 from compressor.recipe_teacher import OnnxEmbeddingTeacher
 from compressor.tasks.base import TaskData, WholeInputs
-from compressor.tasks.tables import BadRows, read_columns
+from compressor.tasks.sources import place
+from compressor.tasks.tables import BadRows, enumerate_rows, read_columns, stream_rows
 from compressor.tasks.text import EDGE_TEXTS, GRAPH_INPUTS, distinct, holdout_size, text_preprocessor, text_shape_feeds
 from compressor.teachers import root_folder
 from compressor.teachers.sentence import Dense, Pooling, SentenceHead, read_head
@@ -128,35 +129,53 @@ class SentenceEmbedding(WholeInputs):
 
     def load_data(self, cache: Path, progress: Progress) -> TaskData:
         data = self.recipe.data
-        columns = read_columns(data.train, data.text, cache)
-        bad = BadRows(data.train)
-        rows = list(zip(*(columns[name] for name in data.text), strict=True))
-        for number, texts in enumerate(rows, 1):
-            bad.usable(number, *texts)
-        bad.settle(len(rows), data.max_bad_rows, progress)
-        sentences = distinct(text for name in data.text for text in columns[name])
-        order = np.random.default_rng(self.recipe.distill.seed).permutation(len(sentences))[: data.max_train]
-        if len(order) < 2 * self.recipe.distill.batch_size:
-            raise DataError(f"{data.train}: expected at least two batches of distinct sentences, got {len(order)}")
+        sentences = self._streamed(data, progress) if data.streaming else self._sentences(data, cache, progress)
+        if len(sentences) < 2 * self.recipe.distill.batch_size:
+            raise DataError(f"{data.train}: expected at least two batches of distinct sentences, got {len(sentences)}")
         inputs, pairs, truth = self._pairs(data, cache, progress)
-        progress.log(f"  {len(order):,} of {len(sentences):,} training sentences, {len(truth):,} evaluation pairs")
+        progress.log(f"  {len(sentences):,} training sentences, {len(truth):,} evaluation pairs")
         return TaskData(
-            train=[sentences[i] for i in order],
+            train=sentences,
             labels=None,
-            holdout=holdout_size(len(order)),
+            holdout=holdout_size(len(sentences)),
             eval_inputs=inputs,
             truth=truth,
             pairs=pairs,
             described={
-                "training": f"{len(order):,} distinct sentences of {data.train.name}",
-                "evaluation": f"{len(truth):,} pairs of {data.eval.name}: {data.positive} against {data.negative}",
+                "training": f"{len(sentences):,} distinct sentences of {place(data.train)}",
+                "evaluation": f"{len(truth):,} pairs of {place(data.eval)}: {data.positive} against {data.negative}",
             },
         )
+
+    def _sentences(self, data: TextPairs, cache: Path, progress: Progress) -> list[str]:
+        """Up to `max_train` distinct sentences, in an order that depends on the seed."""
+        columns = read_columns(data.train, data.text, cache)
+        bad = BadRows(data.train)
+        rows = list(enumerate_rows(columns))
+        for number, texts in rows:
+            bad.usable(number, *texts)
+        bad.settle(len(rows), data.max_bad_rows, progress)
+        sentences = distinct(text for name in data.text for text in columns[name])
+        order = np.random.default_rng(self.recipe.distill.seed).permutation(len(sentences))[: data.max_train]
+        progress.log(f"  {len(order):,} of {len(sentences):,} distinct sentences")
+        return [sentences[i] for i in order]
+
+    def _streamed(self, data: TextPairs, progress: Progress) -> list[str]:
+        """The same from no more rows than it takes."""
+        bad, read, found = BadRows(data.train), 0, dict[str, None]()
+        for row, texts in stream_rows(data.train, data.text, self.recipe.distill.seed):
+            read += 1
+            bad.usable(row, *texts)
+            found.update(dict.fromkeys(distinct(texts)))
+            if data.max_train is not None and len(found) >= data.max_train:
+                break
+        bad.settle(read, data.max_bad_rows, progress)
+        return list(found)[: data.max_train]
 
     def _pairs(
         self, data: TextPairs, cache: Path, progress: Progress
     ) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
-        columns = read_columns(data.eval, (data.first, data.second, data.label), cache)
+        columns = read_columns(data.eval, (data.first, data.second, data.label), cache, (data.positive, data.negative))
         rows = list(zip(columns[data.first], columns[data.second], columns[data.label], strict=True))
         bad = BadRows(data.eval)
         judged = [

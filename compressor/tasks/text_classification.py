@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from compressor.metrics import accuracy
 from compressor.preprocess import Feed, Preprocessor, TextPreprocessor
 from compressor.progress import Progress
 from compressor.recipe import TextClassificationRecipe
+from compressor.recipe_data import DataSource
 from compressor.recipe_teacher import EndpointTeacher, OnnxClassifierTeacher
 from compressor.tasks.base import TaskData, WholeInputs
-from compressor.tasks.tables import BadRows, read_columns
+from compressor.tasks.sources import place
+from compressor.tasks.tables import BadRows, Row, enumerate_rows, read_columns, stream_rows
 from compressor.tasks.text import EDGE_TEXTS, GRAPH_INPUTS, holdout_size, text_preprocessor, text_shape_feeds
 from compressor.teachers import teacher_folder
 
@@ -47,24 +50,37 @@ class TextClassification(WholeInputs):
 
     def load_data(self, cache: Path, progress: Progress) -> TaskData:
         data = self.recipe.data
-        classes = self.classes()
-        texts, labels = self._labelled(data.train, classes, cache, progress)
-        order = np.random.default_rng(self.recipe.distill.seed).permutation(len(texts))[: data.max_train]
-        if len(order) < 2 * self.recipe.distill.batch_size:
-            raise DataError(f"{data.train}: expected at least two batches of labelled texts, got {len(order)}")
-        eval_texts, truth = self._labelled(data.eval, classes, cache, progress)
-        progress.log(f"  {len(order):,} of {len(texts):,} training texts, {len(truth):,} for evaluation")
+        texts, labels = self._training(cache, progress)
+        if len(texts) < 2 * self.recipe.distill.batch_size:
+            raise DataError(f"{data.train}: expected at least two batches of labelled texts, got {len(texts)}")
+        eval_texts, truth = self._labelled(data.eval, self._rows(data.eval, cache), None, progress)
+        progress.log(f"  {len(texts):,} training texts, {len(truth):,} for evaluation")
         return TaskData(
-            train=[texts[i] for i in order],
-            labels=labels[order],
-            holdout=holdout_size(len(order)),
+            train=texts,
+            labels=labels,
+            holdout=holdout_size(len(texts)),
             eval_inputs=eval_texts,
             truth=truth,
             described={
-                "training": f"{len(order):,} texts of {data.train.name}",
-                "evaluation": f"{len(truth):,} texts of {data.eval.name}, {len(classes)} classes",
+                "training": f"{len(texts):,} texts of {place(data.train)}",
+                "evaluation": f"{len(truth):,} texts of {place(data.eval)}, {len(self.classes())} classes",
             },
         )
+
+    def _training(self, cache: Path, progress: Progress) -> tuple[list[str], NDArray[np.int64]]:
+        """Up to `max_train` texts and labels, in an order that depends on the seed."""
+        data, seed = self.recipe.data, self.recipe.distill.seed
+        if data.streaming:
+            rows = stream_rows(data.train, (data.text, data.label), seed, self.classes())
+            return self._labelled(data.train, rows, data.max_train, progress)
+        texts, labels = self._labelled(data.train, self._rows(data.train, cache), None, progress)
+        order = np.random.default_rng(seed).permutation(len(texts))[: data.max_train]
+        return [texts[i] for i in order], labels[order]
+
+    def _rows(self, source: DataSource, cache: Path) -> Iterator[Row]:
+        data = self.recipe.data
+        columns = read_columns(source, (data.text, data.label), cache, self.classes())
+        return enumerate_rows(columns)
 
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the teacher's logits. Raises TeacherError."""
@@ -81,25 +97,28 @@ class TextClassification(WholeInputs):
         return tuple(str(id2label[key]) for key in sorted(id2label, key=int))
 
     def _labelled(
-        self, path: Path, classes: tuple[str, ...], cache: Path, progress: Progress
+        self, source: DataSource, rows: Iterable[Row], most: int | None, progress: Progress
     ) -> tuple[list[str], NDArray[np.int64]]:
-        data = self.recipe.data
-        columns = read_columns(path, (data.text, data.label), cache)
+        """The texts of the rows and their classes; of no more rows than it takes for `most` texts."""
+        data, classes = self.recipe.data, self.classes()
         number = {name: index for index, name in enumerate(classes)}
-        texts, labels, bad = [], [], BadRows(path)
-        for row, (text, label) in enumerate(zip(columns[data.text], columns[data.label], strict=True), 1):
+        texts, labels, bad, read = [], [], BadRows(source), 0
+        for row, (text, label) in rows:
+            read += 1
             if not bad.usable(row, text):
                 continue
             index = number.get(label) if isinstance(label, str) else label
             if not isinstance(index, int) or not 0 <= index < len(classes):
                 raise DataError(
-                    f"{path}: {data.label}: expected one of {', '.join(classes)} or its number from 0, got {label!r}"
+                    f"{source}: {data.label}: expected one of {', '.join(classes)} or its number from 0, got {label!r}"
                 )
             texts.append(text)
             labels.append(index)
+            if len(texts) == most:
+                break
         if not texts:
-            raise DataError(f"{path}: no row has text in {data.text}")
-        bad.settle(len(columns[data.text]), data.max_bad_rows, progress)
+            raise DataError(f"{source}: no row has text in {data.text}")
+        bad.settle(read, data.max_bad_rows, progress)
         return texts, np.asarray(labels, dtype=np.int64)
 
     def deployable(self, model: nn.Module) -> nn.Module:

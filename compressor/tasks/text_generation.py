@@ -18,7 +18,9 @@ from compressor.errors import DataError
 from compressor.preprocess import CausalPreprocessor, Feed, Preprocessor
 from compressor.progress import Progress
 from compressor.recipe import TextGenerationRecipe
+from compressor.recipe_data import DataSource
 from compressor.tasks.base import TaskData
+from compressor.tasks.sources import place
 from compressor.tasks.tables import BadRows, read_columns
 from compressor.tasks.text import EDGE_TEXTS, GRAPH_INPUTS, holdout_size, teacher_tokenizer
 from compressor.teachers.decoder import cache_shape, decoder_config, folder_config, start_id
@@ -78,21 +80,21 @@ class TextGeneration:
             eval_inputs=passages,
             truth=np.asarray(counts, dtype=np.int64),
             described={
-                "training": f"{len(order):,} passages of {data.train.name}",
-                "evaluation": f"{len(passages):,} passages of {data.eval.name}, {sum(counts):,} tokens",
+                "training": f"{len(order):,} passages of {place(data.train)}",
+                "evaluation": f"{len(passages):,} passages of {place(data.eval)}, {sum(counts):,} tokens",
             },
         )
 
-    def _passages(self, path: Path, cache: Path, progress: Progress) -> list[str]:
-        """The file's texts in passages of at most `student.max_length` tokens, those of two tokens and more."""
+    def _passages(self, source: DataSource, cache: Path, progress: Progress) -> list[str]:
+        """The texts in passages of at most `student.max_length` tokens, those of two tokens and more."""
         data = self.recipe.data
-        texts, bad = read_columns(path, (data.text,), cache)[data.text], BadRows(path)
+        texts, bad = read_columns(source, (data.text,), cache)[data.text], BadRows(source)
         usable = [text for row, text in enumerate(texts, 1) if bad.usable(row, text)]
         bad.settle(len(texts), data.max_bad_rows, progress)
         passages = [passage for text in usable for passage in self._reader.passages(text) if passage.strip()]
         found = [p for p, ids in zip(passages, self._reader.encode(passages), strict=True) if len(ids) > 1]
         if not found:
-            raise DataError(f"{path}: no row has a text of two tokens or more in {data.text}")
+            raise DataError(f"{source}: no row has a text of two tokens or more in {data.text}")
         return found
 
     @cached_property

@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from PIL import Image
 from tokenizers import Tokenizer
 
 import compressor
@@ -64,6 +65,10 @@ CLASSES = ["cat", "dog", "fish"]
 
 @pytest.fixture
 def image_bundle(make_onnx: MakeOnnx, tmp_path: Path) -> Path:
+    return write_image_bundle(make_onnx, tmp_path)
+
+
+def write_image_bundle(make_onnx: MakeOnnx, tmp_path: Path, **image: str) -> Path:
     nodes = [
         helper.make_node("Cast", ["pixels"], ["values"], to=TensorProto.FLOAT),
         helper.make_node("Flatten", ["values"], ["flat"]),
@@ -79,7 +84,7 @@ def image_bundle(make_onnx: MakeOnnx, tmp_path: Path) -> Path:
         {"weight": weight},
     )
     model = describe_onnx(file, "student", "float32")
-    answer = {"image": {"height": 4, "width": 4, "channels": 1}, "classes": CLASSES}
+    answer = {"image": {"height": 4, "width": 4, "channels": 1, **image}, "classes": CLASSES}
     folder = tmp_path / "image-bundle"
     folder.mkdir()
     write_bundle(
@@ -374,6 +379,30 @@ def test_a_file_that_is_no_image_is_refused(image_bundle: Path, tmp_path: Path) 
     (tmp_path / "cat.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"cat\.png"):
         load(image_bundle).classify([tmp_path / "cat.png"])
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop"])
+def test_image_files_are_brought_to_size_as_the_bundle_says(make_onnx: MakeOnnx, tmp_path: Path, resize: str) -> None:
+    """The same answer as for the array that the pixels come to: each pixel eight by eight, or margins at the sides."""
+    folder = write_image_bundle(make_onnx, tmp_path, resize=resize)
+    image = np.arange(16, dtype=np.uint8).reshape(4, 4) * 15
+    large = np.kron(image, np.ones((8, 8), np.uint8)) if resize == "stretch" else np.pad(image, ((0, 0), (3, 3)))
+    Image.fromarray(large).save(tmp_path / "a.png")
+    predictor = load(folder)
+    (from_file,) = predictor.classify([tmp_path / "a.png"])
+    expected = Image.fromarray(large).resize((4, 4), Image.Resampling.BILINEAR) if resize == "stretch" else image
+    assert from_file == predictor.classify([np.asarray(expected)])[0]
+
+
+def test_a_bundle_that_does_not_say_takes_files_of_its_size_alone(image_bundle: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "wide.png")
+    with pytest.raises(DataError, match=r"wide\.png: 4 x 5 pixels, expected 4 x 4"):
+        load(image_bundle).classify([tmp_path / "wide.png"])
+
+
+def test_a_way_to_resize_that_is_none_is_refused(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="does not say how to prepare inputs"):
+        load(write_image_bundle(make_onnx, tmp_path, resize="lanczos"))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")

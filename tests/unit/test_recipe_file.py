@@ -303,8 +303,8 @@ def test_the_last_override_counts(write: Any) -> None:
 def test_paths_are_relative_to_the_recipe_and_overrides_to_the_working_directory(write: Any, tmp_path: Path) -> None:
     recipe: Any = read_recipe(write(TEXT), ["data.eval=other.jsonl"])
     assert recipe.teacher.path == tmp_path / "models" / "teacher"
-    assert recipe.data.train == tmp_path / "train.jsonl"
-    assert recipe.data.eval == Path("other.jsonl")
+    assert recipe.data.train.path == tmp_path / "train.jsonl"
+    assert recipe.data.eval.path == Path("other.jsonl")
     absolute: Any = read_recipe(write(TEXT.replace("models/teacher", "/somewhere/else")))
     assert absolute.teacher.path == Path("/somewhere/else")
     image: Any = read_recipe(write(IMAGES))

@@ -10,6 +10,7 @@ import datasets
 import pytest
 
 from compressor.errors import DataError
+from compressor.recipe_data import DataSource
 from compressor.tasks.tables import read_columns
 
 ROWS: list[dict[str, Any]] = [
@@ -33,7 +34,7 @@ def written(folder: Path, suffix: str) -> Path:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
 def test_every_format_gives_the_same_columns(tmp_path: Path, suffix: str) -> None:
-    columns = read_columns(written(tmp_path, suffix), ("label", "text"), tmp_path / "cache")
+    columns = read_columns(DataSource(path=written(tmp_path, suffix)), ("label", "text"), tmp_path / "cache")
     assert columns == {name: [row[name] for row in ROWS] for name in ("label", "text")}
 
 
@@ -41,22 +42,22 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     """The library keeps a converted copy; it must not outlive the file."""
     path = tmp_path / "data.jsonl"
     path.write_text('{"text": "old"}\n')
-    assert read_columns(path, ("text",), tmp_path / "cache")["text"] == ["old"]
+    assert read_columns(DataSource(path=path), ("text",), tmp_path / "cache")["text"] == ["old"]
     path.write_text('{"text": "newer"}\n')
-    assert read_columns(path, ("text",), tmp_path / "cache")["text"] == ["newer"]
+    assert read_columns(DataSource(path=path), ("text",), tmp_path / "cache")["text"] == ["newer"]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_a_missing_column_names_those_there_are(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(DataError, match="missing column sentence; it has text, label"):
-        read_columns(written(tmp_path, suffix), ("text", "sentence"), tmp_path / "cache")
+        read_columns(DataSource(path=written(tmp_path, suffix)), ("text", "sentence"), tmp_path / "cache")
 
 
 @pytest.mark.parametrize("name", ["data[1].jsonl", "data*.jsonl", "data?.jsonl", "ein Name.jsonl", "{a}.jsonl"])
 def test_a_name_is_a_name_and_no_pattern(tmp_path: Path, name: str) -> None:
     (tmp_path / "data1.jsonl").write_text('{"text": "wrong"}\n')
     (tmp_path / name).write_text('{"text": "right"}\n')
-    assert read_columns(tmp_path / name, ("text",), tmp_path / "cache")["text"] == ["right"]
+    assert read_columns(DataSource(path=tmp_path / name), ("text",), tmp_path / "cache")["text"] == ["right"]
 
 
 @pytest.mark.parametrize(
@@ -82,12 +83,26 @@ def test_a_name_is_a_name_and_no_pattern(tmp_path: Path, name: str) -> None:
 def test_what_is_wrong_with_a_file_is_said_in_a_line(tmp_path: Path, name: str, content: bytes, words: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as raised:
-        read_columns(tmp_path / name, ("text",), tmp_path / "cache")
+        read_columns(DataSource(path=tmp_path / name), ("text",), tmp_path / "cache")
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
+def test_nobody_is_told_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library counts the uses of its readers on a server, unless it is told not to."""
+    asked: list[object] = []
+
+    def refuse(host: object, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    read_columns(DataSource(path=written(tmp_path, ".csv")), ("text",), tmp_path / "cache")
+    assert not asked
+
+
 def test_no_file(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "absent.jsonl"):
-        with pytest.raises(DataError, match="found none"):
-            read_columns(path, ("text",), tmp_path / "cache")
+    for path, words in ((tmp_path, "no data files"), (tmp_path / "absent.jsonl", "found none")):
+        with pytest.raises(DataError, match=words):
+            read_columns(DataSource(path=path), ("text",), tmp_path / "cache")
