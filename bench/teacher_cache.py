@@ -68,10 +68,10 @@ class _Setting:
         feed = self.preprocessor.collate([self.examples[i] for i in rows])
         tokens = int(self.lengths[rows].max())
         said = self.read(rows, tokens) if signals is None else signals
-        output, taps = self.learner(feed)
+        output, taps, _ = self.learner(feed)
         mask = torch.from_numpy(np.arange(tokens) < self.lengths[rows][:, None])
         targets = {pair: said[pair.teacher] for pair in taps}
-        loss = mixture(Lesson(output, said["outputs"], None, taps, targets, mask), self.settings, 0.5)
+        loss = mixture(Lesson(output, said["outputs"], None, (), taps, targets, mask), self.settings, 0.5)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

@@ -28,7 +28,7 @@ from compressor.distill import (
 from compressor.errors import StudentError, TeacherError
 from compressor.materials import Materials
 from compressor.preprocess import Preprocessor, TextPreprocessor
-from compressor.recipe_distill import ClassDistillation, Distillation, TokenDistillation
+from compressor.recipe_distill import ClassDistillation, Distillation, NextTokenDistillation, TokenDistillation
 from compressor.store import write_atomic
 from compressor.students import write_student
 
@@ -40,6 +40,8 @@ def signals(at: Materials, start: Student, folder: Path) -> TeacherSignals:
     """The teacher's outputs on the training data, and what else of it the student is to learn from."""
     inputs = Inputs(at.teacher_examples, at.task.views, at.task.view)
     settings = at.recipe.distill
+    if isinstance(settings, NextTokenDistillation):
+        _require_same_tokens(at, at.task.preprocessor(start.folder))
     batch_size = _BATCH
     pairs: tuple[TapPair, ...] = ()
     taps = None
@@ -112,6 +114,18 @@ def _train(
             write_atomic(folder / at.tokenizer_name, (start.folder / at.tokenizer_name).read_bytes())
         place.checkpoint.unlink(missing_ok=True)
     return history
+
+
+def _require_same_tokens(at: Materials, preprocessor: Preprocessor) -> None:
+    """Raises StudentError where a token's number means one thing to the student and another to the teacher."""
+    theirs = at.teacher_preprocessor
+    assert isinstance(preprocessor, TextPreprocessor)
+    assert isinstance(theirs, TextPreprocessor)
+    if not np.array_equal(preprocessor.tokens(), theirs.tokens()):
+        raise StudentError(
+            "student.folder: its tokens are not its teacher's; to learn what the next token is they must read the same"
+            " ones: expected the teacher's tokenizer.json"
+        )
 
 
 def _aligned(at: Materials, preprocessor: Preprocessor, examples: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:

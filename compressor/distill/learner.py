@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.artifacts import TapPair
+from compressor.distill.head import OpenHead
 from compressor.distill.record import outputs_of
 from compressor.distill.taps import HIDDEN, Taps
 from compressor.errors import StudentError, TrainingError
@@ -23,7 +24,9 @@ class Learner(nn.Module):
     """
 
     def __init__(self, student: nn.Module, width: int | None, teacher_widths: dict[TapPair, int], feed: Feed) -> None:
-        """`width` of the teacher's outputs, None where unknown; `teacher_widths` of its taps. Raises StudentError."""
+        """`width` of the teacher's outputs; None where few of them are kept: then a linear head is left to the loss.
+        `teacher_widths` of its taps. Raises StudentError.
+        """
         super().__init__()
         self.student = student
         self._taps = Taps(student, [pair.student for pair in teacher_widths], StudentError)
@@ -37,10 +40,11 @@ class Learner(nn.Module):
             if pair.kind == HIDDEN and widths[pair.student] != wanted:
                 self.projections[_key(pair)] = nn.Linear(widths[pair.student], wanted, bias=False)
         self._pairs = tuple(teacher_widths)
+        self._head = OpenHead(student, feed) if width is None else None
 
-    def forward(self, feed: Feed) -> tuple[Tensor, dict[TapPair, Tensor]]:
-        """The outputs, float [batch, width] or [batch, sequence, width], and of each pair float [batch, sequence, the
-        teacher's width].
+    def forward(self, feed: Feed) -> tuple[Tensor, dict[TapPair, Tensor], tuple[Tensor, ...]]:
+        """The outputs, float [batch, width] or [batch, sequence, width], of each pair float [batch, sequence, the
+        teacher's width], and the weight and bias of a head that is left to the loss, whose inputs the outputs then are.
         """
         output = outputs_of(self.student, feed)
         values = self._taps.take()
@@ -48,11 +52,16 @@ class Learner(nn.Module):
         for pair in self._pairs:
             value = values[pair.student]
             found[pair] = self.projections[_key(pair)](value) if _key(pair) in self.projections else value
-        return output, found
+        head = self._head.layer if self._head is not None else None
+        # As views, since gradients of several processes are gathered for what `forward` computed.
+        parts = () if head is None else tuple(p.view_as(p) for p in (head.weight, head.bias) if p is not None)
+        return output, found, parts
 
     def close(self) -> None:
         """The student without its hooks, as it was."""
         self._taps.close()
+        if self._head is not None:
+            self._head.close()
 
 
 def _key(pair: TapPair) -> str:

@@ -11,7 +11,7 @@ from torch.distributed.nn.functional import all_gather
 from compressor.artifacts import TapPair
 from compressor.distill import losses
 from compressor.distill.taps import HIDDEN
-from compressor.kernels import SparseTeacher, distillation_loss
+from compressor.kernels import LossSettings, SparseTeacher, distillation_loss, linear_distillation_loss
 from compressor.recipe_base import Weight
 from compressor.recipe_distill import ClassDistillation, Distillation, EmbeddingDistillation, TokenDistillation
 
@@ -21,14 +21,16 @@ class Lesson:
     """Of one batch: what the student said, and what it should have said.
 
     `student`, `teacher` float32 [answers, width], or of the teacher what was kept; `labels` int64 [answers] or None. An
-    answer is to an input, or to one position of it. Of each pair of taps float32 [batch,
-    sequence, width], the student's after its projection; `mask` bool [batch, sequence]: tokens of rows that teacher and
-    student cut into the same tokens.
+    answer is to an input, or to one position of it. With a `head`, weight [width, hidden] and perhaps bias [width], the
+    student's answers are hidden states still [answers, hidden], to which it is to be applied. Of each pair of taps
+    float32 [batch, sequence, width], the student's after its projection; `mask` bool [batch, sequence]: tokens of rows
+    that teacher and student cut into the same tokens.
     """
 
     student: Tensor
     teacher: Tensor | SparseTeacher
     labels: Tensor | None
+    head: tuple[Tensor, ...] = ()
     student_taps: dict[TapPair, Tensor] = field(default_factory=dict)
     teacher_taps: dict[TapPair, Tensor] = field(default_factory=dict)
     mask: Tensor | None = None
@@ -48,14 +50,23 @@ def mixture(lesson: Lesson, settings: Distillation, share: float) -> Tensor:
         total = _of_embeddings(lesson, settings, share)
     else:
         assert isinstance(settings, ClassDistillation)
-        total = distillation_loss(
-            lesson.student,
-            lesson.teacher,
-            lesson.labels,
-            temperature=settings.temperature,
-            hard_weight=settings.hard_weight,
-        )
+        total = class_loss(lesson, LossSettings(settings.temperature, hard_weight=settings.hard_weight))
     return total + _of_taps(lesson, settings, share) if lesson.student_taps else total
+
+
+def class_loss(lesson: Lesson, settings: LossSettings) -> Tensor:
+    """The mean distillation loss of the answers; with a head, logits are made for a part of them at a time."""
+    if not lesson.head:
+        temperature, hard_weight = settings.temperature, settings.hard_weight
+        return distillation_loss(
+            lesson.student, lesson.teacher, lesson.labels, temperature=temperature, hard_weight=hard_weight
+        )
+    assert isinstance(lesson.teacher, SparseTeacher)
+    weight, *bias = lesson.head
+    loss: Tensor = linear_distillation_loss(
+        lesson.student, weight, lesson.teacher, lesson.labels, settings=settings, student_bias=bias[0] if bias else None
+    )
+    return loss
 
 
 def _of_embeddings(lesson: Lesson, settings: EmbeddingDistillation, share: float) -> Tensor:
@@ -90,23 +101,19 @@ def _of_taps(lesson: Lesson, settings: Distillation, share: float) -> Tensor:
     return total
 
 
-def held_out_score(
-    student: Tensor, teacher: Tensor | SparseTeacher, labels: Tensor | None, settings: Distillation
-) -> float:
-    """Higher is better: closeness to the teacher's outputs, or to the labels where the teacher has no weight.
-
-    The mean over the answers, float32 [answers, width].
-    """
+def held_out_score(lesson: Lesson, settings: Distillation) -> float:
+    """Higher is better: closeness to the teacher's answers, or to the labels where the teacher has no weight."""
     if isinstance(settings, EmbeddingDistillation):
-        assert isinstance(teacher, Tensor)
-        return losses.embedding_agreement(student, teacher)
+        assert isinstance(lesson.teacher, Tensor)
+        return losses.embedding_agreement(lesson.student, lesson.teacher)
     assert isinstance(settings, ClassDistillation)
+    if isinstance(lesson.teacher, SparseTeacher):
+        judged_by = 1.0 if settings.hard_weight == 1.0 else 0.0
+        return -float(class_loss(lesson, LossSettings(settings.temperature, hard_weight=judged_by)))
     if settings.hard_weight == 1.0:
-        assert labels is not None
-        return losses.label_agreement(student, labels)
-    if isinstance(teacher, SparseTeacher):
-        return -float(distillation_loss(student, teacher, temperature=settings.temperature))
-    return losses.class_agreement(student, teacher)
+        assert lesson.labels is not None
+        return losses.label_agreement(lesson.student, lesson.labels)
+    return losses.class_agreement(lesson.student, lesson.teacher)
 
 
 def across_processes(values: Tensor) -> Tensor:

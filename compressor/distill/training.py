@@ -152,7 +152,7 @@ class _Training:
 
     def _loss(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> Tensor:
         shown = [self.task.view(self.data.examples[i], int(view)) for i, view in zip(rows, views, strict=True)]
-        output, taps = self.wrapped(self.preprocessor.collate(shown))
+        output, taps, head = self.wrapped(self.preprocessor.collate(shown))
         device, signals = output.device, self.data.signals
         recorded = views * len(self.data.examples) + rows
         labels = self.data.labels_of(rows)
@@ -164,6 +164,7 @@ class _Training:
             student=student,
             teacher=teacher,
             labels=None if labels is None else labels.to(device),
+            head=tuple(part.float() for part in head),
             student_taps={pair: value.float() for pair, value in taps.items()},
             teacher_taps={
                 pair: torch.from_numpy(signals.tokens(pair.teacher, recorded, value.shape[1])).to(device)
@@ -219,9 +220,12 @@ class _Training:
         return score
 
     def _score_of(self, rows: NDArray[np.int64]) -> float:
-        outputs: Tensor = self.learner(self.preprocessor.collate([self.data.examples[i] for i in rows]))[0]
-        student = self.data.answers_of(outputs, rows).float().cpu()
-        return held_out_score(student, self.data.taught(rows), self.data.labels_of(rows), self.settings)
+        output, _, head = self.learner(self.preprocessor.collate([self.data.examples[i] for i in rows]))
+        student = self.data.answers_of(output, rows).float().cpu()
+        weights = tuple(part.float().cpu() for part in head)
+        return held_out_score(
+            Lesson(student, self.data.taught(rows), self.data.labels_of(rows), weights), self.settings
+        )
 
     def _out_of_patience(self) -> bool:
         patience = self.settings.patience

@@ -102,10 +102,10 @@ def test_agreement_with_labels_is_minus_the_cross_entropy() -> None:
 def test_the_score_is_of_what_the_student_learns_from() -> None:
     student, teacher = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 2, 3, 3, 2, 1, 0])
-    assert held_out_score(student, teacher, labels, ClassDistillation()) == class_agreement(student, teacher)
+    assert held_out_score(Lesson(student, teacher, labels), ClassDistillation()) == class_agreement(student, teacher)
     alone = ClassDistillation(hard_weight=1.0)
-    assert held_out_score(student, teacher, labels, alone) == label_agreement(student, labels)
-    assert held_out_score(student, teacher, None, weights(1, 0, 0)) == embedding_agreement(student, teacher)
+    assert held_out_score(Lesson(student, teacher, labels), alone) == label_agreement(student, labels)
+    assert held_out_score(Lesson(student, teacher, None), weights(1, 0, 0)) == embedding_agreement(student, teacher)
 
 
 def test_contrastive_loss_in_float64() -> None:
