@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
-__all__ = ["CompressorError", "Recipe", "Result", "__version__", "compress", "load"]
+__all__ = ["CompressorError", "Examples", "OwnTask", "Recipe", "Result", "__version__", "compress", "load"]
 
 if TYPE_CHECKING:
     from compressor.bundle.predictor import load
     from compressor.errors import CompressorError
+    from compressor.own_task import Examples, OwnTask
     from compressor.pipeline import compress
     from compressor.recipe import Recipe
     from compressor.result import Result
 
 _HOMES = {
     "CompressorError": "compressor.errors",
+    "Examples": "compressor.own_task",
+    "OwnTask": "compressor.own_task",
     "Recipe": "compressor.recipe",
     "Result": "compressor.result",
     "compress": "compressor.pipeline",

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compressor.distill import outputs_of
-from compressor.errors import DataError, StudentError
+from compressor.errors import DataError, RecipeError, StudentError
 from compressor.preprocess import Preprocessor
 from compressor.progress import Progress
-from compressor.recipe import ImageClassificationRecipe, Recipe
+from compressor.recipe import ImageClassificationRecipe, OwnTaskRecipe, Recipe
 from compressor.recipe_teacher import EndpointTeacher, OnnxTeacher
 from compressor.store import sha256_file, sha256_tree
 from compressor.students import load_student
@@ -60,6 +60,8 @@ class Materials:
         module = getattr(self.recipe.student, "module", None)
         if module is not None:
             found["student"] = sha256_file(source_file(module, StudentError))
+        if isinstance(self.recipe, OwnTaskRecipe):
+            found["definition"] = sha256_file(source_file(self.recipe.definition, RecipeError))
         folder = getattr(self.recipe.student, "folder", None)
         if folder is not None:
             if not folder.is_dir():
@@ -157,4 +159,4 @@ class Materials:
 
     @property
     def tokenizer_name(self) -> str | None:
-        return None if isinstance(self.recipe, ImageClassificationRecipe) else "tokenizer.json"
+        return None if isinstance(self.recipe, ImageClassificationRecipe | OwnTaskRecipe) else "tokenizer.json"

@@ -185,9 +185,10 @@ def _kept_of_tokens(recipe: Recipe) -> object:
 def _sources(recipe: Recipe, at: Materials) -> tuple[Keyed[None], Keyed[None], Keyed[None]]:
     """The keys of what comes from outside: the teacher, the training data, the evaluation data."""
     length = _text_length(recipe)
-    teacher = key_of(recipe.task, at.fingerprints["teacher"])
-    training = key_of(recipe.data.training(), recipe.distill.seed, at.fingerprints["train"], length)
-    evaluation = key_of(recipe.data.evaluation(), at.fingerprints["eval"], length)
+    own = at.fingerprints.get("definition")
+    teacher = key_of(recipe.task, at.fingerprints["teacher"], own)
+    training = key_of(recipe.data.training(), recipe.distill.seed, at.fingerprints["train"], length, own)
+    evaluation = key_of(recipe.data.evaluation(), at.fingerprints["eval"], length, own)
     return Keyed(None, teacher), Keyed(None, training), Keyed(None, evaluation)
 
 

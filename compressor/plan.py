@@ -107,7 +107,7 @@ def _rates(at: Materials, student: nn.Module) -> tuple[float, float, int]:
         labels = torch.zeros(target.shape[:2], dtype=torch.int64)
 
     def step() -> torch.Tensor:
-        value = mixture(_lesson(outputs_of(module, student_feed), target, labels), at.recipe.distill, 0.0)
+        value = mixture(_lesson(at, outputs_of(module, student_feed), target, labels), at.recipe.distill, 0.0)
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
@@ -115,8 +115,10 @@ def _rates(at: Materials, student: nn.Module) -> tuple[float, float, int]:
     return teacher_s / len(middle), step_s, _answer_bytes(at, target)
 
 
-def _lesson(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor | None) -> Lesson:
+def _lesson(at: Materials, student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor | None) -> Lesson:
     """Of answers to tokens, every token's."""
+    if not at.task.per_token:
+        return Lesson(student, teacher, labels, own_loss=at.task.loss)
     return Lesson(student.flatten(0, -2), teacher.flatten(0, -2), None if labels is None else labels.flatten())
 
 

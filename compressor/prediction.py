@@ -109,7 +109,8 @@ def _neighbours(at: Materials) -> dict[str, Recipe]:
     assert isinstance(at.teacher, PreTrainedModel)
     own, config = blank_student(recipe, at.teacher, at.teacher_examples), at.teacher.config
     assert isinstance(own, PreTrainedModel)
-    depth, tokens, ffn = own.config.num_hidden_layers, own.config.vocab_size, recipe.student.ffn
+    depth, tokens = own.config.num_hidden_layers, own.config.vocab_size
+    ffn = getattr(recipe.student, "ffn", None)
     changes: list[tuple[str, int, int]] = [
         ("layers", layers, config.num_hidden_layers) for layers in (depth - 1, depth + 1, config.num_hidden_layers)
     ]

@@ -166,6 +166,27 @@ class ImagePreprocessor:
         return {"pixels": np.stack(examples)}
 
 
+@dataclass(frozen=True)
+class ArrayPreprocessor:
+    """Arrays as they are, of one dtype and shape, for the graph's input `name`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def encode(self, inputs: Sequence[Any] | NDArray[Any]) -> list[NDArray[Any]]:
+        """Arrays of that dtype and shape, as they are."""
+        arrays = [np.asarray(array) for array in inputs]
+        for array in arrays:
+            if array.dtype.name != self.dtype or array.shape != self.shape:
+                raise DataError(f"expected an array of {self.dtype} {self.shape}, got {array.dtype} {array.shape}")
+        return arrays
+
+    def collate(self, examples: Sequence[NDArray[Any]]) -> Feed:
+        """[batch, ...]."""
+        return {self.name: np.stack(examples)}
+
+
 def whole_output(output: NDArray[np.float32], example: Any) -> NDArray[np.float32]:  # noqa: ARG001
     """Keeps the answer to an input as a whole, float32 [width], as its one row."""
     return output[None]

@@ -11,16 +11,23 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from compressor.recipe_base import FilePath, Positive, Settings, Share, distinct
+from compressor.recipe_base import MODULE_PATTERN, FilePath, Positive, Settings, Share, distinct
 from compressor.recipe_data import ALTERNATIVES, DataSource, Resize
 from compressor.recipe_distill import (
     EmbeddingDistillation,
     ImageDistillation,
     NextTokenDistillation,
+    OwnDistillation,
     TextDistillation,
 )
-from compressor.recipe_student import DecoderStudent, EncoderStudent, ImageStudent
-from compressor.recipe_teacher import ClassifierTeacher, EmbeddingTeacher, GenerativeTeacher, ImageTeacher
+from compressor.recipe_student import DecoderStudent, EncoderStudent, ImageStudent, OwnStudent
+from compressor.recipe_teacher import (
+    ClassifierTeacher,
+    EmbeddingTeacher,
+    GenerativeTeacher,
+    ImageTeacher,
+    ModuleTeacher,
+)
 
 Precision = Literal["dynamic-int8", "static-int8"]
 
@@ -193,7 +200,32 @@ class ImageClassificationRecipe(_Recipe):
     distill: ImageDistillation = Field(ImageDistillation(), description="how to learn")
 
 
-Recipe = SentenceEmbeddingRecipe | TextClassificationRecipe | TextGenerationRecipe | ImageClassificationRecipe
+class OwnData(Data):
+    train: DataSource = Field(description="training data: a path that the definition's `read` is given")
+    eval: DataSource = Field(description="held-out data in the same form")
+    max_train: int | None = Field(None, ge=1, description="use at most this many training examples")
+
+
+class OwnTaskRecipe(_Recipe):
+    task: Literal["own"]
+    definition: str = Field(
+        pattern=MODULE_PATTERN,
+        description="file.py:callable or package.module:callable that returns a compressor.OwnTask",
+    )
+    teacher: ModuleTeacher = Field(description="the model to learn from")
+    data: OwnData = Field(description="what to learn on, and what to be judged on")
+    student: OwnStudent = Field(description="what is to learn")
+    distill: OwnDistillation = Field(OwnDistillation(), description="how to learn")
+    quantize: Quantization = Field(Quantization(precisions=("static-int8",)), description="the int8 candidates")
+
+
+Recipe = (
+    SentenceEmbeddingRecipe
+    | TextClassificationRecipe
+    | TextGenerationRecipe
+    | ImageClassificationRecipe
+    | OwnTaskRecipe
+)
 TextRecipe = SentenceEmbeddingRecipe | TextClassificationRecipe | TextGenerationRecipe
 
 RECIPES: dict[str, type[Recipe]] = {
@@ -201,6 +233,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "text-classification": TextClassificationRecipe,
     "text-generation": TextGenerationRecipe,
     "image-classification": ImageClassificationRecipe,
+    "own": OwnTaskRecipe,
 }
 
 

@@ -81,6 +81,10 @@ class TextDistillation(ClassDistillation, TokenDistillation):
     pass
 
 
+class OwnDistillation(Distillation):
+    """The loss is the task's own."""
+
+
 class NextTokenDistillation(TextDistillation):
     """The classes are the vocabulary: of the teacher's distribution over it, some tokens are kept for each position."""
 

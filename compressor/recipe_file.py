@@ -31,7 +31,7 @@ _PATHS = (
     ("student", "folder"),
     ("out",),
 )
-_MODULES = (("teacher", "module"), ("student", "module"))
+_MODULES = (("teacher", "module"), ("student", "module"), ("definition",))
 _ORDER = ("task", "out", "teacher", "data", "student", "distill")
 
 Key = tuple[str | int, ...]
@@ -119,7 +119,7 @@ def _place_paths(values: dict[str, Any], folder: Path) -> None:
         for group in outer:
             holder = holder.get(group) if isinstance(holder, dict) else None
         value = holder.get(last) if isinstance(holder, dict) else None
-        if isinstance(value, str) and value and (last != "module" or ".py:" in value):
+        if isinstance(value, str) and value and (last not in ("module", "definition") or ".py:" in value):
             holder[last] = os.path.normpath(folder / value)
 
 

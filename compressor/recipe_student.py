@@ -73,6 +73,12 @@ class DecoderStudent(EncoderStudent):
         return self
 
 
+class OwnStudent(Settings):
+    module: str = Field(
+        pattern=MODULE_PATTERN, description="your own student: file.py:callable or package.module:callable"
+    )
+
+
 class ImageStudent(Settings):
     widths: tuple[Positive, ...] = Field(
         (16, 32, 64),

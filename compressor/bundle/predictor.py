@@ -15,7 +15,14 @@ from compressor.bundle.generation import generate
 from compressor.bundle.manifest import Manifest, OpenedBundle, check_files, open_bundle
 from compressor.errors import BundleError, DataError
 from compressor.onnxrt import open_session, run_one
-from compressor.preprocess import CacheShape, CausalPreprocessor, ImagePreprocessor, Preprocessor, TextPreprocessor
+from compressor.preprocess import (
+    ArrayPreprocessor,
+    CacheShape,
+    CausalPreprocessor,
+    ImagePreprocessor,
+    Preprocessor,
+    TextPreprocessor,
+)
 from compressor.recipe_data import Resize
 
 
@@ -79,9 +86,14 @@ class Predictor:
         return frozenset(int(i) for i in self.manifest.answer.get("stop_ids", []))
 
     def __call__(self, inputs: Any) -> Any:
-        """`embed`, `classify` or `generate`, by the bundle's task; one input gives one answer, a list gives a list."""
+        """`embed`, `classify` or `generate`, by the bundle's task; one input gives one answer, a list gives a list.
+
+        Of a task of the user's own: float32 [inputs, width] for arrays [inputs, ...].
+        """
         if self.manifest.task == "sentence-embedding":
             return self.embed(inputs)
+        if self.manifest.task == "own":
+            return np.stack([row[0] for row in self.outputs(inputs)])
         if self.manifest.task == "text-generation":
             return self.generate(inputs) if isinstance(inputs, str) else [self.generate(text) for text in inputs]
         if isinstance(inputs, list | tuple):
@@ -112,6 +124,9 @@ def bundle_preprocessor(bundle: OpenedBundle) -> Preprocessor:
     """The preprocessing that a bundle describes."""
     answer = bundle.manifest.answer
     try:
+        if bundle.manifest.task == "own":
+            array = answer["array"]
+            return ArrayPreprocessor(str(array["name"]), str(array["dtype"]), tuple(int(n) for n in array["shape"]))
         if bundle.manifest.task == "image-classification":
             image = answer["image"]
             size = (int(image["height"]), int(image["width"]), int(image["channels"]))

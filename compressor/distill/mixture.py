@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +36,7 @@ class Lesson:
     student_taps: dict[TapPair, Tensor] = field(default_factory=dict)
     teacher_taps: dict[TapPair, Tensor] = field(default_factory=dict)
     mask: Tensor | None = None
+    own_loss: Callable[[Tensor, Tensor, Any], Tensor] | None = None
 
 
 def weight_at(weight: Weight, share: float) -> float:
@@ -46,6 +49,9 @@ def weight_at(weight: Weight, share: float) -> float:
 
 def mixture(lesson: Lesson, settings: Distillation, share: float) -> Tensor:
     """The weighted sum of the losses that the recipe names, after `share` of the steps; a scalar."""
+    if lesson.own_loss is not None:
+        assert isinstance(lesson.teacher, Tensor)
+        return lesson.own_loss(lesson.student, lesson.teacher, lesson.labels)
     if isinstance(settings, EmbeddingDistillation):
         total = _of_embeddings(lesson, settings, share)
     else:
@@ -103,6 +109,9 @@ def _of_taps(lesson: Lesson, settings: Distillation, share: float) -> Tensor:
 
 def held_out_score(lesson: Lesson, settings: Distillation) -> float:
     """Higher is better: closeness to the teacher's answers, or to the labels where the teacher has no weight."""
+    if lesson.own_loss is not None:
+        assert isinstance(lesson.teacher, Tensor)
+        return -float(lesson.own_loss(lesson.student, lesson.teacher, lesson.labels))
     if isinstance(settings, EmbeddingDistillation):
         assert isinstance(lesson.teacher, Tensor)
         return losses.embedding_agreement(lesson.student, lesson.teacher)

@@ -171,6 +171,7 @@ class _Training:
                 for pair, value in taps.items()
             },
             mask=self._mask(rows).to(device) if taps else None,
+            own_loss=self.task.loss,
         )
         return mixture(lesson, self.settings, self.at.step / self.total)
 
@@ -223,9 +224,8 @@ class _Training:
         output, _, head = self.learner(self.preprocessor.collate([self.data.examples[i] for i in rows]))
         student = self.data.answers_of(output, rows).float().cpu()
         weights = tuple(part.float().cpu() for part in head)
-        return held_out_score(
-            Lesson(student, self.data.taught(rows), self.data.labels_of(rows), weights), self.settings
-        )
+        lesson = Lesson(student, self.data.taught(rows), self.data.labels_of(rows), weights, own_loss=self.task.loss)
+        return held_out_score(lesson, self.settings)
 
     def _out_of_patience(self) -> bool:
         patience = self.settings.patience
@@ -290,7 +290,7 @@ def train(
     kernel = (
         selected_implementation(next(module.parameters()).new_zeros(1, 2))  # where and in what its logits are
         if isinstance(settings, ClassDistillation)
-        else "torch (embedding loss)"
+        else "torch"
     )
     module.cpu().eval()
     return TrainingHistory(

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from compressor.artifacts import Student
 from compressor.errors import StudentError
-from compressor.recipe import ImageClassificationRecipe, Recipe
+from compressor.recipe import ImageClassificationRecipe, OwnTaskRecipe, Recipe
 from compressor.students.derive import blank_model, count
 from compressor.students.encoder import (
     derive_encoder,
@@ -33,14 +33,14 @@ __all__ = [
     "is_derived",
     "load_student",
     "make_student",
-    "new_image_student",
+    "new_student",
     "write_student",
 ]
 
 
 def is_derived(recipe: Recipe) -> bool:
     """Whether the student is cut from the teacher's weights, rather than built small or brought along."""
-    if isinstance(recipe, ImageClassificationRecipe):
+    if isinstance(recipe, ImageClassificationRecipe | OwnTaskRecipe):
         return False
     return recipe.student.folder is None and recipe.student.module is None
 
@@ -50,8 +50,8 @@ def check_student(recipe: Recipe, teacher: nn.Module | None) -> None:
 
     `teacher` is None where it is a black box.
     """
-    if isinstance(recipe, ImageClassificationRecipe):
-        new_image_student(recipe)
+    if isinstance(recipe, ImageClassificationRecipe | OwnTaskRecipe):
+        new_student(recipe)
     elif not is_derived(recipe):
         load_existing(recipe, teacher)
     else:
@@ -69,12 +69,11 @@ def make_student(
     Raises StudentError, also when the student would not be smaller than its teacher.
     """
     torch.manual_seed(recipe.distill.seed)
-    if isinstance(recipe, ImageClassificationRecipe):
-        model = new_image_student(recipe)
+    if isinstance(recipe, ImageClassificationRecipe | OwnTaskRecipe):
+        model = new_student(recipe)
         write_student(model, folder)
-        student = Student(
-            folder, count(model), (recipe.student.module or f"widths {', '.join(map(str, recipe.student.widths))}",)
-        )
+        note = recipe.student.module or f"widths {', '.join(map(str, getattr(recipe.student, 'widths', ())))}"
+        student = Student(folder, count(model), (note,))
     elif not is_derived(recipe):
         student = write_existing(recipe, load_existing(recipe, teacher), folder)
     else:
@@ -90,8 +89,8 @@ def make_student(
 
 def blank_student(recipe: Recipe, teacher: nn.Module | None, training_ids: list[NDArray[np.int64]]) -> nn.Module:
     """The student's shape, its weights without meaning: what it would weigh and cost. Raises StudentError."""
-    if isinstance(recipe, ImageClassificationRecipe):
-        return new_image_student(recipe)
+    if isinstance(recipe, ImageClassificationRecipe | OwnTaskRecipe):
+        return new_student(recipe)
     if not is_derived(recipe):
         return load_existing(recipe, teacher)
     source = _source(teacher)
@@ -101,8 +100,8 @@ def blank_student(recipe: Recipe, teacher: nn.Module | None, training_ids: list[
 
 def load_student(recipe: Recipe, folder: Path) -> nn.Module:
     """The raw student model of a folder, in evaluation mode."""
-    if isinstance(recipe, ImageClassificationRecipe):
-        return _loaded(new_image_student(recipe), folder)
+    if isinstance(recipe, ImageClassificationRecipe | OwnTaskRecipe):
+        return _loaded(new_student(recipe), folder)
     if recipe.student.module is not None:
         return _loaded(build_module(recipe.student.module, StudentError), folder)
     return load_student_folder(folder, recipe.task, recipe.student.max_length)
@@ -116,8 +115,10 @@ def write_student(model: nn.Module, folder: Path) -> None:
         write_module(model, folder)
 
 
-def new_image_student(recipe: ImageClassificationRecipe) -> nn.Module:
+def new_student(recipe: ImageClassificationRecipe | OwnTaskRecipe) -> nn.Module:
     """The student that the recipe names, with random weights. Raises StudentError."""
+    if isinstance(recipe, OwnTaskRecipe):
+        return build_module(recipe.student.module, StudentError)
     spec = recipe.student
     if spec.module is not None:
         return build_module(spec.module, StudentError)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from compressor.recipe import Recipe, SentenceEmbeddingRecipe, TextClassificationRecipe, TextGenerationRecipe
+from compressor.recipe import (
+    OwnTaskRecipe,
+    Recipe,
+    SentenceEmbeddingRecipe,
+    TextClassificationRecipe,
+    TextGenerationRecipe,
+)
 from compressor.tasks.base import Task, TaskData
 from compressor.tasks.image_classification import ImageClassification
+from compressor.tasks.own import Own
 from compressor.tasks.sentence_embedding import SentenceEmbedding
 from compressor.tasks.text_classification import TextClassification
 from compressor.tasks.text_generation import TextGeneration
@@ -20,4 +27,6 @@ def task_for(recipe: Recipe) -> Task:
         return TextClassification(recipe)
     if isinstance(recipe, TextGenerationRecipe):
         return TextGeneration(recipe)
+    if isinstance(recipe, OwnTaskRecipe):
+        return Own(recipe)
     return ImageClassification(recipe)

@@ -7,18 +7,21 @@ each token [N, sequence, width]. What is judged are rows: one for each input, or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.artifacts import TensorSpec
 from compressor.preprocess import Feed, Preprocessor, whole_output
 from compressor.progress import Progress
+
+# Of the student's answers, the teacher's and the labels (or None), a scalar: what a task of the user's own may bring.
+Loss = Callable[[Tensor, Tensor, Any], Tensor]
 
 
 class WholeInputs:
@@ -30,6 +33,10 @@ class WholeInputs:
 
     def positions(self, example: NDArray[Any]) -> NDArray[np.int64]:
         raise NotImplementedError("inputs are answered as a whole")
+
+    @property
+    def loss(self) -> Loss | None:
+        return None
 
     def labels(self, data: TaskData, examples: Sequence[NDArray[Any]]) -> NDArray[np.int64] | None:  # noqa: ARG002
         return data.labels
@@ -82,6 +89,10 @@ class Task(Protocol):
     @property
     def per_token(self) -> bool:
         """Whether single tokens are answered, not an input as a whole."""
+
+    @property
+    def loss(self) -> Loss | None:
+        """The task's own loss; None where the recipe's settings say what it is."""
 
     def positions(self, example: NDArray[Any]) -> NDArray[np.int64]:
         """Which tokens of an encoded example are answered: int64 [positions]; of a task that answers tokens."""

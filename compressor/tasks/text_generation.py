@@ -61,6 +61,7 @@ class TextGeneration:
     metric_name = "1/perplexity"
     views = 1
     per_token = True
+    loss = None
 
     def load_data(self, cache: Path, progress: Progress) -> TaskData:
         data = self.recipe.data

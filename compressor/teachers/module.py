@@ -19,14 +19,19 @@ from compressor.errors import CompressorError, TeacherError
 
 def build_module(reference: str, error: type[CompressorError]) -> nn.Module:
     """Calls the callable that a reference names. `error` is raised, with one line, for whatever goes wrong."""
-    make = _callable(reference, error)
-    try:
-        built = make()
-    except Exception as failure:  # the user's own code may raise anything
-        raise error(f"{reference}: calling it failed: {type(failure).__name__}: {failure}") from failure
+    built = called(reference, error)
     if not isinstance(built, nn.Module):
         raise error(f"{reference}: expected it to return a torch.nn.Module, got {type(built).__name__}")
     return built
+
+
+def called(reference: str, error: type[CompressorError]) -> object:
+    """What the callable that a reference names returns. `error` is raised, with one line, for whatever goes wrong."""
+    make = _callable(reference, error)
+    try:
+        return make()
+    except Exception as failure:  # the user's own code may raise anything
+        raise error(f"{reference}: calling it failed: {type(failure).__name__}: {failure}") from failure
 
 
 def source_file(reference: str, error: type[CompressorError]) -> Path:
