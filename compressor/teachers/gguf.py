@@ -35,8 +35,10 @@ def load_gguf(file: Path) -> PreTrainedModel:
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, struct.error) as error:
         raise TeacherError(f"{file}: transformers does not load it: {_first_line(error)}") from None
     assert isinstance(model, PreTrainedModel)
-    # What came quantized refuses `.float()` although it has been widened; so this is checked, not repeated.
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    # It still says that it is quantized, and so would whatever is cut from it: neither could be loaded again.
+    model.is_quantized, model.hf_quantizer = False, None
+    del model.config.quantization_config
     model.train(False).requires_grad_(False)
     return model
 

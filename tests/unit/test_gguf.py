@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from compressor.errors import TeacherError
+from compressor.recipe_student import DecoderStudent
+from compressor.students import write_student
+from compressor.students.derive import derive_model
+from compressor.students.encoder import load_student_folder
 from compressor.teachers.gguf import load_gguf, load_gguf_tokenizer
 
 HEADS, KV_HEADS = 4, 2
@@ -108,6 +112,14 @@ def test_int8_weights_are_widened(llama: LlamaForCausalLM, tmp_path: Path) -> No
     exact, found = logits(llama), logits(loaded)
     assert torch.nn.functional.cosine_similarity(found, exact, dim=-1).min() > 0.999
     assert not torch.equal(found, exact), "else nothing was quantized"
+
+
+def test_a_student_cut_from_it_loads_again(llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    teacher = load_gguf(write(llama, tmp_path / "tiny.gguf", int8=True))
+    student = derive_model(teacher, DecoderStudent(layers=1), []).model
+    write_student(student, tmp_path)
+    loaded = load_student_folder(tmp_path, "text-generation", 16)
+    assert torch.equal(logits(loaded), logits(student))
 
 
 def test_the_tokenizer_comes_along(llama: LlamaForCausalLM, tmp_path: Path) -> None:
