@@ -37,7 +37,8 @@ def load_gguf(file: Path) -> PreTrainedModel:
     assert isinstance(model, PreTrainedModel)
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     # It still says that it is quantized, and so would whatever is cut from it: neither could be loaded again.
-    model.is_quantized, model.hf_quantizer = False, None
+    state: dict[str, object] = {"is_quantized": False, "hf_quantizer": None}
+    vars(model).update(state)
     del model.config.quantization_config
     model.train(False).requires_grad_(False)
     return model
