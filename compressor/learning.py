@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from compressor.artifacts import DistilledStudent, Student, TapPair, TeacherSignals, TrainingHistory
@@ -25,9 +26,13 @@ from compressor.distill import (
     train,
     whole_answers,
 )
+from compressor.distill.on_policy import Score
+from compressor.distill.positions import as_teacher
 from compressor.errors import StudentError, TeacherError
+from compressor.kernels import SparseTeacher
 from compressor.materials import Materials
 from compressor.preprocess import Preprocessor, TextPreprocessor
+from compressor.recipe_base import is_on
 from compressor.recipe_distill import ClassDistillation, Distillation, NextTokenDistillation, TokenDistillation
 from compressor.store import write_atomic
 from compressor.students import write_student
@@ -104,7 +109,10 @@ def _train(
     aligned = _aligned(at, preprocessor, examples) if recorded.taps else None
     positions = [at.task.positions(example) for example in examples] if at.task.per_token else None
     labels = at.task.labels(at.data, examples)
-    data = TrainingData(examples, SignalReader(recorded), labels, at.data.holdout, positions, aligned)
+    score = None
+    if isinstance(settings, NextTokenDistillation) and is_on(settings.on_policy) and settings.hard_weight < 1:
+        score = _scoring(at, settings)
+    data = TrainingData(examples, SignalReader(recorded), labels, at.data.holdout, positions, aligned, score)
     events = at.recipe.out / "tensorboard" / folder.name.removesuffix(".partial")
     place = Workplace(folder, at.progress, events)
     history = train(module, at.task, preprocessor, data, settings, place)
@@ -114,6 +122,17 @@ def _train(
             write_atomic(folder / at.tokenizer_name, (start.folder / at.tokenizer_name).read_bytes())
         place.checkpoint.unlink(missing_ok=True)
     return history
+
+
+def _scoring(at: Materials, settings: NextTokenDistillation) -> Score:
+    """Asks the teacher, as training goes, what it would have said at each position."""
+    ask = answers_at(at.logits, at.task.positions, settings, None)
+
+    def score(examples: Sequence[Any], generator: torch.Generator) -> torch.Tensor | SparseTeacher:
+        rows = ask(list(examples), generator)
+        return as_teacher({name: torch.cat([row.said[name] for row in rows]) for name in rows[0].said})
+
+    return score
 
 
 def _require_same_tokens(at: Materials, preprocessor: Preprocessor) -> None:

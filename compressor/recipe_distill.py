@@ -98,6 +98,11 @@ class NextTokenDistillation(TextDistillation):
         " together; or tokens drawn from it, which are right on average",
     )
     kept_tokens: int = Field(64, ge=1, description="how many tokens are kept for each position")
+    on_policy: Weight = Field(
+        0.0,
+        description="share of the batches in which the student goes on itself from half of a passage, and the teacher"
+        " scores that as training goes (GKD); slow: nothing of it can be kept",
+    )
 
 
 class ImageDistillation(ClassDistillation):

@@ -52,10 +52,14 @@ class Learner(nn.Module):
         for pair in self._pairs:
             value = values[pair.student]
             found[pair] = self.projections[_key(pair)](value) if _key(pair) in self.projections else value
-        head = self._head.layer if self._head is not None else None
         # As views, since gradients of several processes are gathered for what `forward` computed.
-        parts = () if head is None else tuple(p.view_as(p) for p in (head.weight, head.bias) if p is not None)
-        return output, found, parts
+        return output, found, tuple(part.view_as(part) for part in self.head)
+
+    @property
+    def head(self) -> tuple[Tensor, ...]:
+        """Weight and bias of a head that is left to the loss."""
+        layer = self._head.layer if self._head is not None else None
+        return () if layer is None else tuple(part for part in (layer.weight, layer.bias) if part is not None)
 
     def close(self) -> None:
         """The student without its hooks, as it was."""

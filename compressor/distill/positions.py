@@ -38,12 +38,17 @@ def said(logits: Tensor, settings: ClassDistillation, generator: torch.Generator
 
 def teacher_at(signals: SignalReader, rows: NDArray[np.int64]) -> Tensor | SparseTeacher:
     """What the loss takes for the teacher at the positions of the rows, one row after the other."""
-    if signals.says(LOGITS):
-        return signals.said(LOGITS, rows)
-    ids = signals.said(IDS, rows).to(torch.int64)
-    if not signals.says(CODES):
+    return as_teacher({name: signals.said(name, rows) for name in (LOGITS, IDS, CODES, SCALE) if signals.says(name)})
+
+
+def as_teacher(kept: dict[str, Tensor]) -> Tensor | SparseTeacher:
+    """What the loss takes for the teacher, of what `said` gives."""
+    if LOGITS in kept:
+        return kept[LOGITS]
+    ids = kept[IDS].to(torch.int64)
+    if CODES not in kept:
         return SparseTeacher(ids, torch.full(ids.shape, -float(np.log(ids.shape[1]))), "sampled")
-    return SparseTeacher(ids, unpacked(signals.said(CODES, rows), signals.said(SCALE, rows)), "ghost")
+    return SparseTeacher(ids, unpacked(kept[CODES], kept[SCALE]), "ghost")
 
 
 def packed(log_probabilities: Tensor) -> tuple[Tensor, Tensor]:

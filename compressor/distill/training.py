@@ -22,14 +22,15 @@ from compressor.distill.batches import epoch_batches, epoch_views, learning_rate
 from compressor.distill.checkpoint import load_checkpoint, random_states, save_checkpoint, set_random_states
 from compressor.distill.interrupt import Interruption, deferred_interrupt
 from compressor.distill.learner import Learner, memory_for, still
-from compressor.distill.mixture import Lesson, across_processes, held_out_score, mixture
+from compressor.distill.mixture import Lesson, across_processes, class_loss, held_out_score, mixture, weight_at
+from compressor.distill.on_policy import Score, continued, is_on_policy
 from compressor.distill.tracking import Tracking
 from compressor.distill.training_inputs import TrainingData, Workplace
 from compressor.errors import TrainingError
-from compressor.kernels import SparseTeacher, selected_implementation
-from compressor.preprocess import Preprocessor, by_length
+from compressor.kernels import LossSettings, SparseTeacher, selected_implementation
+from compressor.preprocess import CausalPreprocessor, Preprocessor, by_length
 from compressor.progress import Bar, Progress
-from compressor.recipe_distill import ClassDistillation, Distillation, EmbeddingDistillation
+from compressor.recipe_distill import ClassDistillation, Distillation, EmbeddingDistillation, NextTokenDistillation
 from compressor.tasks import Task
 
 _CHECKPOINT_EVERY_S = 20.0
@@ -151,6 +152,8 @@ class _Training:
         return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
 
     def _loss(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> Tensor:
+        if self.data.score is not None and self._on_policy():
+            return self._loss_of_own_words(rows, self.data.score)
         shown = [self.task.view(self.data.examples[i], int(view)) for i, view in zip(rows, views, strict=True)]
         output, taps, head = self.wrapped(self.preprocessor.collate(shown))
         device, signals = output.device, self.data.signals
@@ -174,6 +177,23 @@ class _Training:
             own_loss=self.task.loss,
         )
         return mixture(lesson, self.settings, self.at.step / self.total)
+
+    def _on_policy(self) -> bool:
+        assert isinstance(self.settings, NextTokenDistillation)
+        share = weight_at(self.settings.on_policy, self.at.step / self.total)
+        return is_on_policy(share, self.settings.seed, self.at.step)
+
+    def _loss_of_own_words(self, rows: NDArray[np.int64], score: Score) -> Tensor:
+        """The student's own continuations have no labels, and nothing of them was recorded."""
+        assert isinstance(self.settings, NextTokenDistillation)
+        assert isinstance(self.preprocessor, CausalPreprocessor)
+        generator = torch.Generator().manual_seed(self.settings.seed + 1_000_003 * self.at.step + int(rows[0]))
+        examples = [self.data.examples[i] for i in rows]
+        said = continued(self.student, self.learner.head, self.preprocessor, examples, generator)
+        output, _, head = self.wrapped(self.preprocessor.collate(said))
+        student = self.data.answers_of(output, rows).float()  # of the same lengths: at the same positions
+        lesson = Lesson(student, _to(score(said, generator), output.device), None, tuple(part.float() for part in head))
+        return class_loss(lesson, LossSettings(self.settings.temperature))
 
     def _mask(self, rows: NDArray[np.int64]) -> Tensor:
         """bool [batch, sequence]: the tokens of rows that teacher and student cut alike."""

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from compressor.distill.cache import SignalReader
+from compressor.distill.on_policy import Score
 from compressor.distill.positions import teacher_at
 from compressor.kernels import SparseTeacher
 from compressor.progress import Progress
@@ -23,7 +24,7 @@ class TrainingData:
 
     Where single tokens are answered, `positions` says for each example which, int64 [positions], and `labels` has for
     each an int64 [positions] too. `aligned` bool [examples]: which of them teacher and student cut into the same
-    tokens; None where that is all.
+    tokens; None where that is all. `score` asks the teacher anew, for what the student says itself.
     """
 
     examples: list[NDArray[Any]]
@@ -32,6 +33,7 @@ class TrainingData:
     holdout: int
     positions: Sequence[NDArray[np.int64]] | None = None
     aligned: NDArray[np.bool_] | None = None
+    score: Score | None = None
 
     @property
     def rows(self) -> int:
