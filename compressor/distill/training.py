@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,14 @@ from compressor.distill.batches import epoch_batches, epoch_views, learning_rate
 from compressor.distill.checkpoint import load_checkpoint, random_states, save_checkpoint, set_random_states
 from compressor.distill.interrupt import Interruption, deferred_interrupt
 from compressor.distill.learner import Learner, memory_for, still
-from compressor.distill.mixture import Lesson, across_processes, class_loss, held_out_score, mixture, weight_at
-from compressor.distill.on_policy import Score, continued, is_on_policy
+from compressor.distill.lessons import Lessons
 from compressor.distill.tracking import Tracking
 from compressor.distill.training_inputs import TrainingData, Workplace
 from compressor.errors import TrainingError
-from compressor.kernels import LossSettings, SparseTeacher, selected_implementation
-from compressor.preprocess import CausalPreprocessor, Preprocessor, by_length
+from compressor.kernels import selected_implementation
+from compressor.preprocess import Preprocessor
 from compressor.progress import Bar, Progress
-from compressor.recipe_distill import ClassDistillation, Distillation, EmbeddingDistillation, NextTokenDistillation
+from compressor.recipe_distill import ClassDistillation, Distillation
 from compressor.tasks import Task
 
 _CHECKPOINT_EVERY_S = 20.0
@@ -69,6 +68,7 @@ class _Training:
             self.learner.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
         self.wrapped, self.optimizer = self.accelerator.prepare(self.learner, optimizer)
+        self.lessons = Lessons(task, preprocessor, data, settings, self.learner, self.wrapped)
         self.lengths = np.array([len(example) for example in data.examples[: data.rows]], dtype=np.int64)
         self.per_epoch = len(epoch_batches(self.lengths, settings.batch_size, settings.seed, 0))
         self.total = self.per_epoch * settings.epochs
@@ -129,7 +129,7 @@ class _Training:
             with memory_for(len(batch)), self._synchronised(part == parts - 1):
                 # Of a mean over answers each part has its share, also where it has more of them than others.
                 share = self.data.answered(rows) * self.accelerator.num_processes / self.data.answered(batch)
-                loss = self._loss(rows, shown) * share
+                loss = self.lessons.loss(rows, shown, self.at.step, self.total) * share
                 total += float(loss.detach())
                 self.accelerator.backward(loss)  # also of a loss that is not finite: other processes wait for it
         value, stop = self._agreed(total, interruption.requested)
@@ -150,55 +150,6 @@ class _Training:
     def _synchronised(self, last: bool) -> Any:
         """Gradients are exchanged with the last part of a batch only."""
         return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
-
-    def _loss(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> Tensor:
-        if self.data.score is not None and self._on_policy():
-            return self._loss_of_own_words(rows, self.data.score)
-        shown = [self.task.view(self.data.examples[i], int(view)) for i, view in zip(rows, views, strict=True)]
-        output, taps, head = self.wrapped(self.preprocessor.collate(shown))
-        device, signals = output.device, self.data.signals
-        recorded = views * len(self.data.examples) + rows
-        labels = self.data.labels_of(rows)
-        teacher, student = _to(self.data.taught(recorded), device), self.data.answers_of(output, rows).float()
-        if isinstance(self.settings, EmbeddingDistillation):  # whose losses look at the whole batch
-            assert isinstance(teacher, Tensor)
-            student, teacher = across_processes(student), across_processes(teacher)
-        lesson = Lesson(
-            student=student,
-            teacher=teacher,
-            labels=None if labels is None else labels.to(device),
-            head=tuple(part.float() for part in head),
-            student_taps={pair: value.float() for pair, value in taps.items()},
-            teacher_taps={
-                pair: torch.from_numpy(signals.tokens(pair.teacher, recorded, value.shape[1])).to(device)
-                for pair, value in taps.items()
-            },
-            mask=self._mask(rows).to(device) if taps else None,
-            own_loss=self.task.loss,
-        )
-        return mixture(lesson, self.settings, self.at.step / self.total)
-
-    def _on_policy(self) -> bool:
-        assert isinstance(self.settings, NextTokenDistillation)
-        share = weight_at(self.settings.on_policy, self.at.step / self.total)
-        return is_on_policy(share, self.settings.seed, self.at.step)
-
-    def _loss_of_own_words(self, rows: NDArray[np.int64], score: Score) -> Tensor:
-        """The student's own continuations have no labels, and nothing of them was recorded."""
-        assert isinstance(self.settings, NextTokenDistillation)
-        assert isinstance(self.preprocessor, CausalPreprocessor)
-        generator = torch.Generator().manual_seed(self.settings.seed + 1_000_003 * self.at.step + int(rows[0]))
-        examples = [self.data.examples[i] for i in rows]
-        said = continued(self.student, self.learner.head, self.preprocessor, examples, generator)
-        output, _, head = self.wrapped(self.preprocessor.collate(said))
-        student = self.data.answers_of(output, rows).float()  # of the same lengths: at the same positions
-        lesson = Lesson(student, _to(score(said, generator), output.device), None, tuple(part.float() for part in head))
-        return class_loss(lesson, LossSettings(self.settings.temperature))
-
-    def _mask(self, rows: NDArray[np.int64]) -> Tensor:
-        """bool [batch, sequence]: the tokens of rows that teacher and student cut alike."""
-        lengths = self.lengths[rows] if self.data.aligned is None else self.lengths[rows] * self.data.aligned[rows]
-        return torch.from_numpy(np.arange(self.lengths[rows].max()) < lengths[:, None])
 
     def _agreed(self, loss: float, stop: bool) -> tuple[float, bool]:
         """The mean loss of all processes, and whether any is to stop: they must leave the loop at the same step."""
@@ -227,25 +178,12 @@ class _Training:
     def _held_out_score(self) -> float:
         """Every process computes it, and all believe the first: they must agree on which weights are the best."""
         self.learner.eval()
-        rows = np.arange(self.data.rows, len(self.data.examples))
-        batches = by_length([len(self.data.examples[i]) for i in rows], 64 if self.data.positions is None else 8)
-        total = 0.0
-        with torch.inference_mode():
-            for batch in batches:
-                total += self._score_of(rows[batch]) * self.data.answered(rows[batch])
-        score = total / self.data.answered(rows)
+        score = self.lessons.held_out_score()
         if self.accelerator.num_processes > 1:
             shared = torch.tensor(score, device=self.accelerator.device, dtype=torch.float64)
             torch.distributed.broadcast(shared, 0)
             score = float(shared)
         return score
-
-    def _score_of(self, rows: NDArray[np.int64]) -> float:
-        output, _, head = self.learner(self.preprocessor.collate([self.data.examples[i] for i in rows]))
-        student = self.data.answers_of(output, rows).float().cpu()
-        weights = tuple(part.float().cpu() for part in head)
-        lesson = Lesson(student, self.data.taught(rows), self.data.labels_of(rows), weights, own_loss=self.task.loss)
-        return held_out_score(lesson, self.settings)
 
     def _out_of_patience(self) -> bool:
         patience = self.settings.patience
@@ -321,12 +259,6 @@ def train(
         losses=tuple(LossPoint(int(step), loss) for step, loss in run.at.losses),
         scores=tuple(ScorePoint(int(step), int(epoch), score) for step, epoch, score in run.at.scores),
     )
-
-
-def _to(teacher: Tensor | SparseTeacher, device: torch.device) -> Tensor | SparseTeacher:
-    if isinstance(teacher, Tensor):
-        return teacher.to(device)
-    return replace(teacher, indices=teacher.indices.to(device), values=teacher.values.to(device))
 
 
 def _accelerator(settings: Distillation) -> Accelerator:

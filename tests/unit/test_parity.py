@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from compressor.errors import ExportError
-from compressor.preprocess import ImagePreprocessor
+from compressor.preprocess import ImagePreprocessor, whole_output
 from compressor.verify.parity import compare, require, torch_outputs
 
 EXPECTED = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
@@ -80,5 +80,5 @@ def test_torch_outputs_are_the_modules_own() -> None:
             return (pixels.float().mean(dim=(1, 2)),)
 
     images = list(np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8))
-    found = torch_outputs(Mean(), ImagePreprocessor(4, 4, 3), images)
+    found = torch_outputs(Mean(), ImagePreprocessor(4, 4, 3), images, whole_output)
     np.testing.assert_allclose(found, [image.mean(axis=(0, 1)) for image in images], rtol=1e-6)

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from compressor.errors import RecipeError
-from compressor.recipe import RECIPES, portable
+from compressor.recipe import RECIPES, OwnTaskRecipe, portable
 from compressor.recipe_file import read_recipe, recipe_from_values, recipe_template
 from compressor.recipe_student import ImageStudent
 from compressor.recipe_teacher import EndpointTeacher, FolderTeacher, HubTeacher, OnnxClassifierTeacher
@@ -323,11 +323,14 @@ def test_the_template_is_a_recipe_once_it_is_filled_in(write: Any, task: str) ->
     template = recipe_template(task)
     parsed = YAML(typ="safe").load(template)
     assert parsed["task"] == task
-    recipe = read_recipe(write(template.replace("module: CHANGE-ME", "module: net.py:make").replace("CHANGE-ME", "x")))
+    for key in ("module", "definition"):
+        template = template.replace(f"{key}: CHANGE-ME", f"{key}: net.py:make")
+    recipe = read_recipe(write(template.replace("CHANGE-ME", "x")))
     plain = RECIPES[task].model_fields
     assert set(parsed) == set(plain), "every setting is shown"
     assert recipe.distill == type(recipe.distill)(), "and shown at its default"
-    assert recipe.student == type(recipe.student)()
+    if not isinstance(recipe, OwnTaskRecipe):  # whose student has no default
+        assert recipe.student == type(recipe.student)()
 
 
 @pytest.mark.parametrize("task", RECIPES)

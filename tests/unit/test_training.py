@@ -44,7 +44,7 @@ class Linear(nn.Module):
 class Plain:
     """What the loop asks of a task and of a preprocessor."""
 
-    views = 1
+    views, loss = 1, None
 
     def view(self, example: NDArray[Any], _index: int) -> NDArray[Any]:
         return example
