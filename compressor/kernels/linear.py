@@ -20,6 +20,8 @@ from compressor.kernels.settings import LossInputs, LossSettings, Reduction, Spa
 
 # A chunk's logits may take this many times the memory of the hidden states: fewer, larger products keep a GPU busy.
 CHUNK_TO_HIDDEN = 8
+# Every chunk passes over all of the weight and its gradient: with fewer rows that, not arithmetic, takes the time.
+LEAST_CHUNK_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def linear_distillation_loss(
         student_bias: [V], of the same dtype.
         row_weights, class_weights: [N], [V], as in `distillation_loss`.
         reduction: mean or sum. A row's own loss would need its own gradient of the weight: use `row_weights`.
-        chunk_rows: rows at a time; chosen so that a chunk's logits take about eight times the hidden states' memory.
+        chunk_rows: rows at a time; chosen so that a chunk's logits take about eight times the hidden states' memory,
+            but 128 at least.
 
     Returns a float32 scalar, differentiable once in hidden states, weight and bias. `torch.compile` leaves the call as
     it is. Raises ValueError on arguments that do not fit, and what `selected_implementation` raises.
@@ -155,7 +158,7 @@ def _unchunked(inputs: _Linear, settings: LossSettings, reduction: Reduction) ->
 def _chunk_rows(student: LinearLayer) -> int:
     """A power of two, so that the products of all chunks but the last are of a convenient shape."""
     wanted = max(1, CHUNK_TO_HIDDEN * student.hidden.numel() // (2 * len(student.weight)))
-    return max(64, 1 << (wanted.bit_length() - 1))
+    return max(LEAST_CHUNK_ROWS, 1 << (wanted.bit_length() - 1))
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -203,6 +206,7 @@ def _run(
         losses.append(fused(implementation)(chunk, settings, gradient, mean))
         if gradient is not None:
             gradients.add(gradient, inputs, begin, end)
+        del chunk, gradient  # or they would be held while the next chunk is made
     return operator.reduced(torch.cat(losses), mean, reduction)
 
 
