@@ -2,15 +2,17 @@
 
 Each trial starts from a run folder whose first stages are finished, and is killed again and again, at a random moment
 each time, until the student is trained: about when the teacher's outputs are recorded until they are, then in the
-training. After every kill no file may be torn: what has its final name is whole,
-and a checkpoint loads. Nothing that was kept may be lost either: a whole shard stays the file that it was, and the next
-checkpoint is no older. In the end the student's weights, and what the teacher said, must be those of a run that nobody
-disturbed, byte by byte. One line for each trial and a summary; exit code 1 when one fails.
+training. Moments are told by the processor time of the run, so that a busy machine does not shift them. After every
+kill no file may be torn: what has its final name is whole, and a checkpoint loads. Nothing that was kept may be lost
+either: a whole shard stays the file that it was, and the next checkpoint is no older. In the end the student's weights,
+and what the teacher said, must be those of a run that nobody disturbed, byte by byte. One line for each trial and a
+summary; exit code 1 when one fails.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
 import random
@@ -19,7 +21,10 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -36,8 +41,9 @@ from compressor.progress import SILENT
 from compressor.store import sha256_file
 
 SIGNALS, DISTILL = "signals", "distill"
-EPOCHS, SHARD_ROWS, CHECKPOINT_EVERY_S = 6, 32, 0.1  # small, so that every trial sees many of each
-LONGEST_S = 120.0
+EPOCHS, SHARD_ROWS, CHECKPOINT_EVERY_S = 6, 8, 0.1  # small, so that every trial sees many of each
+LONGEST_S = 600.0
+DELAY_S = 0.01  # at most, of a kill: or none would strike a run that waits for the disk
 
 
 @dataclass(frozen=True)
@@ -50,15 +56,15 @@ class Trained:
 
 @dataclass(frozen=True)
 class Moments:
-    """When an undisturbed run records, and when it trains: seconds since its start."""
+    """When an undisturbed run records, and when it trains: seconds of processor time since its start."""
 
     recording: tuple[float, float]
     training: tuple[float, float]
 
     def drawn(self, recorded: bool, generator: random.Random) -> float:
-        """A moment to kill at. Early in the training: what is left of it shrinks with every resume."""
+        """A moment to kill at. In the first part of either, since what is left of it shrinks with every resume."""
         begin, end = self.training if recorded else self.recording
-        return generator.uniform(begin, begin + (0.4 if recorded else 1.2) * (end - begin))
+        return generator.uniform(begin, begin + (0.4 if recorded else 0.6) * (end - begin))
 
 
 @dataclass
@@ -159,44 +165,56 @@ def work(recipe: Path) -> None:
     compress(recipe, progress=SILENT)
 
 
-def run_until(recipe: Path, out: Path, stage: str, killed_after_s: float) -> float:
-    """Runs until the stage is finished, or is killed. The seconds that it took."""
+def spent_s(pid: int) -> float:
+    """Processor seconds of the process's only busy thread."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0]) / 1e9
+
+
+@contextmanager
+def running(recipe: Path) -> Iterator[BaseProcess]:
+    """A run of the pipeline, killed in the end. It must not have ended by itself before."""
     process = multiprocessing.get_context("fork").Process(target=work, args=(recipe,))
     process.start()
-    assert process.pid is not None
-    began = time.monotonic()
-    while finished(out, stage) is None and time.monotonic() - began < killed_after_s and process.is_alive():
-        time.sleep(0.001)
-    if not process.is_alive() and finished(out, stage) is None:
-        sys.exit(f"the run ended with {process.exitcode} before the stage {stage} was finished")
-    os.kill(process.pid, signal.SIGKILL)
+    yield process
+    process.kill()
     process.join()
-    return time.monotonic() - began
+    if process.exitcode != -signal.SIGKILL:
+        sys.exit(f"a run ended by itself with {process.exitcode}")
+
+
+def run_until(recipe: Path, out: Path, stage: str, killed_at_s: float = math.inf, delay_s: float = 0.0) -> None:
+    """Runs until the stage is finished, or is killed: at this processor time, and a little later."""
+    began = time.monotonic()
+    with running(recipe) as process:
+        assert process.pid is not None
+        while finished(out, stage) is None and process.is_alive() and time.monotonic() - began < LONGEST_S:
+            if spent_s(process.pid) >= killed_at_s:
+                time.sleep(delay_s)
+                return
+            time.sleep(0.001)
+    if finished(out, stage) is None:
+        sys.exit(f"the stage {stage} was not finished after {LONGEST_S:g} s")
 
 
 def moments(recipe: Path, out: Path) -> Moments:
-    """Of an undisturbed run, which goes on from stage to stage only under this one's eyes."""
-    process = multiprocessing.get_context("fork").Process(target=work, args=(recipe,))
+    """Of an undisturbed run."""
     began, seen = time.monotonic(), dict[str, float]()
-    process.start()
-    assert process.pid is not None
-    while "trained" not in seen and process.is_alive() and time.monotonic() - began < LONGEST_S:
-        now = time.monotonic() - began
-        for name, path in {
-            "recording": begun(out, SIGNALS),
-            "recorded": finished(out, SIGNALS),
-            "training": begun(out, DISTILL),
-            "trained": finished(out, DISTILL),
-        }.items():
-            if path is not None:
-                seen.setdefault(name, now)
-        time.sleep(0.001)
+    with running(recipe) as process:
+        assert process.pid is not None
+        while "trained" not in seen and process.is_alive() and time.monotonic() - began < LONGEST_S:
+            now = spent_s(process.pid)
+            for name, path in {
+                "recording": begun(out, SIGNALS),
+                "recorded": finished(out, SIGNALS),
+                "training": begun(out, DISTILL),
+                "trained": finished(out, DISTILL),
+            }.items():
+                if path is not None:
+                    seen.setdefault(name, now)
+            time.sleep(0.001)
     if "trained" not in seen:
-        sys.exit(f"the undisturbed run ended with {process.exitcode} before the student was trained")
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    training = seen.get("training", seen["recorded"])
-    return Moments((seen.get("recording", 0.0), seen["recorded"]), (training, seen["trained"]))
+        sys.exit(f"the student was not trained after {LONGEST_S:g} s")
+    return Moments((seen["recording"], seen["recorded"]), (seen["training"], seen["trained"]))
 
 
 def trial(start: Path, out: Path, recipe: Path, when: tuple[Moments, random.Random], tally: Tally) -> None:
@@ -207,7 +225,8 @@ def trial(start: Path, out: Path, recipe: Path, when: tuple[Moments, random.Rand
     before = kept(out)
     known, generator = when
     while True:
-        run_until(recipe, out, DISTILL, known.drawn(finished(out, SIGNALS) is not None, generator))
+        moment = known.drawn(finished(out, SIGNALS) is not None, generator)
+        run_until(recipe, out, DISTILL, moment, generator.uniform(0, DELAY_S))
         after = kept(out)
         if bad := torn(out) + before.lost(after):
             sys.exit(f"after {tally.kills} kills: " + "; ".join(bad))
@@ -228,7 +247,7 @@ def main() -> None:
         out, start = Path(scratch, "out"), Path(scratch, "start")
         inputs = text_inputs(Path(scratch))
         recipe = inputs.write_recipe(out, distill__epochs=EPOCHS, distill__control=False)
-        run_until(recipe, out, "student", LONGEST_S)
+        run_until(recipe, out, "student")
         for stage in (SIGNALS, DISTILL):
             for path in (out / "stages").glob(f"{stage}-*"):
                 shutil.rmtree(path)
@@ -236,7 +255,7 @@ def main() -> None:
         known = moments(recipe, out)
         expected = trained(out)
         print(f"undisturbed: records at {known.recording[0]:.2f} to {known.recording[1]:.2f} s,", end=" ")
-        print(f"trains at {known.training[0]:.2f} to {known.training[1]:.2f} s", flush=True)
+        print(f"trains at {known.training[0]:.2f} to {known.training[1]:.2f} s of processor time", flush=True)
         while tally.kills < options.kills:
             earlier = tally.kills
             trial(start, out, recipe, (known, generator), tally)
