@@ -120,7 +120,6 @@ def _train(
         write_student(next(module.children()), folder)
         if at.tokenizer_name:
             write_atomic(folder / at.tokenizer_name, (start.folder / at.tokenizer_name).read_bytes())
-        place.checkpoint.unlink(missing_ok=True)
     return history
 
 

@@ -34,6 +34,8 @@ from compressor.result import StageTime
 
 T = TypeVar("T")
 
+CHECKPOINT = "checkpoint.pt"  # what an unfinished stage continues from; a finished one has none
+
 _STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
@@ -176,7 +178,10 @@ class Run:
         key = key_of(__version__, name, settings, [upstream.key for upstream in after])
         remake = self.fresh or name == self.rerun_from or any(upstream.remade for upstream in after)
         final = self.folder / "stages" / f"{name}-{key[:16]}"
+        partial = final.with_name(final.name + ".partial")
         started = time.monotonic()
+        if not (remake or self.planning) and self._load(partial, kind, intact) is not None:
+            _finish(partial, final)  # a run was killed when this alone was left to do
         if not remake and (kept := self._load(final, kind, intact)) is not None:
             self.progress.log(f"{name}: kept from an earlier run")
             self.times.append(StageTime(name, kept.seconds, reused=True))
@@ -184,7 +189,6 @@ class Run:
         if self.planning:
             raise WorkAhead
         self.progress.log(f"{name}:")
-        partial = final.with_name(final.name + ".partial")
         if partial.exists() and not (keep_partial and not remake):
             shutil.rmtree(partial)
         if intact is not None and not remake and final.exists() and not partial.exists():
@@ -195,7 +199,7 @@ class Run:
         made = make(partial)
         seconds = round(time.monotonic() - started, 3)
         self._seal(partial, kind, made, seconds)
-        replace_folder(partial, final)
+        _finish(partial, final)
         self.times.append(StageTime(name, seconds, reused=False))
         self.progress.log(f"{name}: done in {seconds:.1f} s")
         result = self._load(final, kind)
@@ -204,7 +208,8 @@ class Run:
 
     def _seal(self, folder: Path, kind: type[T], made: T, seconds: float) -> None:
         """Writes artifact.json: the artifact with relative paths, the time it took, the size of every file."""
-        sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+        files = [path for path in folder.rglob("*") if path.is_file() and path.name != CHECKPOINT]
+        sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
         sealed = _Sealed(_map_paths(made, lambda path: _relative(path, folder)), seconds, sizes)
         write_atomic(folder / "artifact.json", TypeAdapter(_Sealed[kind]).dump_json(sealed, indent=1))  # type: ignore[valid-type]
 
@@ -244,6 +249,12 @@ class Run:
                 ) from None
             _sweep(self.folder)
             yield
+
+
+def _finish(sealed: Path, final: Path) -> None:
+    """Gives a sealed stage its final name. Only now is the checkpoint dispensable: a kill before must not cost it."""
+    (sealed / CHECKPOINT).unlink(missing_ok=True)
+    replace_folder(sealed, final)
 
 
 def _jsonable(value: object) -> object:

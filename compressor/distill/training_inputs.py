@@ -16,6 +16,7 @@ from compressor.distill.on_policy import Score
 from compressor.distill.positions import teacher_at
 from compressor.kernels import SparseTeacher
 from compressor.progress import Progress
+from compressor.store import CHECKPOINT
 
 
 @dataclass(frozen=True)
@@ -78,5 +79,5 @@ class Workplace:
 
     @property
     def checkpoint(self) -> Path:
-        """The file that is replaced as training goes."""
-        return self.folder / "checkpoint.pt"
+        """The file that is replaced as training goes, and goes when its stage is finished."""
+        return self.folder / CHECKPOINT

@@ -20,6 +20,8 @@ from compressor.kernels.settings import LossInputs, LossSettings, Reduction, Spa
 
 # A chunk's logits may take this many times the memory of the hidden states: fewer, larger products keep a GPU busy.
 CHUNK_TO_HIDDEN = 8
+# Every chunk passes over all of the weight and its gradient: with fewer rows that, not arithmetic, takes the time.
+LEAST_CHUNK_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,19 @@ class LinearLayer:
     weight: Tensor
     bias: Tensor | None = None
 
-    def logits(self, begin: int, end: int) -> Tensor:
-        """[end - begin, V'], of the rows begin..end."""
-        return torch.nn.functional.linear(self.hidden[begin:end], self.weight, self.bias)
+    def logits(self, begin: int, end: int, room: Tensor | None = None) -> Tensor:
+        """[end - begin, V'], of the rows begin..end; in the first rows of `room`, where there is one."""
+        hidden = self.hidden[begin:end]
+        if room is None:
+            return torch.nn.functional.linear(hidden, self.weight, self.bias)
+        out = room[: end - begin]
+        if self.bias is None:
+            return torch.mm(hidden, self.weight.T, out=out)
+        return torch.addmm(self.bias, hidden, self.weight.T, out=out)
+
+    def room(self, rows: int) -> Tensor:
+        """Memory for the logits of so many rows."""
+        return self.hidden.new_empty(rows, len(self.weight))
 
     def computable(self) -> LinearLayer:
         """The layer in autocast's dtype where that is on, and in float32 for float16."""
@@ -79,7 +91,8 @@ def linear_distillation_loss(
         student_bias: [V], of the same dtype.
         row_weights, class_weights: [N], [V], as in `distillation_loss`.
         reduction: mean or sum. A row's own loss would need its own gradient of the weight: use `row_weights`.
-        chunk_rows: rows at a time; chosen so that a chunk's logits take about eight times the hidden states' memory.
+        chunk_rows: rows at a time; chosen so that a chunk's logits take about eight times the hidden states' memory,
+            but 128 at least.
 
     Returns a float32 scalar, differentiable once in hidden states, weight and bias. `torch.compile` leaves the call as
     it is. Raises ValueError on arguments that do not fit, and what `selected_implementation` raises.
@@ -110,8 +123,13 @@ class _Linear:
     row_weights: Tensor | None
     class_weights: Tensor | None
 
-    def chunk(self, begin: int, end: int) -> LossInputs:
-        """The rows begin..end with their logits, which are this chunk's own memory."""
+    def rooms(self, rows: int) -> tuple[Tensor, Tensor | None]:
+        """The student's and the teacher's, for every chunk: anew for each, they would fragment the C library's heap."""
+        theirs = None if isinstance(self.teacher, SparseTeacher) else self.teacher.room(rows)
+        return self.student.room(rows), theirs
+
+    def chunk(self, begin: int, end: int, rooms: tuple[Tensor | None, Tensor | None] = (None, None)) -> LossInputs:
+        """The rows begin..end with their logits, in `rooms` or memory of their own."""
 
         def part(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[begin:end]
@@ -122,8 +140,8 @@ class _Linear:
                 known, indices=known.indices[begin:end], values=known.values[begin:end]
             )
         else:
-            teacher = self.teacher.logits(begin, end).detach()
-        student = self.student.logits(begin, end)
+            teacher = self.teacher.logits(begin, end, rooms[1]).detach()
+        student = self.student.logits(begin, end, rooms[0])
         return LossInputs(student, teacher, part(self.labels), part(self.row_weights), self.class_weights)
 
 
@@ -155,7 +173,7 @@ def _unchunked(inputs: _Linear, settings: LossSettings, reduction: Reduction) ->
 def _chunk_rows(student: LinearLayer) -> int:
     """A power of two, so that the products of all chunks but the last are of a convenient shape."""
     wanted = max(1, CHUNK_TO_HIDDEN * student.hidden.numel() // (2 * len(student.weight)))
-    return max(64, 1 << (wanted.bit_length() - 1))
+    return max(LEAST_CHUNK_ROWS, 1 << (wanted.bit_length() - 1))
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -183,6 +201,7 @@ class _Gradients:
             self.bias += logits_gradient.sum(dim=0, dtype=torch.float32)
 
 
+@torch.no_grad()
 def _run(
     inputs: _Linear,
     settings: LossSettings,
@@ -196,9 +215,10 @@ def _run(
     mean = operator.mean_factor(LossInputs(hidden, hidden, inputs.labels), settings, reduction)
     wanted = any(g is not None for g in (gradients.hidden, gradients.weight, gradients.bias))
     losses = [hidden.new_zeros(0, dtype=torch.float32)]
+    rooms = inputs.rooms(min(chunk_rows, len(hidden)))
     for begin in range(0, len(hidden), chunk_rows):
         end = min(begin + chunk_rows, len(hidden))
-        chunk = inputs.chunk(begin, end)
+        chunk = inputs.chunk(begin, end, rooms)
         gradient = chunk.student if wanted else None
         losses.append(fused(implementation)(chunk, settings, gradient, mean))
         if gradient is not None:

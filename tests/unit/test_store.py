@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from compressor import store
 from compressor.artifacts import Student
 from compressor.errors import DataError, StorageError
 from compressor.progress import SILENT
 from compressor.recipe import Gate
 from compressor.store import (
+    CHECKPOINT,
     Keyed,
     Run,
     WorkAhead,
@@ -349,6 +351,34 @@ def test_leftovers_do_not_reach_a_finished_stage(tmp_path: Path) -> None:
     run.stage("learn", Made, lambda folder: Made(folder / "a", (), 1), (), keep_partial=True)
     (finished,) = (tmp_path / "stages").iterdir()
     assert [path.name for path in finished.iterdir()] == ["artifact.json"]
+
+
+@pytest.mark.parametrize("window", ["write_atomic", "_finish", "replace_folder"])
+def test_a_kill_while_a_stage_is_being_finished_costs_no_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: str
+) -> None:
+    """Before it is sealed the checkpoint is there to continue from; afterwards nothing is made again."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    steps: list[str] = []
+
+    def learn(folder: Path) -> Made:
+        steps.append("resumed" if (folder / CHECKPOINT).exists() else "trained")
+        (folder / CHECKPOINT).write_bytes(b"all steps")
+        (folder / "weights").write_bytes(b"whole")
+        return Made(folder / "weights", (), 1)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, window, killed)
+        with pytest.raises(KeyboardInterrupt):
+            Run(tmp_path, SILENT).stage("learn", Made, learn, (), keep_partial=True)
+    assert [path.suffix for path in (tmp_path / "stages").iterdir()] == [".partial"]
+    done = Run(tmp_path, SILENT).stage("learn", Made, learn, (), keep_partial=True)
+    assert steps == (["trained", "resumed"] if window == "write_atomic" else ["trained"])
+    assert sorted(path.name for path in done.value.path.parent.iterdir()) == ["artifact.json", "weights"]
+    assert [path.suffix for path in (tmp_path / "stages").iterdir()] == [""]
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
