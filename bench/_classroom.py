@@ -23,7 +23,7 @@ from compressor.recipe import ImageClassificationRecipe, SentenceEmbeddingRecipe
 from compressor.recipe_distill import Distillation
 from compressor.recipe_file import read_recipe
 from compressor.store import key_of
-from compressor.students import new_image_student
+from compressor.students import new_student
 from compressor.tasks.tables import read_columns
 
 CACHE = Path(__file__).parent.parent / ".cache" / "bench" / "distillation"
@@ -82,7 +82,7 @@ class Classroom:
         torch.manual_seed(seed)
         recipe = self.at.recipe
         if isinstance(recipe, ImageClassificationRecipe):
-            module = self.at.task.deployable(new_image_student(recipe))
+            module = self.at.task.deployable(new_student(recipe))
         else:
             module = self.at.student(self.start.folder)
             if scratch:
