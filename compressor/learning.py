@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from compressor.errors import StudentError, TeacherError
 from compressor.kernels import SparseTeacher
 from compressor.materials import Materials
 from compressor.preprocess import Preprocessor, TextPreprocessor
+from compressor.recipe import Recipe, portable
 from compressor.recipe_base import is_on
 from compressor.recipe_distill import ClassDistillation, Distillation, NextTokenDistillation, TokenDistillation
 from compressor.store import write_atomic
@@ -39,6 +40,8 @@ from compressor.students import write_student
 
 # Examples that the teacher is asked at once; fewer where each token of a text gets a row of logits.
 _BATCH, _TEXTS = 64, 8
+# Settings that no tracker is told.
+_UNTOLD = {f"teacher.{name}" for name in ("endpoint", "key_env", "prompt", "reference", "terms")}
 
 
 def signals(at: Materials, start: Student, folder: Path) -> TeacherSignals:
@@ -114,13 +117,28 @@ def _train(
         score = _scoring(at, settings)
     data = TrainingData(examples, SignalReader(recorded), labels, at.data.holdout, positions, aligned, score)
     events = at.recipe.out / "tensorboard" / folder.name.removesuffix(".partial")
-    place = Workplace(folder, at.progress, events)
+    place = Workplace(folder, at.progress, events, parameters(at.recipe, settings))
     history = train(module, at.task, preprocessor, data, settings, place)
     if team.leads():
         write_student(next(module.children()), folder)
         if at.tokenizer_name:
             write_atomic(folder / at.tokenizer_name, (start.folder / at.tokenizer_name).read_bytes())
     return history
+
+
+def parameters(recipe: Recipe, settings: Distillation) -> dict[str, str]:
+    """The recipe as a tracker shows it: `{"distill.epochs": "3"}`. What a contract or a prompt says stays here."""
+    values = {**portable(recipe), "distill": settings.model_dump()}
+    told = {name: values[name] for name in ("task", "teacher", "data", "student", "distill")}
+    return {key: value for key, value in _flat(told) if key not in _UNTOLD}
+
+
+def _flat(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", str(value)
 
 
 def _scoring(at: Materials, settings: NextTokenDistillation) -> Score:

@@ -29,9 +29,9 @@ class _LineBar:
 
     interval_s = 10.0
 
-    def __init__(self, title: str, total: int, unit: str) -> None:
+    def __init__(self, title: str, total: int, unit: str, done: int) -> None:
         self._title, self._total, self._unit = title, total, unit
-        self._done = 0
+        self._done = self._before = done
         self._started = self._printed = time.monotonic()
 
     def advance(self, amount: int = 1, note: str = "") -> None:
@@ -40,7 +40,7 @@ class _LineBar:
         if now - self._printed < self.interval_s:
             return
         self._printed = now
-        rate = self._done / (now - self._started)
+        rate = (self._done - self._before) / (now - self._started)
         left_s = (self._total - self._done) / rate if rate > 0 else 0.0
         share = self._done / self._total if self._total else 1.0
         print(
@@ -51,9 +51,9 @@ class _LineBar:
 
 
 class _RichBar:
-    def __init__(self, shown: RichProgress, title: str, total: int) -> None:
+    def __init__(self, shown: RichProgress, title: str, total: int, done: int) -> None:
         self._shown, self._done = shown, 0
-        self._task = shown.add_task(title, total=total, rate="", note="")
+        self._task = shown.add_task(title, total=total, completed=done, rate="", note="")
         self._started = time.monotonic()
 
     def advance(self, amount: int = 1, note: str = "") -> None:
@@ -73,12 +73,12 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
 
     @contextmanager
-    def bar(self, title: str, total: int, unit: str = "it") -> Iterator[Bar]:
-        """A bar over `total` units of work; `advance` it as the work is done."""
+    def bar(self, title: str, total: int, unit: str = "it", done: int = 0) -> Iterator[Bar]:
+        """A bar over `total` units of work, of which an earlier run has `done` some; `advance` it as the rest is."""
         if self.quiet:
             yield _SilentBar()
         elif not sys.stderr.isatty():
-            yield _LineBar(title, total, unit)
+            yield _LineBar(title, total, unit, done)
         else:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -93,7 +93,7 @@ class Progress:
                 TextColumn("{task.fields[note]}"),
             )
             with RichProgress(*columns, console=Console(stderr=True), transient=True) as shown:
-                yield _RichBar(shown, title, total)
+                yield _RichBar(shown, title, total, done)
 
 
 SILENT = Progress(quiet=True)

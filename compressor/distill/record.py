@@ -60,8 +60,8 @@ def record_signals(ask: Ask, inputs: Inputs, folder: Path, progress: Progress, b
     started = time.monotonic()
     shards = finished_shards(folder)
     counts = {number: min(ROWS, inputs.rows - number * ROWS) for number in range(-(-inputs.rows // ROWS))}
-    with progress.bar("teacher", inputs.rows, "example") as bar:
-        bar.advance(sum(counts[number] for number in shards))
+    done = sum(counts[number] for number in shards)
+    with progress.bar("teacher", inputs.rows, "example", done=done) as bar:
         for number in sorted(set(counts) - set(shards)):
             first = number * ROWS
             examples = [inputs.example(row) for row in range(first, first + counts[number])]

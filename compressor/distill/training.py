@@ -23,7 +23,7 @@ from compressor.distill.checkpoint import load_checkpoint, random_states, save_c
 from compressor.distill.interrupt import Interruption, deferred_interrupt
 from compressor.distill.learner import Learner, memory_for, still
 from compressor.distill.lessons import Lessons
-from compressor.distill.tracking import Tracking
+from compressor.distill.tracking import Tracking, tracking
 from compressor.distill.training_inputs import TrainingData, Workplace
 from compressor.errors import TrainingError
 from compressor.kernels import selected_implementation
@@ -74,7 +74,7 @@ class _Training:
         self.total = self.per_epoch * settings.epochs
         self.at = _Progress()
         self.best: dict[str, Tensor] = {}
-        self.tracking = Tracking(None, 0)
+        self.tracking = Tracking()
 
     def _check_split(self) -> None:
         parts = self.accelerator.num_processes * self.settings.accumulate
@@ -88,10 +88,10 @@ class _Training:
         """From the last checkpoint, where there is one, to the end, or to the epoch that patience ends with."""
         checkpoint, progress = place.checkpoint, place.progress
         self._resume(checkpoint, progress)
-        self.tracking = Tracking(place.events if self.accelerator.is_main_process else None, self.at.step + 1)
+        tracked = tracking(place if self.accelerator.is_main_process else None, self.at.step + 1)
+        bars = progress.bar("distil", self.total, "step", done=self.at.step)
         saved = time.monotonic()
-        with progress.bar("distil", self.total, "step") as bar, deferred_interrupt() as interruption:
-            bar.advance(self.at.step)
+        with tracked as self.tracking, bars as bar, deferred_interrupt() as interruption:
             while self.at.step < self.total and not self._out_of_patience():
                 started = time.monotonic()
                 epoch = self.at.step // self.per_epoch
@@ -208,6 +208,7 @@ class _Training:
                 "at": asdict(self.at),
             },
         )
+        self.tracking.flush()
 
     def _resume(self, path: Path, progress: Progress) -> None:
         state = load_checkpoint(path)
@@ -242,7 +243,6 @@ def train(
     try:
         run.run(place)
     finally:
-        run.tracking.close()
         run.learner.close()
     module.load_state_dict(run.best)
     kernel = (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +71,21 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a training keeps its checkpoint, whom it tells how it goes, and where TensorBoard looks (None: nowhere)."""
+    """Where a training keeps its checkpoint, whom it tells how it goes, and where TensorBoard looks (None: it is not
+    tracked). `parameters` are what it is called with, for MLflow.
+    """
 
     folder: Path
     progress: Progress
     events: Path | None = None
+    parameters: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def checkpoint(self) -> Path:
         """The file that is replaced as training goes, and goes when its stage is finished."""
         return self.folder / CHECKPOINT
+
+    @property
+    def mlflow_note(self) -> Path:
+        """The file that names the run of MLflow, also when the stage is finished."""
+        return self.folder / "mlflow-run"

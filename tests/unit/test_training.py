@@ -61,15 +61,15 @@ class StopAt(Progress):
         self.step = step
 
     @contextmanager
-    def bar(self, title: str, total: int, unit: str = "it") -> Iterator[Bar]:  # noqa: ARG002
+    def bar(self, title: str, total: int, unit: str = "it", done: int = 0) -> Iterator[Bar]:  # noqa: ARG002
         progress = self
 
         class Pressing:
-            done = 0
+            at = done
 
             def advance(self, amount: int = 1, note: str = "") -> None:  # noqa: ARG002
-                self.done += amount
-                if self.done == progress.step and amount:
+                self.at += amount
+                if self.at == progress.step:
                     os.kill(os.getpid(), signal.SIGINT)
 
         yield Pressing()
