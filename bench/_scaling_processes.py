@@ -56,7 +56,7 @@ class _Clock(Progress):
         self.at_s: list[float] = []
 
     @contextmanager
-    def bar(self, title: str, total: int, unit: str = "it") -> Iterator[Bar]:  # noqa: ARG002 (as Progress has it)
+    def bar(self, title: str, total: int, unit: str = "it", done: int = 0) -> Iterator[Bar]:  # noqa: ARG002 (as Progress has it)
         yield _Hand(self.at_s)
 
 

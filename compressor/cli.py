@@ -70,6 +70,7 @@ def _compress(verbs: _Verbs) -> None:
     parser.add_argument("--eval", metavar="FILE", help="held-out data")
     parser.add_argument("--max-drop", metavar="SHARE", help="largest permitted loss of the metric, such as 2%%")
     parser.add_argument("--out", metavar="FOLDER", help="run folder")
+    parser.add_argument("--cache", metavar="FOLDER", help="where run folders share what was recorded of their teachers")
     parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan, train nothing")
     reuse = parser.add_mutually_exclusive_group()
     reuse.add_argument("--resume", action="store_true", help="keep what earlier runs finished (the default)")

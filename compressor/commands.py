@@ -188,6 +188,7 @@ def _overrides(options: argparse.Namespace) -> list[str]:
         "data.eval": options.eval,
         "gate.max_drop": options.max_drop,
         "out": options.out,
+        "cache": options.cache,
     }
     given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value is not None]
     return given + list(options.set)
@@ -209,7 +210,8 @@ def _values_from_flags(options: argparse.Namespace) -> dict[str, Any]:
         "data": {"train": options.data, "eval": options.eval},
         "gate": {} if options.max_drop is None else {"max_drop": options.max_drop},
     }
-    return values if options.out is None else {**values, "out": options.out}
+    folders = {"out": options.out, "cache": options.cache}
+    return values | {key: folder for key, folder in folders.items() if folder is not None}
 
 
 def _print_json(value: Any) -> None:

@@ -71,7 +71,15 @@ def signals(at: Materials, start: Student, folder: Path) -> TeacherSignals:
             taps.close()
         if not at.black_box:
             at.teacher.cpu()  # where the student and what compares them expect it
+    _tell_size(at, inputs, recorded, of_tokens=at.task.per_token or bool(pairs))
     return replace(recorded, taps=pairs)
+
+
+def _tell_size(at: Materials, inputs: Inputs, recorded: TeacherSignals, of_tokens: bool) -> None:
+    size = sum(shard.path.stat().st_size for shard in recorded.shards)
+    tokens = inputs.views * sum(len(example) for example in inputs.examples)
+    each = f", {size / tokens:.1f} a token" if of_tokens else ""
+    at.progress.log(f"  {recorded.rows:,} rows in {size / 1e6:.1f} MB: {size / recorded.rows:.0f} bytes a row{each}")
 
 
 def distill(at: Materials, start: Student, recorded: TeacherSignals, folder: Path) -> DistilledStudent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,8 +36,8 @@ from compressor.verify.gate import choose
 _CODE = key_of(
     [
         sha256_file(path)
-        for part in ("distill", "tasks", "teachers")
-        for path in sorted((Path(__file__).parent / part).glob("*.py"))
+        for part in ("distill/*.py", "tasks/*.py", "teachers/*.py", "preprocess.py", "images.py", "materials.py")
+        for path in sorted(Path(__file__).parent.glob(part))
     ]
 )
 
@@ -81,6 +82,19 @@ def kept_stages(recipe: Recipe, at: Materials) -> tuple[str, ...]:
     return tuple(time.stage for time in run.times)
 
 
+def signals_kept(recipe: Recipe, at: Materials) -> bool:
+    """Whether a run would find what it needs of the teacher recorded already, and whole."""
+
+    def make(_: Path) -> TeacherSignals:
+        raise WorkAhead
+
+    try:
+        _signals(Run(recipe.out, SILENT, planning=True), at, make)
+    except WorkAhead:
+        return False
+    return True
+
+
 def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
     stage, settings = run.stage, recipe.distill
     source, data, held_out = _sources(recipe, at)
@@ -97,24 +111,7 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
     )
     shape = [recipe.student, at.fingerprints.get("student")]
     start = stage("student", Student, lambda out: stages.student(at, out), (source, data), shape)
-    # The teacher's answers serve every student; what is taken from inside it, those as deep as this one.
-    inside = inside_signals(settings)
-    taken = [
-        at.task.views,
-        inside,
-        inside and [getattr(recipe.student, "layers", None), _layers_map(recipe)],
-        _CODE,
-        _kept_of_tokens(recipe),
-    ]
-    signals = stage(
-        "signals",
-        TeacherSignals,
-        lambda out: learning.signals(at, start.value, out),
-        (source, data),
-        taken,
-        keep_partial=True,
-        intact=lambda recorded: all(intact(shard) for shard in recorded.shards),
-    )
+    signals = _signals(run, at, lambda out: learning.signals(at, start.value, out))
 
     def learn(out: Path) -> DistilledStudent:
         return learning.distill(at, start.value, signals.value, out)
@@ -169,6 +166,32 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
         [decision.shipped, portable(recipe), at.data.described],
     )
     return publish(found, decision, bundle.value, at, run)
+
+
+def _signals(run: Run, at: Materials, record: Callable[[Path], TeacherSignals]) -> Keyed[TeacherSignals]:
+    """What the teacher says of the training data: of this run, or of all that share `recipe.cache`.
+
+    Its answers serve every student; what is taken from inside it, those as deep as this one.
+    """
+    recipe, (source, data, _) = at.recipe, _sources(at.recipe, at)
+    inside = inside_signals(recipe.distill)
+    taken = [
+        at.task.views,
+        inside,
+        inside and [getattr(recipe.student, "layers", None), _layers_map(recipe), at.fingerprints.get("student")],
+        _CODE,
+        _kept_of_tokens(recipe),
+    ]
+    return run.stage(
+        "signals",
+        TeacherSignals,
+        record,
+        (source, data),
+        taken,
+        keep_partial=True,
+        intact=lambda recorded: all(intact(shard) for shard in recorded.shards),
+        shared=recipe.cache,
+    )
 
 
 def _layers_map(recipe: Recipe) -> object:

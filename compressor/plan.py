@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from compressor.distill import outputs_of, steps_per_epoch
 from compressor.distill.mixture import Lesson, mixture
 from compressor.materials import Materials
-from compressor.pipeline import kept_stages
+from compressor.pipeline import kept_stages, signals_kept
 from compressor.prediction import predict_bytes
 from compressor.preprocess import by_length
 from compressor.progress import Progress
@@ -44,6 +44,8 @@ class Plan:
     evaluation_examples: int
     steps: int
     teacher_cache_bytes: int
+    teacher_cache: str
+    teacher_cache_kept: bool
     kept_stages: tuple[str, ...]
     seconds: float
 
@@ -69,6 +71,8 @@ def make_plan(recipe: Recipe, progress: Progress) -> Plan:
         evaluation_examples=len(data.truth),
         steps=steps,
         teacher_cache_bytes=signals * answer_bytes,
+        teacher_cache=str(recipe.cache or recipe.out),
+        teacher_cache_kept=signals_kept(recipe, at),
         kept_stages=kept_stages(recipe, at),
         seconds=round(signals * teacher_s + steps * step_s + evaluation_s + recipe.benchmark.budget_s + _FIXED_S, 0),
     )
@@ -76,6 +80,7 @@ def make_plan(recipe: Recipe, progress: Progress) -> Plan:
 
 def plan_lines(plan: Plan) -> list[str]:
     """The plan for a reader."""
+    found = "found" if plan.teacher_cache_kept else "to be recorded"
     predicted = ", ".join(f"{precision} {size / 1e6:.1f} MB" for precision, size in plan.predicted_onnx_bytes.items())
     return [
         f"task        {plan.task}",
@@ -85,7 +90,7 @@ def plan_lines(plan: Plan) -> list[str]:
         f"student     {plan.student_parameters:,} parameters; predicted ONNX: {predicted}",
         f"training    {plan.steps:,} steps over {plan.training_examples:,} examples",
         f"evaluation  {plan.evaluation_examples:,} examples",
-        f"cache       {plan.teacher_cache_bytes / 1e6:.1f} MB of teacher outputs",
+        f"cache       {plan.teacher_cache_bytes / 1e6:.1f} MB of teacher outputs, {found} in {plan.teacher_cache}",
         f"kept        {', '.join(plan.kept_stages) or 'nothing'} from earlier runs in {plan.out}",
         f"time        about {plan.seconds / 60:.0f} minutes on this machine, if nothing is kept",
     ]

@@ -165,6 +165,9 @@ class _Recipe(Settings):
     gate: Gate = Field(Gate(), description="what may ship")
     benchmark: Benchmark = Field(Benchmark(), description="timing on this machine, batch 1")
     out: FilePath = Field(Path("out"), description="run folder: stages, result.json, report.html, bundle")
+    cache: FilePath | None = Field(
+        None, description="folder where run folders share what was recorded of their teachers; null keeps it in out"
+    )
 
 
 class SentenceEmbeddingRecipe(_Recipe):
@@ -238,8 +241,10 @@ RECIPES: dict[str, type[Recipe]] = {
 
 
 def portable(recipe: Recipe) -> dict[str, object]:
-    """The recipe without the folders of this machine, for results and bundles: no `out`, and of every path its name."""
-    return {key: _portable(value) for key, value in recipe.model_dump(exclude={"out"}).items()}
+    """The recipe without the folders of this machine, for results and bundles: none that it writes to, and of every
+    path its name.
+    """
+    return {key: _portable(value) for key, value in recipe.model_dump(exclude={"out", "cache"}).items()}
 
 
 def _portable(value: object) -> object:

@@ -30,9 +30,10 @@ _PATHS = (
     ("data", "eval"),
     ("student", "folder"),
     ("out",),
+    ("cache",),
 )
 _MODULES = (("teacher", "module"), ("student", "module"), ("definition",))
-_ORDER = ("task", "out", "teacher", "data", "student", "distill")
+_ORDER = ("task", "out", "cache", "teacher", "data", "student", "distill")
 
 Key = tuple[str | int, ...]
 

@@ -6,21 +6,21 @@
       result.json  report.html  bundle/
 
 A key is the SHA-256 of the stage's name, its settings, this program's version, and the keys (or content
-hashes) of its inputs, so a changed setting re-runs exactly the stages that depend on it.
+hashes) of its inputs, so a changed setting re-runs exactly the stages that depend on it. A stage may lie in a
+folder that several run folders share.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -29,6 +29,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from compressor import __version__
 from compressor.errors import DataError, StorageError
+from compressor.locks import alone_in, alone_with
 from compressor.progress import Progress
 from compressor.result import StageTime
 
@@ -168,50 +169,60 @@ class Run:
         *,
         keep_partial: bool = False,
         intact: Callable[[T], bool] | None = None,
+        shared: Path | None = None,
     ) -> Keyed[T]:
         """The result of `make(folder)`, or the kept one of an earlier run with the same key.
 
         `make` writes its files into the folder it is given; the folder gets its final name only when it returns.
         With `keep_partial` an unfinished folder is handed to `make` again, which continues from what is in it. With
-        `intact`, which looks closer at a kept result than at the sizes of its files, `make` also mends a damaged one.
+        `intact`, which looks closer at a kept result than at file sizes, `make` mends a damaged one where it lies.
+        `shared` is a folder of several runs: the stage is then theirs, and one of them at a time makes it.
         """
         key = key_of(__version__, name, settings, [upstream.key for upstream in after])
         remake = self.fresh or name == self.rerun_from or any(upstream.remade for upstream in after)
-        final = self.folder / "stages" / f"{name}-{key[:16]}"
+        final = (shared or self.folder / "stages") / f"{name}-{key[:16]}"
         partial = final.with_name(final.name + ".partial")
-        started = time.monotonic()
-        if not (remake or self.planning) and self._load(partial, kind, intact) is not None:
-            _finish(partial, final)  # a run was killed when this alone was left to do
-        if not remake and (kept := self._load(final, kind, intact)) is not None:
-            self.progress.log(f"{name}: kept from an earlier run")
-            self.times.append(StageTime(name, kept.seconds, reused=True))
-            return Keyed(kept.value, key)
-        if self.planning:
-            raise WorkAhead
-        self.progress.log(f"{name}:")
-        if partial.exists() and not (keep_partial and not remake):
-            shutil.rmtree(partial)
-        if intact is not None and not remake and final.exists() and not partial.exists():
-            final.rename(partial)
-        partial.mkdir(parents=True, exist_ok=True)
-        _sweep(partial)
-        (partial / "artifact.json").unlink(missing_ok=True)
-        made = make(partial)
-        seconds = round(time.monotonic() - started, 3)
-        self._seal(partial, kind, made, seconds)
-        _finish(partial, final)
-        self.times.append(StageTime(name, seconds, reused=False))
-        self.progress.log(f"{name}: done in {seconds:.1f} s")
-        result = self._load(final, kind)
+        with alone_with(final, self.progress) if shared and not self.planning else nullcontext():
+            if not (remake or self.planning) and self._load(partial, kind, intact) is not None:
+                _finish(partial, final)  # a run was killed when this alone was left to do
+            if not remake and (kept := self._load(final, kind, intact)) is not None:
+                self.progress.log(f"{name}: kept from an earlier run{f' in {shared}' if shared else ''}")
+                self.times.append(StageTime(name, kept.seconds, reused=True))
+                return Keyed(kept.value, key)
+            if self.planning:
+                raise WorkAhead
+            self.progress.log(f"{name}:")
+            if partial.exists() and not (keep_partial and not remake):
+                shutil.rmtree(partial)
+            # Others may be reading what is whole of a damaged result, so it is mended in its place.
+            mends = intact is not None and not remake and final.exists() and not partial.exists()
+            seconds = self._make(final if mends else partial, kind, make)
+            if not mends:
+                _finish(partial, final)
+            self.times.append(StageTime(name, seconds, reused=False))
+            self.progress.log(f"{name}: done in {seconds:.1f} s")
+            result = self._load(final, kind)
         assert result is not None
         return Keyed(result.value, key, remake)
 
+    def _make(self, folder: Path, kind: type[T], make: Callable[[Path], T]) -> float:
+        """Leaves the stage whole in the folder. Returns the seconds that it took."""
+        started = time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        if folder.suffix == ".partial":  # which is taken for finished where it has a seal
+            (folder / "artifact.json").unlink(missing_ok=True)
+        made = make(folder)
+        self._seal(folder, kind, made, seconds := round(time.monotonic() - started, 3))
+        return seconds
+
     def _seal(self, folder: Path, kind: type[T], made: T, seconds: float) -> None:
         """Writes artifact.json: the artifact with relative paths, the time it took, the size of every file."""
-        files = [path for path in folder.rglob("*") if path.is_file() and path.name != CHECKPOINT]
+        seal = folder / "artifact.json"
+        files = [path for path in folder.rglob("*") if path.is_file() and path != seal and path.name != CHECKPOINT]
         sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
         sealed = _Sealed(_map_paths(made, lambda path: _relative(path, folder)), seconds, sizes)
-        write_atomic(folder / "artifact.json", TypeAdapter(_Sealed[kind]).dump_json(sealed, indent=1))  # type: ignore[valid-type]
+        write_atomic(seal, TypeAdapter(_Sealed[kind]).dump_json(sealed, indent=1))  # type: ignore[valid-type]
 
     def _load(self, folder: Path, kind: type[T], intact: Callable[[T], bool] | None = None) -> _Sealed[T] | None:
         try:
@@ -236,17 +247,7 @@ class Run:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Holds the run folder against other processes. Raises StorageError when another one holds it."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise StorageError(f"{self.folder}: expected a folder, found a file; choose another with --out") from None
-        with (self.folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StorageError(
-                    f"{self.folder}: another compressor is at work in it; wait for it, or choose another with --out"
-                ) from None
+        with alone_in(self.folder):
             _sweep(self.folder)
             yield
 

@@ -23,7 +23,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up. A module imports from its own layer or from lower ones; stage packages not even from each other.
 GROUND = (
-    "native", "store", "artifacts", "result", "recipe", "recipe_base", "recipe_data", "recipe_teacher",
+    "native", "store", "locks", "artifacts", "result", "recipe", "recipe_base", "recipe_data", "recipe_teacher",
     "recipe_student", "recipe_distill", "recipe_file", "preprocess", "images", "onnx_file", "onnxrt", "metrics",
     "progress", "own_task",
 )  # fmt: skip

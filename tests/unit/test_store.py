@@ -15,7 +15,7 @@ import pytest
 from compressor import store
 from compressor.artifacts import Student
 from compressor.errors import DataError, StorageError
-from compressor.progress import SILENT
+from compressor.progress import SILENT, Progress
 from compressor.recipe import Gate
 from compressor.store import (
     CHECKPOINT,
@@ -413,3 +413,76 @@ def test_planning_makes_nothing(tmp_path: Path) -> None:
         plan.stage("b", Made, make, ())
     assert [time.stage for time in plan.times] == ["a"]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_shared_stage_is_made_once_for_all_runs(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    first = Run(tmp_path / "one", SILENT).stage("a", Made, made, (), shared=shared).value
+    with pytest.raises(WorkAhead):
+        Run(tmp_path / "two", SILENT, planning=True).stage("a", Made, made, ())
+    Run(tmp_path / "two", SILENT, planning=True).stage("a", Made, fails, (), shared=shared)
+    second = Run(tmp_path / "two", SILENT).stage("a", Made, fails, (), shared=shared).value
+    assert second == first
+    assert second.path.is_relative_to(shared)
+    assert not (tmp_path / "two").exists()
+
+
+def test_a_shared_stage_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another process holds it; it is killed in the middle, and what it had is continued."""
+    code = (
+        "import sys, time; from pathlib import Path; from test_store import Made; from compressor.store import Run\n"
+        "from compressor.progress import SILENT\n"
+        "def slow(out):\n    (out / 'half').write_text('x'); print('begun', flush=True); time.sleep(600)\n"
+        "home = Path(sys.argv[1])\n"
+        "Run(home / 'one', SILENT).stage('a', Made, slow, (), keep_partial=True, shared=home / 'shared')\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "begun\n"
+        seen: list[bool] = []
+
+        def continued(out: Path) -> Made:
+            seen.append((out / "half").exists())
+            return made(out)
+
+        class Killing(Progress):
+            def log(self, line: str) -> None:
+                super().log(line)
+                if "waits for another compressor" in line:
+                    other.kill()
+
+        run = Run(tmp_path / "two", Killing())
+        run.stage("a", Made, continued, (), keep_partial=True, shared=tmp_path / "shared")
+        other.wait()
+    assert seen == [True]
+    assert "waits for another compressor" in capsys.readouterr().err
+
+
+def test_a_damaged_result_is_mended_where_others_read_it(tmp_path: Path) -> None:
+    def whole(result: Made) -> bool:
+        return result.path.read_text() == "x"
+
+    run = Run(tmp_path, SILENT)
+    kept = run.stage("a", Made, made, (), intact=whole).value
+    kept.path.write_text("y")
+
+    def mend(out: Path) -> Made:
+        assert out == kept.path.parent
+        assert (out / "artifact.json").is_file()
+        return made(out)
+
+    assert run.stage("a", Made, mend, (), intact=whole).value == kept
+    assert kept.path.read_text() == "x"
+    run.stage("a", Made, fails, (), intact=whole)
+
+
+def test_a_file_in_the_place_of_the_shared_folder(tmp_path: Path) -> None:
+    (tmp_path / "shared").write_text("")
+    with pytest.raises(StorageError, match="expected a folder, found a file; choose another with --cache"):
+        Run(tmp_path / "one", SILENT).stage("a", Made, made, (), shared=tmp_path / "shared")

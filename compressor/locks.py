@@ -1,0 +1,48 @@
+"""Folders that one process works in at a time: a run's own, and one stage of several runs'."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from compressor.errors import StorageError
+from compressor.progress import Progress
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Makes the run folder and holds it. Raises StorageError when another process holds it."""
+    _make_folder(folder, "--out")
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StorageError(
+                f"{folder}: another compressor is at work in it; wait for it, or choose another with --out"
+            ) from None
+        yield
+
+
+@contextmanager
+def alone_with(stage: Path, progress: Progress) -> Iterator[None]:
+    """Makes the folder that a shared stage lies in and holds that stage, after whoever else holds it."""
+    _make_folder(stage.parent, "--cache")
+    with stage.with_name(f".{stage.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress.log(f"  waits for another compressor, which is at work on {stage}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for leftover in stage.parent.glob(f".{stage.name}.*.old"):  # of a process that was killed
+            shutil.rmtree(leftover)
+        yield
+
+
+def _make_folder(folder: Path, flag: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise StorageError(f"{folder}: expected a folder, found a file; choose another with {flag}") from None
