@@ -37,7 +37,7 @@ class Linear(nn.Module):
 class Mirrored:
     """A task of two views, the second one negated, and its preprocessor."""
 
-    views = 2
+    views, loss = 2, None
 
     def view(self, example: NDArray[Any], index: int) -> NDArray[Any]:
         return -example if index else example
