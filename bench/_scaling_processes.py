@@ -45,7 +45,7 @@ class Setup:
         return f"{self.processes} x {self.threads}"
 
 
-SETUPS = (Setup(1, 1), Setup(1, 2), Setup(2, 1))
+ONE, WIDE, TWO = Setup(1, 1), Setup(1, 2), Setup(2, 1)
 
 
 class _Clock(Progress):
@@ -96,26 +96,23 @@ def train(prepared: Path, setup: Setup, out: Path) -> list[dict[str, Any]]:
 
 
 def measured(folder: Path, quick: bool) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """A row for each setup; and what bars are about: ratios of two processes to one, from the same round."""
+    """A row for each setup; and what bars are about: two processes beside one, times from the same round."""
     prepared, rounds = prepare(folder, quick), 1 if quick else 3
-    found: dict[Setup, list[list[dict[str, Any]]]] = {setup: [] for setup in SETUPS}
-    for number in range(rounds):
-        for setup in SETUPS[:: -1 if number % 2 else 1]:
-            found[setup].append(train(prepared, setup, folder / f"{setup.processes}-{setup.threads}-{number}"))
-    one, wide, two = (found[setup] for setup in SETUPS)
-    steps_ms = {setup: [statistics.median(said[0]["steps_ms"]) for said in found[setup]] for setup in SETUPS}
-    values = {
-        "processes_times_one": statistics.median(
-            alone / both for alone, both in zip(steps_ms[SETUPS[0]], steps_ms[SETUPS[2]], strict=True)
-        ),
-        "processes_times_two_threads": statistics.median(
-            alone / both for alone, both in zip(steps_ms[SETUPS[1]], steps_ms[SETUPS[2]], strict=True)
-        ),
-        "process_memory_of_one": _peak_mib(two) / _peak_mib(one),
-        "processes_loss_difference": max(_difference(one[0][0], said[0]) for said in two),
-        "threads_loss_difference": max(_difference(one[0][0], said[0]) for said in wide),
+    found: dict[Setup, list[list[dict[str, Any]]]] = {
+        setup: [] for setup in ((ONE, TWO) if quick else (ONE, WIDE, TWO))
     }
-    return [_row(setup, steps_ms[setup], found[setup], one[0][0]) for setup in SETUPS], values
+    for number in range(rounds):
+        for setup in list(found)[:: -1 if number % 2 else 1]:
+            found[setup].append(train(prepared, setup, folder / f"{setup.processes}-{setup.threads}-{number}"))
+    steps_ms = {setup: [statistics.median(said[0]["steps_ms"]) for said in found[setup]] for setup in found}
+    alone = found[ONE][0][0]
+    values = {"process_memory_of_one": _peak_mib(found[TWO]) / _peak_mib(found[ONE])}
+    for setup, trainings in found.items():
+        if setup != ONE:
+            values[f"loss_difference {setup.name}"] = max(_difference(alone, said[0]) for said in trainings)
+            pairs = zip(steps_ms[ONE], steps_ms[setup], strict=True)
+            values[f"times_one {setup.name}"] = statistics.median(one / other for one, other in pairs)
+    return [_row(setup, steps_ms[setup], found[setup], alone) for setup in found], values
 
 
 def _peak_mib(trainings: list[list[dict[str, Any]]]) -> float:
