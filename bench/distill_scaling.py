@@ -25,8 +25,8 @@ how far the loss curves are from that of one process with one thread. Two cores 
 Predicted before anything was measured: 8 matrices for `torch dense`, 3 for `dense`, none for the linear ways beyond the
 weight's gradient and a chunk's logits; `linear` 1.0 to 1.3 times as slow as `dense`, since every chunk passes over the
 weight; two processes 1.6 to 1.8 times as fast as one, as fast as two threads, each with the memory of one.
-Found at first: 6 and 3; but `linear` held 1 where heaps fragmented, as every chunk's logits were allocated anew, and took
-1.36 times as long, with chunks of 64 rows. Chunks now share their memory and have 128 rows.
+Found at first: 6 and 3; but `linear` held 1 where heaps fragmented, as every chunk's logits were allocated anew, and
+took 1.36 times as long, with chunks of 64 rows. Chunks now share their memory and have 128 rows.
 """
 
 from __future__ import annotations
