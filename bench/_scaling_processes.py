@@ -56,7 +56,7 @@ class _Clock(Progress):
         self.at_s: list[float] = []
 
     @contextmanager
-    def bar(self, title: str, total: int, unit: str = "it", done: int = 0) -> Iterator[Bar]:  # noqa: ARG002 (as Progress has it)
+    def bar(self, title: str, total: int, unit: str = "it", done: int = 0) -> Iterator[Bar]:  # noqa: ARG002
         yield _Hand(self.at_s)
 
 
@@ -156,6 +156,7 @@ def _main(prepared: Path, out: Path) -> None:
     level = level_mib()
     history = None
     if team.leads():
+        assert work.recorded is not None
         history = learning.distill(at, work.start, work.recorded, out).history
         team.dismiss()
     else:

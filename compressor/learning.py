@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from compressor.artifacts import DistilledStudent, Student, TapPair, TeacherSignals, TrainingHistory
 from compressor.distill import (
+    ALONE,
+    Crew,
     Inputs,
     SignalReader,
     Taps,
@@ -21,6 +24,7 @@ from compressor.distill import (
     answers_at,
     inside_signals,
     record_signals,
+    sharded,
     tap_pairs,
     team,
     train,
@@ -37,6 +41,7 @@ from compressor.recipe_base import is_on
 from compressor.recipe_distill import ClassDistillation, Distillation, NextTokenDistillation, TokenDistillation
 from compressor.store import write_atomic
 from compressor.students import write_student
+from compressor.teachers import Answers, load_teacher
 
 # Examples that the teacher is asked at once; fewer where each token of a text gets a row of logits.
 _BATCH, _TEXTS = 64, 8
@@ -46,40 +51,73 @@ _UNTOLD = {f"teacher.{name}" for name in ("endpoint", "key_env", "prompt", "refe
 
 def signals(at: Materials, start: Student, folder: Path) -> TeacherSignals:
     """The teacher's outputs on the training data, and what else of it the student is to learn from."""
+    if getattr(at.recipe.teacher, "shard", False):
+        if team.size() == 1:
+            raise TeacherError(
+                "teacher.shard: expected several processes to share the teacher, got one; start them with"
+                " torchrun --nproc-per-node=2 -m compressor compress ..., or set it to false"
+            )
+        with team.together(team.Work(start, None, False, folder)):
+            recorded = _record_together(at, start, folder)
+    else:
+        recorded = _record_alone(at, start, folder)
+    size = sum(shard.path.stat().st_size for shard in recorded.shards)
+    tokens = at.task.views * sum(len(example) for example in at.teacher_examples)
+    each = f", {size / tokens:.1f} a token" if at.task.per_token or recorded.taps else ""
+    at.progress.log(f"  {recorded.rows:,} rows in {size / 1e6:.2f} MB: {size / recorded.rows:.0f} bytes a row{each}")
+    return recorded
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A teacher, and how it is asked: for logits of every token, or for answers to whole inputs. None: a black box."""
+
+    module: nn.Module | None
+    logits: Callable[[list[Any]], torch.Tensor]
+    answers: Answers
+
+
+def _record_alone(at: Materials, start: Student, folder: Path) -> TeacherSignals:
+    module = None if at.black_box else at.teacher
+    try:
+        return _record(at, start, folder, _Asked(module, at.logits, at.answers), ALONE)
+    finally:
+        if module is not None:
+            module.cpu()  # where the student and what compares them expect it
+
+
+def _record_together(at: Materials, start: Student, folder: Path) -> TeacherSignals:
+    """Every process has a part of the teacher, and makes some of the shards."""
+    at.progress.log(f"  the teacher's weights are shared by {team.size()} processes")
+    module = sharded(lambda: at.task.deployable(load_teacher(at.recipe)).eval())
+    asked = _Asked(
+        module, lambda examples: at.says(module, examples), lambda examples: at.says(module, examples).cpu().numpy()
+    )
+    return _record(at, start, folder, asked, team.crew())
+
+
+def _record(at: Materials, start: Student, folder: Path, teacher: _Asked, crew: Crew) -> TeacherSignals:
     inputs = Inputs(at.teacher_examples, at.task.views, at.task.view)
     settings = at.recipe.distill
     if isinstance(settings, NextTokenDistillation):
         _require_same_tokens(at, at.task.preprocessor(start.folder))
-    batch_size = _BATCH
     pairs: tuple[TapPair, ...] = ()
     taps = None
     if inside_signals(settings) and isinstance(settings, TokenDistillation):
-        if at.black_box:
+        if teacher.module is None:
             raise TeacherError("a black box shows nothing of its inside; set hidden_weight and relation_weight to 0")
-        pairs = tap_pairs(settings, at.student(start.folder), at.teacher)
-        taps = Taps(at.teacher, [pair.teacher for pair in pairs], TeacherError)
+        pairs = tap_pairs(settings, at.student(start.folder), teacher.module)
+        taps = Taps(teacher.module, [pair.teacher for pair in pairs], TeacherError)
     try:
         if at.task.per_token:
             assert isinstance(settings, ClassDistillation)
-            ask = answers_at(at.logits, at.task.positions, settings, taps)
-            batch_size = _TEXTS
+            ask, batch_size = answers_at(teacher.logits, at.task.positions, settings, taps), _TEXTS
         else:
-            ask = whole_answers(at.answers, taps)
-        recorded = record_signals(ask, inputs, folder, at.progress, batch_size)
+            ask, batch_size = whole_answers(teacher.answers, taps), _BATCH
+        return replace(record_signals(ask, inputs, folder, at.progress, batch_size, crew), taps=pairs)
     finally:
         if taps is not None:
             taps.close()
-        if not at.black_box:
-            at.teacher.cpu()  # where the student and what compares them expect it
-    _tell_size(at, inputs, recorded, of_tokens=at.task.per_token or bool(pairs))
-    return replace(recorded, taps=pairs)
-
-
-def _tell_size(at: Materials, inputs: Inputs, recorded: TeacherSignals, of_tokens: bool) -> None:
-    size = sum(shard.path.stat().st_size for shard in recorded.shards)
-    tokens = inputs.views * sum(len(example) for example in inputs.examples)
-    each = f", {size / tokens:.1f} a token" if of_tokens else ""
-    at.progress.log(f"  {recorded.rows:,} rows in {size / 1e6:.1f} MB: {size / recorded.rows:.0f} bytes a row{each}")
 
 
 def distill(at: Materials, start: Student, recorded: TeacherSignals, folder: Path) -> DistilledStudent:
@@ -97,7 +135,12 @@ def control(at: Materials, start: Student, recorded: TeacherSignals, folder: Pat
 
 
 def share(at: Materials, work: team.Work) -> None:
-    """What a process that does not lead does of a training: its part of every batch. It writes nothing."""
+    """What a process that does not lead does of a training: its part of every batch, and it writes nothing. Of what the
+    teacher says, it asks for and writes some shards.
+    """
+    if work.recorded is None:
+        _record_together(at, work.start, work.folder)
+        return
     _train(at, work.start, work.recorded, _labels_alone(at) if work.control else at.recipe.distill, work.folder)
 
 

@@ -100,24 +100,24 @@ class Materials:
         teacher, file = self.recipe.teacher, self.onnx_teacher
         if isinstance(teacher, EndpointTeacher):
             return open_endpoint(teacher, self.recipe.out / "cache" / "endpoint.jsonl", self.progress.log).answers
-        collate = self.teacher_preprocessor.collate
         if file is not None:
+            collate = self.teacher_preprocessor.collate
             return lambda examples: file.answers(collate(examples))
-        module = self.task.deployable(self.teacher).eval()
-
-        def ask(examples: Sequence[Any]) -> NDArray[np.float32]:
-            module.to("cuda" if torch.cuda.is_available() else "cpu")
-            with torch.inference_mode():
-                return outputs_of(module, collate(examples)).cpu().numpy()
-
-        return ask
+        return lambda examples: self.says(self._asked, examples).cpu().numpy()
 
     def logits(self, examples: Sequence[Any]) -> torch.Tensor:
         """What a teacher whose weights are in reach says at every token: float [examples, tokens, classes]."""
+        return self.says(self._asked, examples)
+
+    @property
+    def _asked(self) -> nn.Module:
         module = self.task.deployable(self.teacher).eval()
-        module.to("cuda" if torch.cuda.is_available() else "cpu")
+        return module.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def says(self, deployable: nn.Module, examples: Sequence[Any]) -> torch.Tensor:
+        """What a deployable teacher answers to `teacher_inputs`, where it is: float [examples, ...]."""
         with torch.inference_mode():
-            return outputs_of(module, self.teacher_preprocessor.collate(examples))
+            return outputs_of(deployable, self.teacher_preprocessor.collate(examples))
 
     def teacher_inputs(self, raw: Sequence[Any] | NDArray[Any]) -> list[Any]:
         """Raw inputs as `answers` takes them: encoded, but for an endpoint, which reads the text itself."""

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from compressor.recipe_base import MODULE_PATTERN, FilePath, Positive, Settings, Share, distinct
+from compressor.recipe_base import MODULE_PATTERN, FilePath, Positive, Settings, Share, distinct, is_on
 from compressor.recipe_data import ALTERNATIVES, DataSource, Resize
 from compressor.recipe_distill import (
     EmbeddingDistillation,
@@ -193,6 +193,15 @@ class TextGenerationRecipe(_Recipe):
     student: DecoderStudent = Field(DecoderStudent(), description="cut from the teacher's own weights")
     distill: NextTokenDistillation = Field(NextTokenDistillation(), description="how to learn")
     quantize: Quantization = Field(Quantization(precisions=("dynamic-int8",)), description="the int8 candidates")
+
+    @model_validator(mode="after")
+    def _whole_teacher_in_training(self) -> TextGenerationRecipe:
+        if self.teacher.shard and is_on(self.distill.on_policy):
+            raise ValueError(
+                "distill.on_policy asks the teacher during training, where it is not shared: set"
+                " teacher.shard to false, or distill.on_policy to 0"
+            )
+        return self
 
 
 class ImageClassificationRecipe(_Recipe):

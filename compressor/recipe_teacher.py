@@ -14,6 +14,13 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from compressor.recipe_base import MODULE_PATTERN, FilePath, Settings, distinct
 
 Permission = Literal["own-model", "license-permits", "written-permission"]
+Shared = Annotated[
+    bool,
+    Field(
+        description="share its weights among the processes of torchrun or accelerate launch while its outputs are"
+        " recorded, for a teacher that is too large for one GPU"
+    ),
+]
 Classes = Annotated[tuple[str, ...], AfterValidator(distinct), Field(min_length=2, strict=False)]
 
 
@@ -45,6 +52,7 @@ class FolderTeacher(TeacherRights):
     trust_remote_code: bool = Field(
         False, description="run Python code that the folder brings along; recorded in the bundle's lineage"
     )
+    shard: Shared = False
 
 
 class ModuleTeacher(TeacherRights):
@@ -63,10 +71,12 @@ class HubTeacher(TeacherRights):
     trust_remote_code: bool = Field(
         False, description="run Python code that the repository brings along; recorded in the bundle's lineage"
     )
+    shard: Shared = False
 
 
 class GgufTeacher(TeacherRights):
     gguf: FilePath = Field(description="a causal language model in a GGUF file, de-quantized into float32")
+    shard: Shared = False
 
 
 class OnnxTeacher(TeacherRights):

@@ -5,12 +5,24 @@ from __future__ import annotations
 from compressor.distill import team
 from compressor.distill.batches import steps_per_epoch
 from compressor.distill.cache import SignalReader, intact
-from compressor.distill.record import Inputs, answers_at, outputs_of, record_signals, whole_answers, write_outputs
+from compressor.distill.record import (
+    ALONE,
+    Crew,
+    Inputs,
+    answers_at,
+    outputs_of,
+    record_signals,
+    whole_answers,
+    write_outputs,
+)
+from compressor.distill.sharding import sharded
 from compressor.distill.taps import Taps, inside_signals, tap_pairs
 from compressor.distill.training import train
 from compressor.distill.training_inputs import TrainingData, Workplace
 
 __all__ = [
+    "ALONE",
+    "Crew",
     "Inputs",
     "SignalReader",
     "Taps",
@@ -21,6 +33,7 @@ __all__ = [
     "intact",
     "outputs_of",
     "record_signals",
+    "sharded",
     "steps_per_epoch",
     "tap_pairs",
     "team",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.artifacts import Shard, TeacherSignals
-from compressor.distill.cache import ROWS, RowSignals, finished_shards, note_shards, write_shard
+from compressor.distill.cache import ROWS, RowSignals, finished_shards, note_shards, shard_file, write_shard
 from compressor.distill.positions import said
 from compressor.distill.taps import Taps
 from compressor.errors import TeacherError
 from compressor.preprocess import Feed, by_length
-from compressor.progress import Progress
+from compressor.progress import Bar, Progress
 from compressor.recipe_distill import ClassDistillation
 from compressor.teachers import Answers
 
@@ -51,28 +52,74 @@ def outputs_of(module: nn.Module, feed: Feed) -> Tensor:
 Ask = Callable[[list[Any], torch.Generator], list[RowSignals]]
 
 
-def record_signals(ask: Ask, inputs: Inputs, folder: Path, progress: Progress, batch_size: int) -> TeacherSignals:
+@dataclass(frozen=True)
+class Crew:
+    """The processes that record together: each makes a shard of its own, and all ask the teacher as often.
+
+    `agree` gives every process what the first one said, `collect` what each said, in their order and of equal length.
+    """
+
+    rank: int
+    size: int
+    agree: Callable[[bytes], bytes]
+    collect: Callable[[bytes], list[bytes]]
+
+
+ALONE = Crew(0, 1, lambda said: said, lambda said: [said])
+
+
+def record_signals(
+    ask: Ask, inputs: Inputs, folder: Path, progress: Progress, batch_size: int, crew: Crew = ALONE
+) -> TeacherSignals:
     """Writes what the teacher says of every row, in shards.
 
     An interrupted recording continues with the shards that are not whole yet. Raises TeacherError when an output is not
     finite, OSError where the disk has no room.
     """
     started = time.monotonic()
-    shards = finished_shards(folder)
+    shards = finished_shards(folder) if crew.rank == 0 else {}
     counts = {number: min(ROWS, inputs.rows - number * ROWS) for number in range(-(-inputs.rows // ROWS))}
-    done = sum(counts[number] for number in shards)
+    missing = json.loads(crew.agree(json.dumps(sorted(set(counts) - set(shards))).encode()))
+    done = inputs.rows - sum(counts[number] for number in missing)
     with progress.bar("teacher", inputs.rows, "example", done=done) as bar:
-        for number in sorted(set(counts) - set(shards)):
-            first = number * ROWS
-            examples = [inputs.example(row) for row in range(first, first + counts[number])]
-            generator = torch.Generator().manual_seed(number)  # the same draws, wherever a recording goes on
-            found: dict[int, RowSignals] = {}
-            for batch in by_length([len(example) for example in examples], batch_size):
-                found |= zip(batch.tolist(), ask([examples[i] for i in batch], generator), strict=True)
-                bar.advance(len(batch))
-            shards[number] = write_shard(folder, number, [found[i] for i in range(len(examples))])
-            note_shards(folder, shards)
+        recording = _Recording(ask, inputs, folder, batch_size, bar)
+        for first in range(0, len(missing), crew.size):
+            numbers = missing[first : first + crew.size]
+            mine = numbers[crew.rank] if crew.rank < len(numbers) else None
+            digest, asked = (bytes(32), 0) if mine is None else recording.shard(mine, counts[mine])
+            recording.idle(-(-max(counts[n] for n in numbers) // batch_size) - asked)
+            for number, made in zip(numbers, crew.collect(digest), strict=False):
+                shards[number] = Shard(folder / shard_file(number), made.hex())
+            bar.advance(sum(counts[n] for n in numbers if n != mine))
+            if crew.rank == 0:
+                note_shards(folder, shards)
     return _sealed(shards, inputs.rows, time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class _Recording:
+    ask: Ask
+    inputs: Inputs
+    folder: Path
+    batch_size: int
+    bar: Bar
+
+    def shard(self, number: int, rows: int) -> tuple[bytes, int]:
+        """Writes one. Its SHA-256, and how often the teacher was asked for it."""
+        examples = [self.inputs.example(row) for row in range(number * ROWS, number * ROWS + rows)]
+        generator = torch.Generator().manual_seed(number)  # the same draws, wherever a recording goes on
+        found: dict[int, RowSignals] = {}
+        batches = by_length([len(example) for example in examples], self.batch_size)
+        for batch in batches:
+            found |= zip(batch.tolist(), self.ask([examples[i] for i in batch], generator), strict=True)
+            self.bar.advance(len(batch))
+        made = write_shard(self.folder, number, [found[i] for i in range(rows)])
+        return bytes.fromhex(made.sha256), len(batches)
+
+    def idle(self, times: int) -> None:
+        """A teacher that is shared answers all processes or none, so who has nothing to ask asks all the same."""
+        for _ in range(times):
+            self.ask([self.inputs.example(0)], torch.Generator())
 
 
 def whole_answers(answers: Answers, taps: Taps | None) -> Ask:

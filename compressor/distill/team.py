@@ -1,7 +1,8 @@
-"""Several processes at one run, by `torchrun` or `accelerate launch`: the first leads, the others train with it.
+"""Several processes at one run, by `torchrun` or `accelerate launch`: the first leads, the others work with it.
 
-The leader runs the whole pipeline. When it comes to training, it tells the others what; they load the same
-student and data, take their share of every batch, and wait for the next call. All see the same run folder.
+The leader runs the whole pipeline. When it comes to training, or to asking a teacher that is shared among all, it tells
+the others what; they load the same models and data, take their share, and wait for the next call. All see the same run
+folder.
 """
 
 from __future__ import annotations
@@ -17,18 +18,23 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from pydantic import TypeAdapter
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from compressor.artifacts import Student, TeacherSignals
+from compressor.distill.record import Crew
 
 _PATIENCE = timedelta(days=7)  # the leader may export, quantize and measure between two calls
 
 
 @dataclass(frozen=True)
 class Work:
-    """A training: of which student, on what, and where its files go. `control`: on the labels alone."""
+    """A training: of which student, on what, and where its files go. `control`: on the labels alone.
+
+    `recorded` None: what the teacher says is to be recorded, into that folder.
+    """
 
     start: Student
-    recorded: TeacherSignals
+    recorded: TeacherSignals | None
     control: bool
     folder: Path
 
@@ -55,6 +61,25 @@ def together(work: Work) -> Iterator[None]:
     _training.append(work)
     yield
     _training.clear()
+
+
+def crew() -> Crew:
+    """All processes, to record together."""
+    return Crew(int(os.environ.get("RANK", "0")), size(), _agree, _collect)
+
+
+def mesh() -> DeviceMesh:
+    """The devices of all processes, in a row."""
+    _line()
+    return init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (size(),))
+
+
+def take_turns(act: Callable[[], None]) -> None:
+    """Has every process do it, one after the other."""
+    for turn in range(size()):
+        if turn == int(os.environ["RANK"]):
+            act()
+        torch.distributed.barrier(group=_line())
 
 
 def dismiss() -> None:
@@ -86,6 +111,20 @@ def _tell(message: bytes) -> None:
     torch.distributed.broadcast(torch.tensor([len(message)]), 0, group=line)
     if message:
         torch.distributed.broadcast(torch.frombuffer(bytearray(message), dtype=torch.uint8), 0, group=line)
+
+
+def _agree(message: bytes) -> bytes:
+    if leads():
+        _tell(message)
+        return message
+    return _hear()
+
+
+def _collect(message: bytes) -> list[bytes]:
+    mine = torch.frombuffer(bytearray(message), dtype=torch.uint8)
+    found = [torch.empty_like(mine) for _ in range(size())]
+    torch.distributed.all_gather(found, mine, group=_line())
+    return [each.numpy().tobytes() for each in found]
 
 
 def _hear() -> bytes:

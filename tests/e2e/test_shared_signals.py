@@ -28,7 +28,7 @@ def test_run_folders_share_what_the_teacher_said(
     assert sorted("signals" in each.stages("done") for each in ended) == [False, True]
     assert sorted("signals" in each.stages("kept") for each in ended) == [False, True]
     recorded = next(each for each in ended if "signals" in each.stages("done"))
-    assert "  960 rows in 0.0 MB: 12 bytes a row" in recorded.stderr  # and both mirror views, three logits each
+    assert "  960 rows in 0.01 MB: 12 bytes a row" in recorded.stderr  # and both mirror views, three logits each
     assert not list((tmp_path / "two" / "stages").glob("signals-*"))
     assert weights_of(tmp_path / "one") == weights_of(tmp_path / "two") == weights_of(alone)
 
