@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 from compressor import __version__
 from compressor.artifacts import STAGES
 
-_TASKS = ("sentence-embedding", "text-classification", "text-generation", "image-classification", "own")
+_TASKS = (
+    "sentence-embedding",
+    "text-classification",
+    "token-classification",
+    "text-generation",
+    "image-classification",
+    "own",
+)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

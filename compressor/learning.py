@@ -161,12 +161,13 @@ def _train(
     if not inside_signals(settings):
         recorded = replace(recorded, taps=())
     aligned = _aligned(at, preprocessor, examples) if recorded.taps else None
-    positions = [at.task.positions(example) for example in examples] if at.task.per_token else None
-    labels = at.task.labels(at.data, examples)
     score = None
     if isinstance(settings, NextTokenDistillation) and is_on(settings.on_policy) and settings.hard_weight < 1:
         score = _scoring(at, settings)
-    data = TrainingData(examples, SignalReader(recorded), labels, at.data.holdout, positions, aligned, score)
+    labels = at.task.labels(at.data, examples)
+    data = TrainingData(examples, SignalReader(recorded), labels, at.data.holdout, aligned=aligned, score=score)
+    if at.task.per_token:
+        data = _at_tokens(at, data)
     events = at.recipe.out / "tensorboard" / folder.name.removesuffix(".partial")
     place = Workplace(folder, at.progress, events, parameters(at.recipe, settings))
     history = train(module, at.task, preprocessor, data, settings, place)
@@ -215,6 +216,29 @@ def _require_same_tokens(at: Materials, preprocessor: Preprocessor) -> None:
         )
 
 
+def _at_tokens(at: Materials, data: TrainingData) -> TrainingData:
+    """The same data for learning at those tokens that both teacher and student answer at. Raises StudentError when
+    that is at most half of the teacher's.
+    """
+    task, labels = at.task, data.labels
+    theirs = [task.positions(example) for example in at.teacher_examples]
+    shared = [task.shared(mine, other) for mine, other in zip(data.examples, at.teacher_examples, strict=True)]
+    share = sum(len(mine) for mine, _ in shared) / max(1, sum(map(len, theirs)))
+    if share <= 0.5:
+        raise StudentError(
+            f"teacher and student both answer for only {share:.1%} of what the teacher does; the student cuts texts off"
+            " earlier: set a larger student.max_length or student.vocab"
+        )
+    if share < 1:
+        at.progress.log(f"  {share:.1%} of what the teacher answers, the student answers too")
+    return replace(
+        data,
+        positions=[task.positions(example)[mine] for example, (mine, _) in zip(data.examples, shared, strict=True)],
+        labels=None if labels is None else [one[mine] for one, (mine, _) in zip(labels, shared, strict=True)],
+        recorded=[other for _, other in shared] if share < 1 else None,
+    )
+
+
 def _aligned(at: Materials, preprocessor: Preprocessor, examples: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
     """bool [examples]: which are the same tokens to teacher and student. Raises StudentError when most are not."""
     theirs = at.teacher_preprocessor
@@ -223,7 +247,7 @@ def _aligned(at: Materials, preprocessor: Preprocessor, examples: Sequence[NDArr
     my_tokens, their_tokens = preprocessor.tokens(), theirs.tokens()
     same = np.array(
         [
-            np.array_equal(my_tokens[mine], their_tokens[other])
+            np.array_equal(my_tokens[preprocessor.ids(mine)], their_tokens[theirs.ids(other)])
             for mine, other in zip(examples, at.teacher_examples, strict=True)
         ]
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from transformers import PreTrainedModel
 
 from compressor.distill import outputs_of
 from compressor.errors import DataError, RecipeError, StudentError
-from compressor.preprocess import Preprocessor
+from compressor.preprocess import CausalPreprocessor, Preprocessor, TextPreprocessor
 from compressor.progress import Progress
 from compressor.recipe import ImageClassificationRecipe, OwnTaskRecipe, Recipe
 from compressor.recipe_teacher import EndpointTeacher, OnnxTeacher
@@ -24,6 +25,7 @@ from compressor.students import load_student
 from compressor.tasks import Task, TaskData, task_for
 from compressor.tasks.sources import fingerprint as data_fingerprint
 from compressor.teachers import Answers, fingerprint, load_teacher, rights
+from compressor.teachers.decoder import cache_shape
 from compressor.teachers.labels import open_endpoint
 from compressor.teachers.module import source_file
 from compressor.teachers.onnx_file import OnnxTeacherModel, open_onnx_teacher
@@ -106,7 +108,9 @@ class Materials:
         return lambda examples: self.says(self._asked, examples).cpu().numpy()
 
     def logits(self, examples: Sequence[Any]) -> torch.Tensor:
-        """What a teacher whose weights are in reach says at every token: float [examples, tokens, classes]."""
+        """What the teacher says at every token: float [examples, tokens, classes]."""
+        if self.black_box:
+            return torch.from_numpy(self.answers(examples))
         return self.says(self._asked, examples)
 
     @property
@@ -129,17 +133,29 @@ class Materials:
     def teacher_preprocessor(self) -> Preprocessor:
         return self.task.preprocessor(None)
 
-    @cached_property
-    def planning_preprocessor(self) -> Preprocessor:
-        """The teacher's, or the student's own where the teacher's cannot be had: for sizes and times."""
+    def planning_preprocessor(self, student: nn.Module) -> Preprocessor:
+        """For sizes and times of a raw student that has no folder yet: the teacher's, with the cache of a student that
+        keeps one; the student's own where the teacher's cannot be had.
+        """
         if isinstance(self.recipe.teacher, EndpointTeacher):
             return self.task.preprocessor(getattr(self.recipe.student, "folder", None))
-        return self.teacher_preprocessor
+        found = self.teacher_preprocessor
+        if isinstance(found, CausalPreprocessor) and isinstance(student, PreTrainedModel):
+            return replace(found, cache=cache_shape(student.config))
+        return found
 
     @cached_property
     def teacher_examples(self) -> list[Any]:
         """The training inputs as the teacher takes them."""
         return self.teacher_inputs(self.data.train)
+
+    @cached_property
+    def training_ids(self) -> list[NDArray[np.int64]]:
+        """The training text's token ids under the teacher's tokenizer; none of images and for an endpoint."""
+        if self.tokenizer_name is None or isinstance(self.recipe.teacher, EndpointTeacher):
+            return []
+        assert isinstance(self.teacher_preprocessor, TextPreprocessor)
+        return [self.teacher_preprocessor.ids(example) for example in self.teacher_examples]
 
     def student(self, folder: Path) -> nn.Module:
         """The deployable student of a folder, in evaluation mode."""

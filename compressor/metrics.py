@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,3 +41,40 @@ def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     result: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
     return result
+
+
+def are_iob2(classes: Sequence[str]) -> bool:
+    """Whether class names are tags in IOB2: `O`, and for each type of entity `B-type`, most with an `I-type`."""
+    begun = {name[2:] for name in classes if name.startswith("B-")}
+    inside = {name[2:] for name in classes if name.startswith("I-")}
+    return "O" in classes and bool(begun) and inside <= begun and len(classes) == 1 + len(begun) + len(inside)
+
+
+def entities(tags: Sequence[str]) -> set[tuple[int, int, str]]:
+    """The entities of a sentence tagged in IOB2: first word, the word after the last, type.
+
+    An entity begins with `B-type` and goes on with every `I-type` of the same type that follows without a gap. An
+    `I-type` that follows neither belongs to no entity. It is what seqeval (https://github.com/chakki-works/seqeval)
+    counts with `mode="strict", scheme=IOB2`.
+    """
+    found: set[tuple[int, int, str]] = set()
+    first, kind = 0, ""
+    for place, tag in enumerate([*tags, "O"]):
+        if kind and tag != f"I-{kind}":
+            found.add((first, place, kind))
+            kind = ""
+        if tag.startswith("B-"):
+            first, kind = place, tag[2:]
+    return found
+
+
+def entity_counts(predicted: Sequence[str], actual: Sequence[str]) -> tuple[int, int, int]:
+    """Of one sentence, tagged in IOB2 twice: entities in common (words and type), predicted ones, actual ones."""
+    mine, true = entities(predicted), entities(actual)
+    return len(mine & true), len(mine), len(true)
+
+
+def f1_of_counts(counts: NDArray[Any]) -> float:
+    """F1 = 2 TP / (predicted + actual) over all rows of int [N, 3]: TP, predicted, actual; 0 where there is none."""
+    common, predicted, actual = counts.sum(axis=0)
+    return float(2 * common / (predicted + actual)) if predicted + actual else 0.0

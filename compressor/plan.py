@@ -55,7 +55,7 @@ def make_plan(recipe: Recipe, progress: Progress) -> Plan:
     at = Materials(recipe, progress)
     at.fingerprints  # noqa: B018 (missing files are found before anything is loaded)
     data = at.data
-    student = blank_student(recipe, at.teacher_weights, at.teacher_examples if at.tokenizer_name else [])
+    student = blank_student(recipe, at.teacher_weights, at.training_ids)
     rows = len(data.train) - data.holdout
     steps = steps_per_epoch(rows, recipe.distill.batch_size) * recipe.distill.epochs
     signals = at.task.views * len(data.train)
@@ -104,7 +104,8 @@ def _rates(at: Materials, student: nn.Module) -> tuple[float, float, int]:
     # Of batches by length, the middle one: its padding is what a step of the real order has on average.
     middle = by_length([len(example) for example in examples], batch)[len(examples) // batch // 2]
     teacher_s, target = _teacher_rate(at, [examples[i] for i in middle])
-    feed = at.planning_preprocessor.collate(at.planning_preprocessor.encode([raw[i] for i in middle]))
+    preprocessor = at.planning_preprocessor(student)
+    feed = preprocessor.collate(preprocessor.encode([raw[i] for i in middle]))
     student_feed = {name: _within(array, student) for name, array in feed.items()}
     module = at.task.deployable(student).train()
     labels = None if at.data.labels is None else torch.from_numpy(at.data.labels[middle])

@@ -45,8 +45,7 @@ class Choice:
 def compare_choices(at: Materials) -> tuple[Choice, ...]:
     """The recipe's student, and if it is cut from the teacher, its neighbours: other layers, vocabularies, widths."""
     recipes = {"recipe": at.recipe, **_neighbours(at)}
-    examples = at.teacher_examples if at.tokenizer_name else []
-    students = [blank_student(recipe, at.teacher_weights, examples) for recipe in recipes.values()]
+    students = [blank_student(recipe, at.teacher_weights, at.training_ids) for recipe in recipes.values()]
     sizes = predict_bytes(at, students)
     return tuple(
         Choice(name, count(student), size) for name, student, size in zip(recipes, students, sizes, strict=True)
@@ -107,7 +106,7 @@ def _neighbours(at: Materials) -> dict[str, Recipe]:
     if isinstance(recipe, ImageClassificationRecipe) or not is_derived(recipe):
         return {}
     assert isinstance(at.teacher, PreTrainedModel)
-    own, config = blank_student(recipe, at.teacher, at.teacher_examples), at.teacher.config
+    own, config = blank_student(recipe, at.teacher, at.training_ids), at.teacher.config
     assert isinstance(own, PreTrainedModel)
     depth, tokens = own.config.num_hidden_layers, own.config.vocab_size
     ffn = getattr(recipe.student, "ffn", None)
@@ -141,23 +140,24 @@ def _skeleton(at: Materials, depth: int, own: PreTrainedModel) -> PreTrainedMode
         return own
     assert isinstance(at.teacher, PreTrainedModel)
     within = min(depth, at.teacher.config.num_hidden_layers)
-    blank = blank_student(_with_student(at.recipe, "layers", within), at.teacher, at.teacher_examples)
+    blank = blank_student(_with_student(at.recipe, "layers", within), at.teacher, at.training_ids)
     assert isinstance(blank, PreTrainedModel)
     return blank
 
 
 def _file_bytes(at: Materials, student: nn.Module) -> Bytes:
     _disturb(student)
-    feeds = [_within(feed, student) for feed in at.task.shape_feeds(at.planning_preprocessor)]
+    preprocessor = at.planning_preprocessor(student)
+    feeds = [_within(feed, student) for feed in at.task.shape_feeds(preprocessor)]
     module = at.task.deployable(student).eval()
-    inputs, outputs = at.task.graph(outputs_of(module, feeds[0]).shape[-1], at.planning_preprocessor)
-    examples = at.planning_preprocessor.encode(at.data.train[:_CALIBRATION])
+    inputs, outputs = at.task.graph(outputs_of(module, feeds[0]).shape[-1], preprocessor)
+    examples = preprocessor.encode(at.data.train[:_CALIBRATION])
     sample = list(_within({str(i): example for i, example in enumerate(examples)}, student).values())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         opset = at.recipe.export.opset
         exported = export_onnx(module, "student", inputs, outputs, feeds, opset, folder / "student.onnx")
-        quantized = quantize(exported, sample, at.planning_preprocessor, at.recipe.quantize, folder, SILENT)
+        quantized = quantize(exported, sample, preprocessor, at.recipe.quantize, folder, SILENT)
     return {
         "float32": exported.bytes,
         **{model.name.removeprefix("student-"): model.bytes for model in quantized.models},

@@ -92,12 +92,16 @@ class TextPreprocessor:
         """Number of token ids, added tokens included."""
         return int(self._tokenizer.get_vocab_size())
 
+    def ids(self, example: NDArray[Any]) -> NDArray[np.int64]:
+        """The token ids of an encoded text: int64 [length]."""
+        return example
+
     def collate(self, examples: Sequence[NDArray[Any]]) -> Feed:
         """Pads to the longest: `input_ids` and `attention_mask`, int64 [batch, sequence]."""
-        longest = max(len(ids) for ids in examples)
+        longest = max(len(example) for example in examples)
         input_ids = np.full((len(examples), longest), self._pad_id, dtype=np.int64)
         attention_mask = np.zeros((len(examples), longest), dtype=np.int64)
-        for row, ids in enumerate(examples):
+        for row, ids in enumerate(map(self.ids, examples)):
             input_ids[row, : len(ids)] = ids
             attention_mask[row, : len(ids)] = 1
         return {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -134,6 +138,51 @@ class CausalPreprocessor(TextPreprocessor):
         """The text of tokens, without the special ones."""
         text: str = self._tokenizer.decode(list(ids))
         return text
+
+
+@dataclass(frozen=True)
+class WordPreprocessor(TextPreprocessor):
+    """Tokens of texts that are given word by word; the first token of a word answers for it.
+
+    An encoded text is int64 [length, 3]. Of each token: its id; the number of the word that it is the first token of,
+    from 0, or -1; how many words the text has, the same for all of them. A word has no token where the text is cut off
+    at `max_length` before it, or where the tokenizer leaves nothing of it.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        apart = self._tokenizer.encode(["one", "two"], is_pretokenized=True)
+        if apart.ids != self._tokenizer.encode("one two").ids:
+            raise DataError(
+                f"{self.tokenizer_file}: cuts a word otherwise when it is given alone than within a text; of byte-level"
+                " BPE its pre_tokenizer needs add_prefix_space: true"
+            )
+
+    def encode(self, inputs: Sequence[Any] | NDArray[Any]) -> list[NDArray[np.int64]]:
+        """Lists of words, or texts that are split at white space."""
+        texts = [text.split() if isinstance(text, str) else text for text in inputs]
+        for text in texts:
+            if not isinstance(text, list | tuple) or not all(isinstance(word, str) for word in text):
+                raise DataError(f"expected a text or a list of words, got {str(text)[:80]}")
+        encodings = self._tokenizer.encode_batch_fast(texts, is_pretokenized=True)
+        return [self._example(e.ids, e.word_ids, len(text)) for e, text in zip(encodings, texts, strict=True)]
+
+    def _example(self, ids: list[int], word_of: list[int | None], words: int) -> NDArray[np.int64]:
+        if not ids:  # no graph takes a text of no tokens
+            ids, word_of = [self._pad_id], [None]
+        number = np.array([-1 if word is None else word for word in word_of], dtype=np.int64)
+        first = np.where(np.diff(number, prepend=-1) != 0, number, -1)
+        return np.stack([np.asarray(ids, dtype=np.int64), first, np.full_like(first, words)], axis=-1)
+
+    def ids(self, example: NDArray[Any]) -> NDArray[np.int64]:
+        ids: NDArray[np.int64] = example[:, 0]
+        return ids
+
+
+def word_positions(example: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of a text that a WordPreprocessor encoded: the tokens that answer for words, and for which; int64 [words]."""
+    places = np.flatnonzero(example[:, 1] >= 0)
+    return places, example[places, 1]
 
 
 @dataclass(frozen=True)

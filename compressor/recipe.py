@@ -27,6 +27,7 @@ from compressor.recipe_teacher import (
     GenerativeTeacher,
     ImageTeacher,
     ModuleTeacher,
+    TaggerTeacher,
 )
 
 Precision = Literal["dynamic-int8", "static-int8"]
@@ -87,6 +88,22 @@ class LabelledText(Data):
         False, description="read training rows one by one, shuffled, only until max_train are found; no converted copy"
     )
     max_bad_rows: Share = Field(0.01, description="rows without text that may be left out of a file, as a share of it")
+
+
+class TaggedWords(Data):
+    train: DataSource = Field(description=f"training sentences, word by word: .jsonl or .parquet, {ALTERNATIVES}")
+    eval: DataSource = Field(description="held-out sentences in the same forms")
+    tokens: str = Field("tokens", description="column with the list of a sentence's words")
+    tags: str = Field(
+        "tags", description="column with the list of their classes: names in the teacher's config, or numbers"
+    )
+    max_train: int | None = Field(None, ge=1, description="use at most this many training sentences")
+    streaming: bool = Field(
+        False, description="read training rows one by one, shuffled, only until max_train are found; no converted copy"
+    )
+    max_bad_rows: Share = Field(
+        0.01, description="rows without words and a tag for each that may be left out of a file, as a share of it"
+    )
 
 
 class Documents(Data):
@@ -186,6 +203,14 @@ class TextClassificationRecipe(_Recipe):
     distill: TextDistillation = Field(TextDistillation(), description="how to learn")
 
 
+class TokenClassificationRecipe(_Recipe):
+    task: Literal["token-classification"]
+    teacher: TaggerTeacher = Field(description="the model to learn from")
+    data: TaggedWords = Field(description="what to learn on, and what to be judged on")
+    student: EncoderStudent = Field(EncoderStudent(), description="cut from the teacher's own weights")
+    distill: TextDistillation = Field(TextDistillation(), description="how to learn")
+
+
 class TextGenerationRecipe(_Recipe):
     task: Literal["text-generation"]
     teacher: GenerativeTeacher = Field(description="the model to learn from")
@@ -231,18 +256,13 @@ class OwnTaskRecipe(_Recipe):
     quantize: Quantization = Field(Quantization(precisions=("static-int8",)), description="the int8 candidates")
 
 
-Recipe = (
-    SentenceEmbeddingRecipe
-    | TextClassificationRecipe
-    | TextGenerationRecipe
-    | ImageClassificationRecipe
-    | OwnTaskRecipe
-)
-TextRecipe = SentenceEmbeddingRecipe | TextClassificationRecipe | TextGenerationRecipe
+TextRecipe = SentenceEmbeddingRecipe | TextClassificationRecipe | TokenClassificationRecipe | TextGenerationRecipe
+Recipe = TextRecipe | ImageClassificationRecipe | OwnTaskRecipe
 
 RECIPES: dict[str, type[Recipe]] = {
     "sentence-embedding": SentenceEmbeddingRecipe,
     "text-classification": TextClassificationRecipe,
+    "token-classification": TokenClassificationRecipe,
     "text-generation": TextGenerationRecipe,
     "image-classification": ImageClassificationRecipe,
     "own": OwnTaskRecipe,

@@ -70,6 +70,8 @@ class DecoderStudent(EncoderStudent):
             raise ValueError(
                 "a student that predicts its teacher's next token needs all of its tokens: leave out vocab"
             )
+        if self.module is not None:
+            raise ValueError("a decoder's cache is known from its config.json: bring the student along as folder")
         return self
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from compressor.recipe_base import MODULE_PATTERN, FilePath, Settings, distinct
 
@@ -182,6 +182,21 @@ ClassifierTeacher = Annotated[
     | Annotated[OnnxClassifierTeacher, Tag("<onnx>")]
     | Annotated[EndpointTeacher, Tag("<endpoint>")],
     Discriminator(_kind_by_key("path", "hub", "onnx", "endpoint")),
+]
+
+
+def _answers_words(value: Any) -> Any:
+    if isinstance(value, dict) and "endpoint" in value:
+        raise ValueError("an endpoint answers a text as a whole; a class for each word needs path, hub or onnx")
+    return value
+
+
+TaggerTeacher = Annotated[
+    Annotated[FolderTeacher, Tag("<path>")]
+    | Annotated[HubTeacher, Tag("<hub>")]
+    | Annotated[OnnxClassifierTeacher, Tag("<onnx>")],
+    Discriminator(_kind_by_key("path", "hub", "onnx")),
+    BeforeValidator(_answers_words),
 ]
 GenerativeTeacher = Annotated[
     Annotated[FolderTeacher, Tag("<path>")]

@@ -80,7 +80,7 @@ def export_teacher(at: Materials, folder: Path) -> OnnxModel:
 
 def student(at: Materials, folder: Path) -> Student:
     """The untrained student."""
-    made = make_student(at.recipe, at.teacher_weights, at.teacher_examples if at.tokenizer_name else [], folder)
+    made = make_student(at.recipe, at.teacher_weights, at.training_ids, folder)
     at.progress.log(f"  {made.parameters:,} parameters: {'; '.join(made.notes)}")
     return made
 
@@ -233,7 +233,7 @@ def _black_box_outputs(at: Materials) -> NDArray[np.float32]:
     """What a black box answers to all held-out inputs."""
     examples = at.teacher_inputs(at.data.eval_inputs)
     with at.progress.bar("teacher", len(examples), "example") as bar:
-        return answers_in_order(at.answers, examples, _EVALUATION_BATCH, bar.advance)
+        return answers_in_order(at.answers, examples, _EVALUATION_BATCH, bar.advance, at.task.judged)
 
 
 def _onnx_outputs(at: Materials, model: OnnxModel, preprocessor: Preprocessor) -> NDArray[np.float32]:

@@ -54,7 +54,7 @@ def write_bundle(model: OnnxModel, contents: Contents, preprocessor: Preprocesso
     if contents.tokenizer is not None:
         shutil.copyfile(contents.tokenizer, folder / "tokenizer.json")
     write_atomic(folder / "golden.npz", _golden(model, contents.golden_inputs, preprocessor))
-    if all(isinstance(item, str) for item in contents.golden_inputs):
+    if contents.tokenizer is not None:
         texts = json.dumps(list(contents.golden_inputs), ensure_ascii=False, indent=1)
         write_atomic(folder / "golden_texts.json", texts.encode())
     evidence = _evidence(model, contents)

@@ -1,4 +1,4 @@
-"""A bundle as a function: raw text or images in, embeddings or classes out. Needs no torch."""
+"""A bundle as a function: raw text or images in, embeddings, classes, tags or text out. Needs no torch."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from compressor.preprocess import (
     ImagePreprocessor,
     Preprocessor,
     TextPreprocessor,
+    WordPreprocessor,
+    word_positions,
 )
 from compressor.recipe_data import Resize
 
@@ -31,6 +33,20 @@ class Classification:
     """The most probable class, and the probability of each."""
 
     label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TaggedWord:
+    """A word with its most probable class, and the probability of each.
+
+    Where the model reads no token of the word, because the text is longer than `answer.max_length` of the manifest or
+    the tokenizer leaves nothing of it, there is no label (None), and no probabilities.
+    """
+
+    word: str
+    label: str | None
     probability: float
     probabilities: dict[str, float]
 
@@ -73,6 +89,20 @@ class Predictor:
             results.append(Classification(classes[best], float(probabilities[best]), named))
         return results
 
+    def tag(self, words: str | Sequence[str]) -> list[TaggedWord]:
+        """A class for each word of one text, given as a list of words or split at white space. Raises BundleError."""
+        self._require("token-classification")
+        classes: list[str] = self.manifest.answer["classes"]
+        text = words.split() if isinstance(words, str) else list(words)
+        example = self.preprocessor.encode([text])[0]
+        rows = run_one(self._session, self.preprocessor.collate([example]))[1][0]
+        found = [TaggedWord(word, None, 0.0, {}) for word in text]
+        for place, word in zip(*word_positions(example), strict=True):
+            best, probabilities = int(rows[place].argmax()), rows[place].tolist()
+            named = dict(zip(classes, probabilities, strict=True))
+            found[word] = TaggedWord(text[word], classes[best], probabilities[best], named)
+        return found
+
     def generate(self, prompt: str, *, max_tokens: int = 32, temperature: float = 0.0, seed: int = 0) -> str:
         """What the model says after `prompt`: at most `max_tokens` tokens, up to one that ends a text.
 
@@ -86,7 +116,8 @@ class Predictor:
         return frozenset(int(i) for i in self.manifest.answer.get("stop_ids", []))
 
     def __call__(self, inputs: Any) -> Any:
-        """`embed`, `classify` or `generate`, by the bundle's task; one input gives one answer, a list gives a list.
+        """`embed`, `classify`, `tag` or `generate`, by the bundle's task; one input gives one answer, a list gives a
+        list. To `tag`, a list holds texts, each of them a string or a list of words.
 
         Of a task of the user's own: float32 [inputs, width] for arrays [inputs, ...].
         """
@@ -96,6 +127,8 @@ class Predictor:
             return np.stack([row[0] for row in self.outputs(inputs)])
         if self.manifest.task == "text-generation":
             return self.generate(inputs) if isinstance(inputs, str) else [self.generate(text) for text in inputs]
+        if self.manifest.task == "token-classification":
+            return self.tag(inputs) if isinstance(inputs, str) else [self.tag(text) for text in inputs]
         if isinstance(inputs, list | tuple):
             return self.classify(inputs)
         return self.classify([inputs])[0]
@@ -135,6 +168,8 @@ def bundle_preprocessor(bundle: OpenedBundle) -> Preprocessor:
         tokenizer, max_length = bundle.folder / "tokenizer.json", int(answer["max_length"])
         if bundle.manifest.task == "text-generation":
             return CausalPreprocessor(tokenizer, max_length, _cache_shape(bundle.manifest), int(answer["start_id"]))
+        if bundle.manifest.task == "token-classification":
+            return WordPreprocessor(tokenizer, max_length)
         return TextPreprocessor(tokenizer, max_length)
     except (KeyError, IndexError, TypeError, ValueError):
         raise BundleError(

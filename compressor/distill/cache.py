@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -133,9 +134,15 @@ class SignalReader:
             found[place, : len(values)] = values.numpy()
         return found
 
-    def said(self, name: str, rows: NDArray[np.int64]) -> Tensor:
-        """What was said at the rows' positions, one row after the other: [positions of all, ...]."""
-        return torch.cat([self._of_row(name, POSITIONS, int(row)) for row in rows])
+    def said(self, name: str, rows: NDArray[np.int64], chosen: Sequence[NDArray[np.int64]] | None = None) -> Tensor:
+        """What was said at the rows' positions, one row after the other: [positions of all, ...].
+
+        `chosen` int64 of each row: at these of its positions alone, by their place among them.
+        """
+        found = [self._of_row(name, POSITIONS, int(row)) for row in rows]
+        if chosen is not None:
+            found = [values[torch.from_numpy(places)] for values, places in zip(found, chosen, strict=True)]
+        return torch.cat(found)
 
     def says(self, name: str) -> bool:
         """Whether that was recorded."""

@@ -72,7 +72,7 @@ class Lessons:
         with torch.inference_mode():
             for batch in by_length([len(self.data.examples[i]) for i in rows], at_once):
                 total += self._score_of(rows[batch]) * self.data.answered(rows[batch])
-        return total / self.data.answered(rows)
+        return total / max(1, self.data.answered(rows))
 
     def _loss_of_own_words(self, rows: NDArray[np.int64], step: int, score: Score) -> Tensor:
         """The student's own continuations have no labels, and nothing of them was recorded."""

@@ -62,6 +62,8 @@ def mixture(lesson: Lesson, settings: Distillation, share: float) -> Tensor:
 
 def class_loss(lesson: Lesson, settings: LossSettings) -> Tensor:
     """The mean distillation loss of the answers; with a head, logits are made for a part of them at a time."""
+    if not len(lesson.student):  # texts in which no token is answered: the mean of nothing would not be a number
+        return lesson.student.sum()
     if not lesson.head:
         temperature, hard_weight = settings.temperature, settings.hard_weight
         return distillation_loss(
@@ -116,6 +118,8 @@ def held_out_score(lesson: Lesson, settings: Distillation) -> float:
         assert isinstance(lesson.teacher, Tensor)
         return losses.embedding_agreement(lesson.student, lesson.teacher)
     assert isinstance(settings, ClassDistillation)
+    if not len(lesson.student):
+        return 0.0
     if isinstance(lesson.teacher, SparseTeacher):
         judged_by = 1.0 if settings.hard_weight == 1.0 else 0.0
         return -float(class_loss(lesson, LossSettings(settings.temperature, hard_weight=judged_by)))

@@ -8,6 +8,8 @@ the K classes have together. So K classes take 3 K + 4 bytes a position, or 5 K 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -36,9 +38,12 @@ def said(logits: Tensor, settings: ClassDistillation, generator: torch.Generator
     return {IDS: _small_ids(ids.cpu(), logits.shape[-1]), CODES: codes, SCALE: scale}
 
 
-def teacher_at(signals: SignalReader, rows: NDArray[np.int64]) -> Tensor | SparseTeacher:
-    """What the loss takes for the teacher at the positions of the rows, one row after the other."""
-    return as_teacher({name: signals.said(name, rows) for name in (LOGITS, IDS, CODES, SCALE) if signals.says(name)})
+def teacher_at(
+    signals: SignalReader, rows: NDArray[np.int64], chosen: Sequence[NDArray[np.int64]] | None = None
+) -> Tensor | SparseTeacher:
+    """What the loss takes for the teacher at the rows' positions, or those `chosen`: see `SignalReader.said`."""
+    names = [name for name in (LOGITS, IDS, CODES, SCALE) if signals.says(name)]
+    return as_teacher({name: signals.said(name, rows, chosen) for name in names})
 
 
 def as_teacher(kept: dict[str, Tensor]) -> Tensor | SparseTeacher:

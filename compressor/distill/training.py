@@ -128,7 +128,7 @@ class _Training:
             rows, shown = batch[mine][part::parts], views[mine][part::parts]
             with memory_for(len(batch)), self._synchronised(part == parts - 1):
                 # Of a mean over answers each part has its share, also where it has more of them than others.
-                share = self.data.answered(rows) * self.accelerator.num_processes / self.data.answered(batch)
+                share = self.data.answered(rows) * self.accelerator.num_processes / max(1, self.data.answered(batch))
                 loss = self.lessons.loss(rows, shown, self.at.step, self.total) * share
                 total += float(loss.detach())
                 self.accelerator.backward(loss)  # also of a loss that is not finite: other processes wait for it

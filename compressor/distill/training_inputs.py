@@ -24,8 +24,9 @@ class TrainingData:
     """Encoded training examples, the last `holdout` of them held out, and what the teacher said of every view of each.
 
     Where single tokens are answered, `positions` says for each example which, int64 [positions], and `labels` has for
-    each an int64 [positions] too. `aligned` bool [examples]: which of them teacher and student cut into the same
-    tokens; None where that is all. `score` asks the teacher anew, for what the student says itself.
+    each an int64 [positions] too. Where the teacher was asked at others as well, `recorded` says which of its answers
+    these are, int64 [positions]; None where all. `aligned` bool [examples]: which of them teacher and student cut into
+    the same tokens; None where that is all. `score` asks the teacher anew, for what the student says itself.
     """
 
     examples: list[NDArray[Any]]
@@ -35,6 +36,7 @@ class TrainingData:
     positions: Sequence[NDArray[np.int64]] | None = None
     aligned: NDArray[np.bool_] | None = None
     score: Score | None = None
+    recorded: Sequence[NDArray[np.int64]] | None = None
 
     @property
     def rows(self) -> int:
@@ -62,7 +64,8 @@ class TrainingData:
         """What the teacher said there, of recorded rows: as `answers_of`, or what of it was kept."""
         if self.positions is None:
             return torch.from_numpy(self.signals.outputs(rows))
-        return teacher_at(self.signals, rows)
+        chosen = None if self.recorded is None else [self.recorded[i % len(self.examples)] for i in rows]
+        return teacher_at(self.signals, rows, chosen)
 
     def answered(self, rows: NDArray[np.int64]) -> int:
         """How many answers that is."""

@@ -25,8 +25,9 @@ def load_existing(recipe: TextRecipe, teacher: nn.Module | None) -> nn.Module:
     """The student that the recipe names, with the weights that it comes with. Raises StudentError.
 
     It takes int64 `input_ids` and `attention_mask` [batch, sequence] and gives what the teacher gives: an output with
-    `last_hidden_state` float32 [batch, sequence, hidden], or `logits` [batch, classes], as wide as the teacher's. Of a
-    black box (None) only the number of classes is known.
+    `last_hidden_state` float32 [batch, sequence, hidden], or `logits` [batch, classes] (of every token, where tokens
+    are classified [batch, sequence, classes]), as wide as the teacher's. Of a black box (None) only the number of
+    classes is known.
     """
     spec = recipe.student
     if spec.folder is not None:

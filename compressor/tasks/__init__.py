@@ -8,6 +8,7 @@ from compressor.recipe import (
     SentenceEmbeddingRecipe,
     TextClassificationRecipe,
     TextGenerationRecipe,
+    TokenClassificationRecipe,
 )
 from compressor.tasks.base import Task, TaskData
 from compressor.tasks.image_classification import ImageClassification
@@ -15,6 +16,7 @@ from compressor.tasks.own import Own
 from compressor.tasks.sentence_embedding import SentenceEmbedding
 from compressor.tasks.text_classification import TextClassification
 from compressor.tasks.text_generation import TextGeneration
+from compressor.tasks.token_classification import TokenClassification
 
 __all__ = ["Task", "TaskData", "task_for"]
 
@@ -25,6 +27,8 @@ def task_for(recipe: Recipe) -> Task:
         return SentenceEmbedding(recipe)
     if isinstance(recipe, TextClassificationRecipe):
         return TextClassification(recipe)
+    if isinstance(recipe, TokenClassificationRecipe):
+        return TokenClassification(recipe)
     if isinstance(recipe, TextGenerationRecipe):
         return TextGeneration(recipe)
     if isinstance(recipe, OwnTaskRecipe):

@@ -38,6 +38,9 @@ class WholeInputs:
     def loss(self) -> Loss | None:
         return None
 
+    def shared(self, mine: NDArray[Any], theirs: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        raise NotImplementedError("inputs are answered as a whole")
+
     def labels(self, data: TaskData, examples: Sequence[NDArray[Any]]) -> NDArray[np.int64] | None:  # noqa: ARG002
         return data.labels
 
@@ -50,10 +53,11 @@ class WholeInputs:
 
 @dataclass(frozen=True)
 class TaskData:
-    """Raw inputs (text, or uint8 images). The last `holdout` training rows choose the best checkpoint.
+    """Raw inputs (text, lists of words, or uint8 images). The last `holdout` training rows choose the best checkpoint.
 
     `labels` int64 [len(train)] or None. `eval_inputs` are distinct; `truth` int64 [examples] is what answers are
-    judged by. `described` says in words what was read, for the report.
+    judged by. `described` says in words what was read, for the report. `train_tags` and `eval_tags` are the classes of
+    the words of each input, int64 [words], where words are what is classified.
     """
 
     train: Sequence[Any] | NDArray[np.uint8]
@@ -63,6 +67,8 @@ class TaskData:
     truth: NDArray[np.int64]
     described: dict[str, str]
     pairs: NDArray[np.int64] | None = None
+    train_tags: Sequence[NDArray[np.int64]] = ()
+    eval_tags: Sequence[NDArray[np.int64]] = ()
 
 
 class Task(Protocol):
@@ -96,6 +102,11 @@ class Task(Protocol):
 
     def positions(self, example: NDArray[Any]) -> NDArray[np.int64]:
         """Which tokens of an encoded example are answered: int64 [positions]; of a task that answers tokens."""
+
+    def shared(self, mine: NDArray[Any], theirs: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of one input as student and as teacher read it: which of the positions of each are answered by both, in the
+        same order; indices into `positions`, int64 [shared] each. Raises StudentError where they cannot be compared.
+        """
 
     def labels(self, data: TaskData, examples: Sequence[NDArray[Any]]) -> Sequence[Any] | NDArray[np.int64] | None:
         """Labels of the encoded training examples: int64 [examples], for each an int64 [positions], or None."""

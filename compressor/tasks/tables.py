@@ -134,13 +134,19 @@ def missing_columns(source: DataSource, missing: Sequence[str], there: Sequence[
 
 
 def class_names(table: Any, column: str, classes: Sequence[object] | None) -> list[str] | None:
-    """What the data set calls its numbered classes, where one of these names is among `classes` or that is None."""
+    """What the data set calls its numbered classes, where one of these names is among `classes` or that is None.
+
+    Of a column of lists, what it calls their members.
+    """
     feature = (table.features or {}).get(column)
+    feature = getattr(feature, "feature", feature)
     if isinstance(feature, datasets.ClassLabel) and (classes is None or set(feature.names) & set(classes)):
         return list(feature.names)
     return None
 
 
 def name_of(value: Any, names: list[str] | None) -> Any:
-    """The name of a class that is given by its number, or the value itself."""
+    """The name of a class that is given by its number, or the value itself; of a list, of each of its members."""
+    if isinstance(value, list):
+        return [name_of(member, names) for member in value]
     return names[value] if names and isinstance(value, int) and 0 <= value < len(names) else value

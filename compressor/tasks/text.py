@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,10 @@ from typing import Any
 from optimum.utils import DummyTextInputGenerator
 
 from compressor.artifacts import TensorSpec
-from compressor.errors import TeacherError
+from compressor.errors import DataError, TeacherError
 from compressor.preprocess import Feed, TextPreprocessor
 from compressor.recipe import TextRecipe
-from compressor.recipe_teacher import EndpointTeacher, FolderTeacher, GgufTeacher, HubTeacher
+from compressor.recipe_teacher import EndpointTeacher, FolderTeacher, GgufTeacher, HubTeacher, OnnxClassifierTeacher
 from compressor.teachers import teacher_folder
 from compressor.teachers.gguf import gguf_tokenizer_file
 
@@ -50,10 +51,15 @@ def holdout_size(rows: int) -> int:
 
 def text_preprocessor(recipe: TextRecipe, folder: Path | None) -> TextPreprocessor:
     """Of a student's folder, or of the teacher. Raises TeacherError where the teacher has no tokenizer.json."""
+    return TextPreprocessor(tokenizer_of(recipe, folder), recipe.student.max_length)
+
+
+def tokenizer_of(recipe: TextRecipe, folder: Path | None) -> Path:
+    """The tokenizer.json of a student's folder, or of the teacher. Raises TeacherError where the teacher has none."""
     tokenizer = folder / "tokenizer.json" if folder else teacher_tokenizer(recipe)
     if folder is None and not tokenizer.is_file():
         raise TeacherError(f"{tokenizer.parent}: expected a tokenizer.json in the teacher's folder, found none")
-    return TextPreprocessor(tokenizer, recipe.student.max_length)
+    return tokenizer
 
 
 def teacher_tokenizer(recipe: TextRecipe) -> Path:
@@ -66,6 +72,28 @@ def teacher_tokenizer(recipe: TextRecipe) -> Path:
     if isinstance(teacher, EndpointTeacher):
         raise TeacherError("an endpoint's tokenizer cannot be had; only its answers can")
     return teacher.tokenizer
+
+
+def class_names(teacher: FolderTeacher | HubTeacher | OnnxClassifierTeacher | EndpointTeacher) -> tuple[str, ...]:
+    """Class names in the order of the teacher's logits. Raises TeacherError."""
+    if isinstance(teacher, OnnxClassifierTeacher | EndpointTeacher):
+        return teacher.classes
+    config = teacher_folder(teacher) / "config.json"
+    try:
+        id2label = json.loads(config.read_text(encoding="utf-8")).get("id2label")
+    except (OSError, ValueError, AttributeError):
+        raise TeacherError(f"{config}: expected a JSON object as Hugging Face writes it") from None
+    if not isinstance(id2label, dict) or not id2label or not all(key.isdecimal() for key in id2label):
+        raise TeacherError(f"{config}: expected id2label with the class names by number, found none")
+    return tuple(str(id2label[key]) for key in sorted(id2label, key=int))
+
+
+def class_number(label: Any, classes: tuple[str, ...], where: str) -> int:
+    """The number of a class that is given by its name or its number; `where` names the column. Raises DataError."""
+    index = classes.index(label) if isinstance(label, str) and label in classes else label
+    if not isinstance(index, int) or not 0 <= index < len(classes):
+        raise DataError(f"{where}: expected one of {', '.join(classes)} or its number from 0, got {label!r}")
+    return index
 
 
 def text_shape_feeds(preprocessor: TextPreprocessor, max_length: int) -> list[Feed]:

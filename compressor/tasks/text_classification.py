@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +12,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.artifacts import TensorSpec
-from compressor.errors import DataError, TeacherError
+from compressor.errors import DataError
 from compressor.metrics import accuracy
 from compressor.preprocess import Feed, Preprocessor, TextPreprocessor
 from compressor.progress import Progress
 from compressor.recipe import TextClassificationRecipe
 from compressor.recipe_data import DataSource
-from compressor.recipe_teacher import EndpointTeacher, OnnxClassifierTeacher
 from compressor.tasks.base import TaskData, WholeInputs
 from compressor.tasks.sources import place
 from compressor.tasks.tables import BadRows, Row, enumerate_rows, read_columns, stream_rows
-from compressor.tasks.text import EDGE_TEXTS, GRAPH_INPUTS, holdout_size, text_preprocessor, text_shape_feeds
-from compressor.teachers import teacher_folder
+from compressor.tasks.text import (
+    EDGE_TEXTS,
+    GRAPH_INPUTS,
+    class_names,
+    class_number,
+    holdout_size,
+    text_preprocessor,
+    text_shape_feeds,
+)
 
 
 class TextClassifier(nn.Module):
@@ -84,36 +89,20 @@ class TextClassification(WholeInputs):
 
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the teacher's logits. Raises TeacherError."""
-        teacher = self.recipe.teacher
-        if isinstance(teacher, OnnxClassifierTeacher | EndpointTeacher):
-            return teacher.classes
-        config = teacher_folder(teacher) / "config.json"
-        try:
-            id2label = json.loads(config.read_text(encoding="utf-8")).get("id2label")
-        except (OSError, ValueError, AttributeError):
-            raise TeacherError(f"{config}: expected a JSON object as Hugging Face writes it") from None
-        if not isinstance(id2label, dict) or not id2label or not all(key.isdecimal() for key in id2label):
-            raise TeacherError(f"{config}: expected id2label with the class names by number, found none")
-        return tuple(str(id2label[key]) for key in sorted(id2label, key=int))
+        return class_names(self.recipe.teacher)
 
     def _labelled(
         self, source: DataSource, rows: Iterable[Row], most: int | None, progress: Progress
     ) -> tuple[list[str], NDArray[np.int64]]:
         """The texts of the rows and their classes; of no more rows than it takes for `most` texts."""
         data, classes = self.recipe.data, self.classes()
-        number = {name: index for index, name in enumerate(classes)}
         texts, labels, bad, read = [], [], BadRows(source), 0
         for row, (text, label) in rows:
             read += 1
             if not bad.usable(row, text):
                 continue
-            index = number.get(label) if isinstance(label, str) else label
-            if not isinstance(index, int) or not 0 <= index < len(classes):
-                raise DataError(
-                    f"{source}: {data.label}: expected one of {', '.join(classes)} or its number from 0, got {label!r}"
-                )
             texts.append(text)
-            labels.append(index)
+            labels.append(class_number(label, classes, f"{source}: {data.label}"))
             if len(texts) == most:
                 break
         if not texts:

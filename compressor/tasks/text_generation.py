@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from compressor.artifacts import TensorSpec
-from compressor.errors import DataError
+from compressor.errors import DataError, StudentError
 from compressor.preprocess import CausalPreprocessor, Feed, Preprocessor
 from compressor.progress import Progress
 from compressor.recipe import TextGenerationRecipe
@@ -116,6 +116,15 @@ class TextGeneration:
 
     def positions(self, example: NDArray[Any]) -> NDArray[np.int64]:
         return np.arange(len(example) - 1)
+
+    def shared(self, mine: NDArray[Any], theirs: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """All of them: the next token means something to the student in the teacher's own tokens alone."""
+        if not np.array_equal(mine, theirs):
+            raise StudentError(
+                "the student's tokenizer cuts text otherwise than its teacher's; text generation needs it"
+            )
+        everywhere = self.positions(mine)
+        return everywhere, everywhere
 
     def labels(self, data: TaskData, examples: Sequence[NDArray[Any]]) -> Sequence[Any]:  # noqa: ARG002
         return [example[1:] for example in examples]

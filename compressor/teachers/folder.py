@@ -18,6 +18,7 @@ from compressor.errors import TeacherError
 OPTIMUM_TASK = {
     "sentence-embedding": "feature-extraction",
     "text-classification": "text-classification",
+    "token-classification": "token-classification",
     "text-generation": "text-generation",
 }
 

@@ -25,6 +25,7 @@ from compressor.recipe_teacher import OnnxClassifierTeacher, OnnxImageTeacher, O
 _USUAL_OUTPUTS = {
     "sentence-embedding": ("sentence_embedding", "token_embeddings", "last_hidden_state"),
     "text-classification": ("logits",),
+    "token-classification": ("logits",),
     "image-classification": ("logits",),
 }
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -57,7 +58,9 @@ class OnnxTeacherModel:
         return np.pad(tokens, ((0, 0), (0, length - tokens.shape[1])))
 
     def answers(self, feed: Feed) -> NDArray[np.float32]:
-        """Logits or unit vectors for a feed of the task: float32 [rows, width]. Raises TeacherError."""
+        """Logits or unit vectors for a feed of the task: float32 [rows, width], or of a task that answers tokens [rows,
+        sequence, width]. Raises TeacherError.
+        """
         rows = len(next(iter(feed.values())))
         if self.file.inputs[0].shape[0] == 1:  # exported for single inputs
             singles = [{name: array[row : row + 1] for name, array in feed.items()} for row in range(rows)]
@@ -82,12 +85,13 @@ class OnnxTeacherModel:
         else:
             assert isinstance(recipe.teacher, OnnxClassifierTeacher)
             classes = recipe.teacher.classes
-        if found.ndim != 2 or found.shape[1] != len(classes):
+        before = "rows, sequence" if recipe.task == "token-classification" else "rows"
+        if found.ndim != 2 + before.count(",") or found.shape[-1] != len(classes):
             raise TeacherError(
-                f"{self.file.path.name}: expected the output {self._output.name} to be [rows, {len(classes)}], one"
+                f"{self.file.path.name}: expected the output {self._output.name} to be [{before}, {len(classes)}], one"
                 f" column for each class, got {list(found.shape)}"
             )
-        distribution = bool((found >= 0).all() and np.allclose(found.sum(axis=1), 1, atol=1e-3))
+        distribution = bool((found >= 0).all() and np.allclose(found.sum(axis=-1), 1, atol=1e-3))
         if recipe.teacher.gives == "probabilities":
             if not distribution:
                 raise TeacherError(f"{self.file.path.name}: {self._output.name} does not sum to 1; it gives logits")

@@ -431,6 +431,7 @@ def test_errors_of_one_kind_do_not_speak_of_the_others(write: Any, old: str, new
 OTHER_TEACHERS: dict[str, set[str]] = {
     "sentence-embedding": {"hub", "onnx"},
     "text-classification": {"hub", "onnx", "endpoint"},
+    "token-classification": {"hub", "onnx"},
     "text-generation": {"hub", "gguf"},
     "image-classification": {"onnx"},
     "own": set(),
@@ -444,3 +445,15 @@ def test_the_template_shows_every_kind_of_teacher(task: str) -> None:
     assert sum(line.startswith("  # or, instead of ") for line in lines) == len(OTHER_TEACHERS[task])
     settings = {line.split(":")[0].strip("# ") for line in lines if line.startswith("  # ")}
     assert settings & {"path", "hub", "gguf", "onnx", "endpoint", "module"} == OTHER_TEACHERS[task]
+
+
+def test_an_endpoint_tags_no_words(write: Any) -> None:
+    path = write(ENDPOINT.replace("text-classification", "token-classification"))
+    assert refusal(path) == (
+        f"{path}:2: teacher: an endpoint answers a text as a whole; a class for each word needs path, hub or onnx"
+    )
+
+
+def test_a_student_that_generates_text_has_a_config(write: Any) -> None:
+    written = "task: text-generation\nteacher: {path: a}\ndata: {train: a, eval: b}\nstudent: {module: 'm.py:make'}\n"
+    assert "bring the student along as folder" in refusal(write(written))
