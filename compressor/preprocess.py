@@ -164,7 +164,7 @@ class WordPreprocessor(TextPreprocessor):
         for text in texts:
             if not isinstance(text, list | tuple) or not all(isinstance(word, str) for word in text):
                 raise DataError(f"expected a text or a list of words, got {str(text)[:80]}")
-        encodings = self._tokenizer.encode_batch_fast(texts, is_pretokenized=True)
+        encodings = self._tokenizer.encode_batch(texts, is_pretokenized=True)  # the fast one forgets words
         return [self._example(e.ids, e.word_ids, len(text)) for e, text in zip(encodings, texts, strict=True)]
 
     def _example(self, ids: list[int], word_of: list[int | None], words: int) -> NDArray[np.int64]:

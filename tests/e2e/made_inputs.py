@@ -18,6 +18,7 @@ from torch import nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    BertForTokenClassification,
     BertModel,
     LlamaConfig,
     LlamaForCausalLM,
@@ -26,6 +27,11 @@ from transformers import (
 
 IMAGE_CLASSES = ("rows", "columns", "blob")
 TEXT_CLASSES = ("sport", "food")
+_NAMES = {
+    "PER": (("anna", "peter", "maria", "ivan"), ("smith", "jones", "weber", "rossi")),
+    "LOC": (("north", "south", "new", "old"), ("york", "haven", "port", "dale")),
+}
+TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 _KEYWORDS = {"sport": ("goal", "match", "team", "referee"), "food": ("soup", "bread", "cheese", "kitchen")}
 
 
@@ -119,6 +125,43 @@ def text_inputs(folder: Path) -> Inputs:
             "data": {"train": "train.jsonl", "eval": "eval.jsonl"},
             "student": {"layers": 2, "ffn": 32, "vocab": 300, "max_length": 24},
             "distill": {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "control": True},
+            **_common(),
+        },
+    )
+
+
+def tagging_inputs(folder: Path) -> Inputs:
+    """A BERT that has learnt to find the names of people and places, tagged in IOB2."""
+    sentences = tagged_sentences(480, 8)
+    write_rows(folder / "train.jsonl", sentences)
+    write_rows(folder / "eval.jsonl", tagged_sentences(120, 9))
+    vocabulary = _write_tokenizer(folder / "teacher", [" ".join(row["tokens"]) for row in sentences])
+    torch.manual_seed(5)
+    model = BertForTokenClassification(_config(vocabulary, id2label=dict(enumerate(TAGS))))
+    tokenizer = Tokenizer.from_file(str(folder / "teacher" / "tokenizer.json"))
+    tokenizer.enable_padding(pad_id=tokenizer.token_to_id("[PAD]"), pad_token="[PAD]")
+    encoded = tokenizer.encode_batch([row["tokens"] for row in sentences], is_pretokenized=True)
+    ids = torch.tensor([e.ids for e in encoded])
+    mask = torch.tensor([e.attention_mask for e in encoded])
+    labels = torch.full_like(ids, -100)
+    for row, (one, sentence) in enumerate(zip(encoded, sentences, strict=True)):
+        for word, tag in enumerate(sentence["tags"]):
+            labels[row, one.word_ids.index(word)] = TAGS.index(tag)
+
+    def loss(rows: NDArray[np.int64]) -> torch.Tensor:
+        logits = model(input_ids=ids[rows], attention_mask=mask[rows]).logits
+        return nn.functional.cross_entropy(logits.flatten(0, 1), labels[rows].flatten())
+
+    _fit(model, loss, len(sentences), epochs=6, rate=2e-3)
+    _write_model(model, folder / "teacher")
+    return Inputs(
+        folder,
+        {
+            "task": "token-classification",
+            "teacher": {"path": "teacher", "permission": "own-model"},
+            "data": {"train": "train.jsonl", "eval": "eval.jsonl"},
+            "student": {"layers": 2, "ffn": 32, "vocab": 300, "max_length": 32},
+            "distill": {"epochs": 2, "batch_size": 16, "learning_rate": 2e-3, "control": True},
             **_common(),
         },
     )
@@ -266,6 +309,20 @@ def _chains(count: int, seed: int) -> list[str]:
             chain.append(word)
         texts.append(" ".join(words[i] for i in chain))
     return texts
+
+
+def tagged_sentences(count: int, seed: int) -> list[dict[str, list[str]]]:
+    """Sentences of words among which stand names, of one word or two; each word tells what it is."""
+    generator, words = np.random.default_rng(seed), _words()
+    sentences = []
+    for _ in range(count):
+        tokens, tags = [str(word) for word in generator.choice(words, 2)], ["O", "O"]
+        for kind in generator.permutation(list(_NAMES))[: generator.integers(1, 3)]:
+            length = int(generator.integers(1, 3))
+            tokens += [*(str(generator.choice(part)) for part in _NAMES[kind][:length]), str(generator.choice(words))]
+            tags += [f"B-{kind}", f"I-{kind}", "O"] if length == 2 else [f"B-{kind}", "O"]
+        sentences.append({"tokens": tokens, "tags": tags})
+    return sentences
 
 
 def _patterns(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -10,10 +10,16 @@ from pathlib import Path
 
 import pytest
 from command_runs import Ended, Running, run_fresh
-from made_inputs import Inputs, image_inputs, sentence_inputs, text_inputs
+from made_inputs import Inputs, generation_inputs, image_inputs, sentence_inputs, tagging_inputs, text_inputs
 
-TASKS = ("sentence-embedding", "text-classification", "image-classification")
-_MAKERS = dict(zip(TASKS, (sentence_inputs, text_inputs, image_inputs), strict=True))
+_MAKERS = {
+    "sentence-embedding": sentence_inputs,
+    "text-classification": text_inputs,
+    "token-classification": tagging_inputs,
+    "text-generation": generation_inputs,
+    "image-classification": image_inputs,
+}
+TASKS = tuple(_MAKERS)
 
 # The forked commands inherit it: see command_runs.environment.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -43,9 +49,12 @@ def finished_runs(inputs: dict[str, Inputs], tmp_path_factory: pytest.TempPathFa
     """One run of every task, side by side; that of images from a fresh interpreter."""
     folder = tmp_path_factory.mktemp("finished")
     recipes = {task: inputs[task].write_recipe(folder / task) for task in TASKS}
-    started = {task: Running(("compress", recipes[task]), folder / f"{task}.streams") for task in TASKS[:2]}
-    ended = {TASKS[2]: run_fresh("compress", recipes[TASKS[2]], cwd=folder)}
-    ended |= {task: running.end() for task, running in started.items()}
+    *forked, fresh = TASKS
+    ended = {}
+    for two in (forked[:2], forked[2:]):  # as many at once as a small machine has cores
+        started = {task: Running(("compress", recipes[task]), folder / f"{task}.streams") for task in two}
+        ended |= {task: running.end() for task, running in started.items()}
+    ended[fresh] = run_fresh("compress", recipes[fresh], cwd=folder)
     return {task: Finished(inputs[task], recipes[task], folder / task, ended[task]) for task in TASKS}
 
 
@@ -58,7 +67,7 @@ def finished(request: pytest.FixtureRequest, finished_runs: dict[str, Finished])
 
 @pytest.fixture
 def image_run(finished_runs: dict[str, Finished]) -> Finished:
-    """The cheapest of the three."""
+    """The cheapest of them."""
     run = finished_runs["image-classification"]
     assert run.ended.code == 0, run.ended.stderr
     return run
