@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from compressor.errors import DataError
 from compressor.images import decode_image
@@ -107,6 +107,11 @@ class TextPreprocessor:
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
+def _tokens_in(encoding: Encoding) -> list[tuple[int, int]]:
+    """Where in the text its tokens lie, without the special ones, which lie nowhere."""
+    return [where for where, special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True) if not special]
+
+
 @dataclass(frozen=True)
 class CausalPreprocessor(TextPreprocessor):
     """Tokens for a causal language model, and its empty cache of keys and values, for a text that begins."""
@@ -119,10 +124,16 @@ class CausalPreprocessor(TextPreprocessor):
         return [ids if len(ids) else np.array([self.start_id]) for ids in super().encode(inputs)]
 
     def passages(self, text: str) -> list[str]:
-        """The text in pieces of at most `max_length` tokens, one after the other, nothing left out."""
-        first = self._tokenizer.encode(text, add_special_tokens=False)
-        ends = [encoding.offsets[-1][1] for encoding in (first, *first.overflowing) if encoding.offsets]
-        return [text[begin:end] for begin, end in itertools.pairwise([0, *ends])]
+        """The text in pieces that `encode` takes whole, one after the other, nothing left out."""
+        first = self._tokenizer.encode(text)
+        parts = [_tokens_in(encoding) for encoding in (first, *first.overflowing)]
+        # A character of several tokens may lie on both sides: it goes to the second.
+        cuts = [min(before[-1][1], after[0][0]) for before, after in itertools.pairwise(filter(None, parts))]
+        pieces = [text[begin:end] for begin, end in itertools.pairwise([0, *cuts, len(text)]) if end > begin]
+        if len(pieces) < 2:
+            return pieces
+        # Apart, a piece may be cut into more tokens than it was within the text.
+        return [passage for piece in pieces for passage in self.passages(piece)]
 
     def collate(self, examples: Sequence[NDArray[Any]]) -> Feed:
         """`input_ids`, `attention_mask` int64 [batch, sequence], and a cache of nothing."""
