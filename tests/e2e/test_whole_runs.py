@@ -101,7 +101,8 @@ def test_result_has_teacher_student_and_int8_measured(finished: Finished) -> Non
     for name in ("teacher", "student", *int8):
         row = rows[name]
         assert row["bytes"] > 0
-        assert 0 < row["latency"]["p50_ms"] <= row["latency"]["p99_ms"]
+        # Where neighbours are too much alike to count as so many samples, there is no p99.
+        assert 0 < row["latency"]["p50_ms"] <= (row["latency"]["p99_ms"] or np.inf)
         assert row["latency"]["throughput_per_s"] > 0
         assert row["latency"]["samples"] >= 459
         quality = row["quality"]["quality"]

@@ -1,4 +1,6 @@
-"""Started by torchrun in several processes: trains the student of `test_training`, the first writes what came."""
+"""Started by torchrun in several processes: trains the student of `test_training` or of `test_text_generation`, the
+first writes what came.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from test_text_generation import Bigrams, Tokens, token_data
 from test_training import Linear, Plain, data
 
 from compressor.distill import Workplace, train
 from compressor.progress import SILENT
-from compressor.recipe_distill import ClassDistillation, Distillation, EmbeddingDistillation
+from compressor.recipe_distill import ClassDistillation, Distillation, EmbeddingDistillation, NextTokenDistillation
 
 
 class Unit(Linear):
@@ -23,19 +26,27 @@ class Unit(Linear):
 
 
 def settings_of(values: dict[str, Any]) -> Distillation:
-    kind = EmbeddingDistillation if "cosine_weight" in values else ClassDistillation
-    return kind(**values)
+    if "cosine_weight" in values:
+        return EmbeddingDistillation(**values)
+    return NextTokenDistillation(**values) if "kept_tokens" in values else ClassDistillation(**values)
 
 
 def main(folder: Path, values: dict[str, Any]) -> None:
     settings = settings_of(values)
-    module, plain = (Unit() if isinstance(settings, EmbeddingDistillation) else Linear()), Plain()
-    history = train(module, plain, plain, data(folder), settings, Workplace(folder, SILENT))  # type: ignore[arg-type]
+    place = Workplace(folder, SILENT)
+    if isinstance(settings, NextTokenDistillation):
+        module, tokens = Bigrams(), Tokens()
+        learnt, weight = token_data(folder, settings), module.table.weight
+        history = train(module, tokens, tokens, learnt, settings, place)  # type: ignore[arg-type]
+    else:
+        student, plain = (Unit() if isinstance(settings, EmbeddingDistillation) else Linear()), Plain()
+        weight = student.layer.weight
+        history = train(student, plain, plain, data(folder), settings, place)  # type: ignore[arg-type]
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         found = {
             "losses": [point.loss for point in history.losses],
             "scores": [point.score for point in history.scores],
-            "weight": module.layer.weight.tolist(),
+            "weight": weight.tolist(),
             "processes": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
         }
         (folder / "found.json").write_text(json.dumps(found))
