@@ -15,10 +15,15 @@ from onnx import TensorProto, helper
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
 
+import compressor
 from compressor import learning, stages
+from compressor.artifacts import Interval, Provenance, Quality
+from compressor.bundle.build import Contents, write_bundle
+from compressor.bundle.verify import verify_bundle
 from compressor.distill import TrainingData
-from compressor.errors import DataError, TeacherError
+from compressor.errors import BundleError, DataError, TeacherError
 from compressor.materials import Materials
+from compressor.onnx_file import describe_onnx
 from compressor.preprocess import WordPreprocessor
 from compressor.progress import SILENT, Progress
 from compressor.recipe import Recipe
@@ -370,6 +375,63 @@ def test_sentences_without_an_answer_teach_nothing(
     recorded = learning.signals(at, start, tmp_path / "signals")
     history = learning.distill(at, start, recorded, tmp_path / "distill").history
     assert all(np.isfinite(point.loss) for point in history.losses)
+
+
+def test_a_bundle_tags_words(
+    make_onnx: Callable[..., Path], tokenizer_file: Path, vocabulary: list[str], tmp_path: Path
+) -> None:
+    """Hand-made: the probabilities of a word are those that a table has for its first token."""
+    table = np.random.default_rng(0).standard_normal((len(vocabulary), 4)).astype(np.float32)
+    tokens: list[int | str] = ["batch", "sequence"]
+    file = make_onnx(
+        tmp_path / "student.onnx",
+        [
+            helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
+            helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+            helper.make_node("Unsqueeze", ["mask", "last"], ["column"]),
+            helper.make_node("Mul", ["rows", "column"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
+        ],
+        dict.fromkeys(("input_ids", "attention_mask"), (TensorProto.INT64, tokens)),
+        {name: (TensorProto.FLOAT, [*tokens, 4]) for name in ("logits", "probabilities")},
+        {"table": table, "last": np.array([2])},
+    )
+    interval = Interval(0.9, 0.8, 1.0)
+    contents = Contents(
+        task="token-classification",
+        teacher=None,
+        answer={"max_length": 8, "classes": TAGS},
+        golden_inputs=[["the", "cat"], []],
+        tokenizer=tokenizer_file,
+        lineage=Provenance("tiny", "f" * 64, "MIT", "license-permits"),
+        data={},
+        recipe={},
+        quality=Quality("student", "entity F1", interval, interval, 0.97, 100),
+    )
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    write_bundle(describe_onnx(file, "student", "float32"), contents, WordPreprocessor(tokenizer_file, 8), folder)
+    assert json.loads((folder / "golden_texts.json").read_text()) == [["the", "cat"], []]
+    assert verify_bundle(folder).cases == 2
+    predictor = compressor.load(folder)
+    words = ["the", "walking", "\u200d", "cat", "sat", "on", "mat"]
+    found = predictor.tag(words)
+    assert [one.word for one in found] == words
+    # [CLS] the walk ##ing cat sat on [SEP]: the joiner has no token, and there is no room for the mat.
+    assert [one.label is None for one in found] == [False, False, True, False, False, False, True]
+    for one, token in zip(found, ("the", "walk", "", "cat", "sat", "on", ""), strict=True):
+        if not token:
+            assert (one.probability, one.probabilities) == (0.0, {})
+            continue
+        row = table[vocabulary.index(token)].astype(np.float64)
+        expected = np.exp(row) / np.exp(row).sum()
+        np.testing.assert_allclose(list(one.probabilities.values()), expected, rtol=1e-5)
+        assert (one.label, one.probability) == (TAGS[row.argmax()], pytest.approx(expected.max()))
+    assert predictor("the cat") == predictor.tag(["the", "cat"])
+    assert predictor(["the cat", ["dog"]]) == [predictor.tag("the cat"), predictor.tag("dog")]
+    assert predictor.tag([]) == []
+    with pytest.raises(BundleError, match="task is token-classification; this call needs sentence-embedding"):
+        predictor.embed("the cat")
 
 
 def onnx_tagger(make: Callable[..., Path], path: Path, columns: int, vocabulary: list[str]) -> Path:
