@@ -104,7 +104,7 @@ def test_a_narrow_table_and_a_projection_are_in_the_graph(
     make_student(recipe, bert, training_ids, tmp_path)
     task, student = task_for(recipe), load_student(recipe, tmp_path)
     preprocessor = task.preprocessor(tmp_path)
-    inputs, outputs = task.graph(32)
+    inputs, outputs = task.graph(32, preprocessor)
     feeds = task.shape_feeds(preprocessor)
     exported = export_onnx(task.deployable(student), "student", inputs, outputs, feeds, 20, tmp_path / "student.onnx")
     feed = preprocessor.collate(preprocessor.encode(TEXTS))
