@@ -57,7 +57,7 @@ def teacher_alone(room: Classroom) -> dict[str, object]:
 
 def result_of(room: Classroom, method: Method, seed: int) -> float:
     """The metric of one training: kept in the cache as soon as it is known, so that a run continues."""
-    key = key_of(room.key, method.name, method.settings, seed, _code())
+    key = key_of(room.key, method.settings, seed, _code())
     kept = CACHE / "results" / f"{key}.json"
     if kept.is_file():
         return float(json.loads(kept.read_text(encoding="utf-8"))["metric"])
@@ -93,7 +93,7 @@ def _engine(room: Classroom, name: str, changes: dict[str, object], scratch: boo
         by_engine(pupil, room.settings(seed, **changes))
         return pupil.module
 
-    return Method(name, _dumped(room.settings(0, **changes)), teach)
+    return Method(name, {"scratch": scratch, **_dumped(room.settings(0, **changes))}, teach)
 
 
 def _labels(room: Classroom, name: str, scratch: bool) -> Method:
@@ -102,7 +102,7 @@ def _labels(room: Classroom, name: str, scratch: bool) -> Method:
         by_loop(pupil, settings, room.sentence_labels(settings))
         return pupil.module
 
-    return Method(name, {"labels": "entailed and contradicting sentences", **_training(room)}, teach)
+    return Method(name, {"scratch": scratch, "labels": "of pairs", **_training(room)}, teach)
 
 
 def _peer(room: Classroom, peer: _peers.Peer) -> Method:

@@ -43,7 +43,7 @@ class TokenDistillation(Distillation):
 class EmbeddingDistillation(TokenDistillation):
     cosine_weight: Weight = Field(1.0, description="weight of 1 - cosine(student, teacher)")
     mse_weight: Weight = Field(0.0, description="weight of the squared distance between the embeddings")
-    similarity_weight: Weight = Field(1.0, description="weight of the difference of the in-batch similarity matrices")
+    similarity_weight: Weight = Field(0.0, description="weight of the difference of the in-batch similarity matrices")
     contrastive_weight: Weight = Field(
         0.0, description="weight of telling the teacher's embedding of the same text from the others in the batch"
     )
