@@ -15,18 +15,19 @@ from bench._sentence_labels import label_loss, triplet_batches, triplets
 from bench._training import Objective, Pupil, outputs_on
 from compressor import learning, stages
 from compressor.artifacts import Student, TeacherSignals
-from compressor.distill import SignalReader, TrainingData
+from compressor.distill import Inputs, SignalReader, TrainingData, answers_at, record_signals
 from compressor.errors import BenchmarkError, DataError, TeacherError
 from compressor.materials import Materials
 from compressor.progress import Progress
 from compressor.recipe import ImageClassificationRecipe, SentenceEmbeddingRecipe, portable
-from compressor.recipe_distill import Distillation
+from compressor.recipe_distill import ClassDistillation, Distillation
 from compressor.recipe_file import read_recipe
 from compressor.store import key_of
 from compressor.students import new_student
 from compressor.tasks.tables import read_columns
 
 CACHE = Path(__file__).parent.parent / ".cache" / "bench" / "distillation"
+_TEXTS = 8  # asked at once where each token is answered
 _DECIDES = ("task", "teacher", "data", "student")  # what of a recipe, beside its training, a result depends on
 
 
@@ -62,23 +63,38 @@ class Classroom:
         return stages.student(self.at, folder)
 
     @cached_property
-    def _recorded(self) -> TeacherSignals:
+    def _data(self) -> TrainingData:
         folder = self._folder / "signals"
         folder.mkdir(parents=True, exist_ok=True)
-        return learning.signals(self.at, self.start, folder)
+        return self._taught_by(learning.signals(self.at, self.start, folder))
 
     @cached_property
-    def _data(self) -> TrainingData:
-        examples = self.at.task.preprocessor(self.start.folder).encode(self.at.data.train)
-        return TrainingData(examples, SignalReader(self._recorded), self.at.data.labels, self.at.data.holdout)
+    def _whole_data(self) -> TrainingData:
+        """Of a language model the engine keeps a part of each distribution; losses of others take all of it."""
+        if not self.at.task.per_token:
+            return self._data
+        folder = self._folder / "whole-signals"
+        folder.mkdir(parents=True, exist_ok=True)
+        ask = answers_at(self.at.logits, self.at.task.positions, ClassDistillation(), None)
+        inputs = Inputs(self.at.teacher_examples, self.at.task.views, self.at.task.view)
+        return self._taught_by(record_signals(ask, inputs, folder, self.at.progress, _TEXTS))
+
+    def _taught_by(self, recorded: TeacherSignals) -> TrainingData:
+        task = self.at.task
+        examples = task.preprocessor(self.start.folder).encode(self.at.data.train)
+        positions = [task.positions(example) for example in examples] if task.per_token else None
+        labels = task.labels(self.at.data, examples)
+        return TrainingData(examples, SignalReader(recorded), labels, self.at.data.holdout, positions)
 
     @property
     def cut(self) -> bool:
         """Whether the student comes from the teacher's weights: those of images have random ones."""
         return not isinstance(self.at.recipe, ImageClassificationRecipe)
 
-    def pupil(self, seed: int, scratch: bool = False) -> Pupil:
-        """The untrained student; `scratch`: of the same sizes with random weights."""
+    def pupil(self, seed: int, scratch: bool = False, whole: bool = False) -> Pupil:
+        """The untrained student; `scratch`: of the same sizes with random weights; `whole`: of the teacher it is told
+        all, not what the engine keeps.
+        """
         torch.manual_seed(seed)
         recipe = self.at.recipe
         if isinstance(recipe, ImageClassificationRecipe):
@@ -88,7 +104,8 @@ class Classroom:
             if scratch:
                 raw = next(module.children())
                 module = self.at.task.deployable(type(raw)(raw.config))
-        return Pupil(module, self.at.task, self.at.task.preprocessor(self.start.folder), self._data)
+        data = self._whole_data if whole else self._data
+        return Pupil(module, self.at.task, self.at.task.preprocessor(self.start.folder), data)
 
     def settings(self, seed: int, **changes: object) -> Distillation:
         """The recipe's, of which the losses and their weights are this program's defaults."""
@@ -100,15 +117,15 @@ class Classroom:
     def judge(self, module: nn.Module) -> float:
         """The task's metric on the evaluation data."""
         preprocessor = self.at.task.preprocessor(self.start.folder)
-        outputs = outputs_on(module.eval(), preprocessor, preprocessor.encode(self.at.data.eval_inputs))
+        examples = preprocessor.encode(self.at.data.eval_inputs)
+        outputs = outputs_on(module.eval(), self.at.task, preprocessor, examples)
         return self.at.task.metric(self.at.task.answers(outputs, self.at.data), self.at.data.truth)
 
     def teacher_score(self) -> float:
         """The teacher's own metric on the evaluation data."""
-        preprocessor = self.at.teacher_preprocessor
-        outputs = outputs_on(
-            self.at.task.deployable(self.at.teacher).eval(), preprocessor, preprocessor.encode(self.at.data.eval_inputs)
-        )
+        task, preprocessor = self.at.task, self.at.teacher_preprocessor
+        examples = preprocessor.encode(self.at.data.eval_inputs)
+        outputs = outputs_on(task.deployable(self.at.teacher).eval(), task, preprocessor, examples)
         return self.at.task.metric(self.at.task.answers(outputs, self.at.data), self.at.data.truth)
 
     def sentence_labels(self, settings: Distillation) -> Objective:

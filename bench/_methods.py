@@ -42,11 +42,17 @@ def methods(room: Classroom) -> tuple[list[Method], list[_peers.Absent]]:
     """
     classes = isinstance(room.at.recipe.distill, ClassDistillation)
     found = _of_classes(room) if classes else _of_embeddings(room)
-    peers = _peers.of_classes(*(_GLUE if room.cut else _CIFAR)) if classes else _peers.of_embeddings()
+    peers = _peers.of_classes(*_peer_settings(room)) if classes else _peers.of_embeddings()
     running = [peer for peer in peers if isinstance(peer, _peers.Peer)]
     for peer in running:
         peer.apart(unit=not classes)
     return found + [_peer(room, peer) for peer in running], [p for p in peers if isinstance(p, _peers.Absent)]
+
+
+def _peer_settings(room: Classroom) -> tuple[float, float, float]:
+    """torchdistill's temperature and weight of the labels, and this program's temperature."""
+    temperature, weight = _GLUE if room.cut else _CIFAR
+    return temperature, weight, float(type(room.at.recipe.distill).model_fields["temperature"].default)
 
 
 def teacher_alone(room: Classroom) -> dict[str, object]:
@@ -107,7 +113,7 @@ def _labels(room: Classroom, name: str, scratch: bool) -> Method:
 
 def _peer(room: Classroom, peer: _peers.Peer) -> Method:
     def teach(seed: int) -> nn.Module:
-        pupil = room.pupil(seed)
+        pupil = room.pupil(seed, whole=True)
         by_loop(pupil, room.settings(seed), Objective(peer.loss))
         return pupil.module
 
@@ -115,18 +121,29 @@ def _peer(room: Classroom, peer: _peers.Peer) -> Method:
     return Method(name, {"loss": name, **_training(room)}, teach, peer=True)
 
 
-def plain_loss(room: Classroom) -> Loss:
-    """`teacher_alone` once more, in torch's own terms: what engine and loop are compared with."""
+def written_twice(room: Classroom) -> tuple[dict[str, object], Loss]:
+    """Settings of the engine, and what they minimise once more in torch's own terms: the two are compared."""
+    if room.at.task.per_token:  # of whose teacher the engine keeps a part: the labels alone
+        return {"hard_weight": 1.0}, _of_labels
     settings = room.settings(0)
     if not isinstance(settings, ClassDistillation):
-        return lambda student, teacher, _: (1 - nn.functional.cosine_similarity(student, teacher, dim=-1)).mean()
+        return teacher_alone(room), _of_directions
     temperature = settings.temperature
 
     def divergence(student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:  # noqa: ARG001
         softened, target = (student / temperature).log_softmax(-1), (teacher / temperature).log_softmax(-1)
         return temperature**2 * nn.functional.kl_div(softened, target, log_target=True, reduction="batchmean")
 
-    return divergence
+    return teacher_alone(room), divergence
+
+
+def _of_labels(student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:  # noqa: ARG001
+    assert labels is not None
+    return nn.functional.cross_entropy(student, labels)
+
+
+def _of_directions(student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:  # noqa: ARG001
+    return (1 - nn.functional.cosine_similarity(student, teacher, dim=-1)).mean()
 
 
 def _dumped(settings: Distillation) -> dict[str, object]:

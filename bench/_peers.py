@@ -17,7 +17,6 @@ from torch import Tensor
 from bench._peer_packages import load
 from bench._training import Loss
 from compressor.errors import BenchmarkError
-from compressor.recipe_distill import ClassDistillation
 
 TORCHDISTILL, TEXTBREWER = "torchdistill", "TextBrewer"
 
@@ -62,13 +61,14 @@ class Absent:
     reason: str
 
 
-def of_classes(temperature: float, weight: float) -> list[Peer | Absent]:
-    """Losses of logits; temperature and weight of the labels as in torchdistill's examples for this kind of data."""
-    ours = float(ClassDistillation.model_fields["temperature"].default)
+def of_classes(temperature: float, weight: float, ours: float) -> list[Peer | Absent]:
+    """Losses of logits; temperature and weight of the labels as in torchdistill's examples for this kind of data.
+    `ours`: this program's temperature.
+    """
     temperatures = dict.fromkeys((temperature, ours))
     found: list[Peer | Absent] = []
     found += _of(TORCHDISTILL, lambda: [_kd(one, weight) for one in temperatures])
-    return found + _of(TEXTBREWER, _brewed)
+    return found + _of(TEXTBREWER, lambda: _brewed(ours))
 
 
 def of_embeddings() -> list[Peer | Absent]:
@@ -97,19 +97,21 @@ def _kd(temperature: float, weight: float) -> Peer:
     return Peer(TORCHDISTILL, name, lambda s, t, labels: kd(_tapped("s", s), _tapped("t", t), labels), reference)
 
 
-def _brewed() -> list[Peer]:
+def _brewed(ours: float) -> list[Peer]:
     """What its distiller adds up by default: logits alone."""
     config = load("textbrewer").DistillationConfig()
-    divergence, temperature = load("textbrewer.presets").KD_LOSS_MAP[config.kd_loss_type], float(config.temperature)
     assert (config.kd_loss_weight, config.hard_label_weight) == (1, 0)
-    return [
-        Peer(
-            TEXTBREWER,
-            f"{config.kd_loss_type}, temperature {temperature:g}",
-            lambda s, t, _: divergence(s, t, temperature),
-            lambda s, t, _: _cross_entropy(s, t, temperature),
-        )
-    ]
+    return [_ce(config.kd_loss_type, temperature) for temperature in dict.fromkeys((float(config.temperature), ours))]
+
+
+def _ce(kind: str, temperature: float) -> Peer:
+    divergence = load("textbrewer.presets").KD_LOSS_MAP[kind]
+    return Peer(
+        TEXTBREWER,
+        f"{kind}, temperature {temperature:g}",
+        lambda s, t, _: divergence(s, t, temperature),
+        lambda s, t, _: _cross_entropy(s, t, temperature),
+    )
 
 
 def _similarity() -> list[Peer]:

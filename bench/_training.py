@@ -26,7 +26,9 @@ from compressor.recipe_distill import Distillation
 from compressor.tasks import Task
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""student and teacher float32 [batch, width], labels int64 [batch] or None -> a scalar."""
+"""student and teacher float32 [answers, width], labels int64 [answers] or None -> a scalar."""
+
+_TEXTS = 8  # held-out texts judged at once where each token is answered
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,15 @@ def by_loop(pupil: Pupil, settings: Distillation, objective: Objective) -> list[
     return curve
 
 
-def outputs_on(module: nn.Module, preprocessor: Preprocessor, examples: list[NDArray[np.int64]]) -> NDArray[np.float32]:
-    """What the student answers to encoded examples: float32 [examples, width]."""
+def outputs_on(
+    module: nn.Module, task: Task, preprocessor: Preprocessor, examples: list[NDArray[np.int64]]
+) -> NDArray[np.float32]:
+    """What is judged of the student's answers to encoded examples: float32 [rows, width]."""
+    at_once = 1 if task.per_token else 64
     with torch.inference_mode():
-        return answers_in_order(lambda batch: outputs_of(module, preprocessor.collate(batch)).numpy(), examples, 64)
+        return answers_in_order(
+            lambda batch: outputs_of(module, preprocessor.collate(batch)).numpy(), examples, at_once, keep=task.judged
+        )
 
 
 def engine_against_loop(pupil: Callable[[], Pupil], settings: Distillation, loss: Loss) -> tuple[float, float]:
@@ -128,15 +135,21 @@ def _rows_of(pupil: Pupil, settings: Distillation, objective: Objective, epoch: 
 def _batch(pupil: Pupil, rows: NDArray[np.int64], views: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor | None]:
     data = pupil.data
     shown = [pupil.task.view(data.examples[i], int(view)) for i, view in zip(rows, views, strict=True)]
-    student = outputs_of(pupil.module, pupil.preprocessor.collate(shown)).float()
+    student = data.answers_of(outputs_of(pupil.module, pupil.preprocessor.collate(shown)), rows).float()
     return student, _taught(data, views * len(data.examples) + rows), data.labels_of(rows)
 
 
 def _held_out(pupil: Pupil, loss: Loss) -> float:
+    """On all held-out rows at once, or of texts whose tokens are answered some at a time."""
     data = pupil.data
     rows = np.arange(data.rows, len(data.examples))
-    student = torch.from_numpy(outputs_on(pupil.module, pupil.preprocessor, data.examples[data.rows :]))
-    return float(loss(student, _taught(data, rows), data.labels_of(rows)))
+    at_once = _TEXTS if pupil.task.per_token else len(rows)
+    total = 0.0
+    with torch.inference_mode():
+        for start in range(0, len(rows), at_once):
+            part = rows[start : start + at_once]
+            total += float(loss(*_batch(pupil, part, np.zeros_like(part)))) * data.answered(part)
+    return total / data.answered(rows)
 
 
 def _taught(data: TrainingData, recorded: NDArray[np.int64]) -> Tensor:

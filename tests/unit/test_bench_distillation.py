@@ -17,8 +17,9 @@ from bench._methods import HARD, OURS, Method
 from bench._seeds import difference, over_seeds
 from bench._sentence_labels import label_loss, triplet_batches, triplets
 from bench._training import Objective, Pupil, by_loop, engine_against_loop
-from compressor.distill import SignalReader, TrainingData, write_outputs
+from compressor.distill import Inputs, SignalReader, TrainingData, answers_at, record_signals, write_outputs
 from compressor.preprocess import Feed
+from compressor.progress import SILENT
 from compressor.recipe_distill import ClassDistillation
 
 ROWS, HELD_OUT, WIDTH, CLASSES = 40, 8, 6, 3
@@ -37,7 +38,7 @@ class Linear(nn.Module):
 class Mirrored:
     """A task of two views, the second one negated, and its preprocessor."""
 
-    views, loss = 2, None
+    views, loss, per_token = 2, None, False
 
     def view(self, example: NDArray[Any], index: int) -> NDArray[Any]:
         return -example if index else example
@@ -62,6 +63,51 @@ def pupil(tmp_path: Path) -> Callable[[], Pupil]:
     return make
 
 
+class Letters(nn.Module):
+    """Of each token the logits of CLASSES, from the token and the one before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.layer = nn.Embedding(WIDTH, 4), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        read = self.table(x)
+        return (self.layer(torch.cat([read, read.roll(1, dims=1)], dim=-1)),)
+
+
+class Tagged:
+    """A task that answers every second token of texts of one length, and its preprocessor."""
+
+    views, loss, per_token = 1, None, True
+
+    def view(self, example: NDArray[Any], index: int) -> NDArray[Any]:
+        assert index == 0
+        return example
+
+    def positions(self, example: NDArray[Any]) -> NDArray[np.int64]:
+        return np.arange(0, len(example), 2)
+
+    def collate(self, examples: Sequence[NDArray[Any]]) -> Feed:
+        return {"x": np.stack(examples)}
+
+
+@pytest.fixture
+def tagger(tmp_path: Path) -> Callable[[], Pupil]:
+    draws, task = np.random.default_rng(0), Tagged()
+    examples = list(draws.integers(0, WIDTH, (ROWS, 5)))
+    said = torch.from_numpy(draws.normal(size=(WIDTH, CLASSES)).astype(np.float32))
+    ask = answers_at(lambda batch: said[torch.from_numpy(np.stack(batch))], task.positions, SETTINGS, None)
+    signals = SignalReader(record_signals(ask, Inputs(examples, 1, task.view), tmp_path, SILENT, 8))
+    labels, positions = list(draws.integers(0, CLASSES, (ROWS, 3))), [task.positions(one) for one in examples]
+
+    def make() -> Pupil:
+        torch.manual_seed(5)
+        data = TrainingData(examples, signals, labels, HELD_OUT, positions)
+        return Pupil(Letters(), task, task, data)  # type: ignore[arg-type]
+
+    return make
+
+
 def divergence(student: Tensor, teacher: Tensor, _: Tensor | None, temperature: float = 2.0) -> Tensor:
     p = (teacher / temperature).softmax(-1)
     terms = p * (p.log() - (student / temperature).log_softmax(-1))
@@ -70,6 +116,16 @@ def divergence(student: Tensor, teacher: Tensor, _: Tensor | None, temperature: 
 
 def test_the_loop_ends_where_the_engine_ends(pupil: Callable[[], Pupil]) -> None:
     losses, weights = engine_against_loop(pupil, SETTINGS, divergence)
+    assert losses < 1e-5
+    assert weights < 1e-4
+
+
+@pytest.mark.parametrize("hard_weight", [0.0, 1.0])
+def test_the_loop_ends_where_the_engine_ends_of_tokens(tagger: Callable[[], Pupil], hard_weight: float) -> None:
+    settings = SETTINGS.model_copy(update={"hard_weight": hard_weight})
+    losses, weights = engine_against_loop(
+        tagger, settings, divergence if hard_weight == 0 else lambda s, _, y: nn.functional.cross_entropy(s, y)
+    )
     assert losses < 1e-5
     assert weights < 1e-4
 
