@@ -42,17 +42,19 @@ def methods(room: Classroom) -> tuple[list[Method], list[_peers.Absent]]:
     """
     classes = isinstance(room.at.recipe.distill, ClassDistillation)
     found = _of_classes(room) if classes else _of_embeddings(room)
-    peers = _peers.of_classes(*_peer_settings(room)) if classes else _peers.of_embeddings()
+    peers = _peers_of_classes(room) if classes else _peers.of_embeddings()
     running = [peer for peer in peers if isinstance(peer, _peers.Peer)]
     for peer in running:
         peer.apart(unit=not classes)
     return found + [_peer(room, peer) for peer in running], [p for p in peers if isinstance(p, _peers.Absent)]
 
 
-def _peer_settings(room: Classroom) -> tuple[float, float, float]:
-    """torchdistill's temperature and weight of the labels, and this program's temperature."""
+def _peers_of_classes(room: Classroom) -> list[_peers.Peer | _peers.Absent]:
+    """At their own temperatures and this program's; of a vocabulary, for which they document none, at the latter."""
+    ours = float(type(room.at.recipe.distill).model_fields["temperature"].default)
     temperature, weight = _GLUE if room.cut else _CIFAR
-    return temperature, weight, float(type(room.at.recipe.distill).model_fields["temperature"].default)
+    own = () if room.at.task.per_token else (temperature,)
+    return _peers.of_classes((*own, ours), weight, documented=not room.at.task.per_token)
 
 
 def teacher_alone(room: Classroom) -> dict[str, object]:

@@ -61,14 +61,13 @@ class Absent:
     reason: str
 
 
-def of_classes(temperature: float, weight: float, ours: float) -> list[Peer | Absent]:
-    """Losses of logits; temperature and weight of the labels as in torchdistill's examples for this kind of data.
-    `ours`: this program's temperature.
+def of_classes(temperatures: tuple[float, ...], weight: float, *, documented: bool) -> list[Peer | Absent]:
+    """Losses of logits at these temperatures; `weight` of the labels as in torchdistill's examples for this kind of
+    data. `documented`: TextBrewer's also at its own temperature.
     """
-    temperatures = dict.fromkeys((temperature, ours))
     found: list[Peer | Absent] = []
-    found += _of(TORCHDISTILL, lambda: [_kd(one, weight) for one in temperatures])
-    return found + _of(TEXTBREWER, lambda: _brewed(ours))
+    found += _of(TORCHDISTILL, lambda: [_kd(one, weight) for one in dict.fromkeys(temperatures)])
+    return found + _of(TEXTBREWER, lambda: _brewed(temperatures[-1], documented))
 
 
 def of_embeddings() -> list[Peer | Absent]:
@@ -97,11 +96,12 @@ def _kd(temperature: float, weight: float) -> Peer:
     return Peer(TORCHDISTILL, name, lambda s, t, labels: kd(_tapped("s", s), _tapped("t", t), labels), reference)
 
 
-def _brewed(ours: float) -> list[Peer]:
+def _brewed(ours: float, documented: bool) -> list[Peer]:
     """What its distiller adds up by default: logits alone."""
     config = load("textbrewer").DistillationConfig()
     assert (config.kd_loss_weight, config.hard_label_weight) == (1, 0)
-    return [_ce(config.kd_loss_type, temperature) for temperature in dict.fromkeys((float(config.temperature), ours))]
+    own = (float(config.temperature),) if documented else ()
+    return [_ce(config.kd_loss_type, temperature) for temperature in dict.fromkeys((*own, ours))]
 
 
 def _ce(kind: str, temperature: float) -> Peer:

@@ -63,10 +63,11 @@ def _lectures(quick: bool) -> list[Lecture]:
             "text-generation",
             "smollm2-sotu",
             (
-                f"data.max_train={32 if quick else 240}",
+                f"data.max_train={32 if quick else 160}",
                 f"data.max_eval={4 if quick else 40}",
                 f"student.layers=[{'0, 29' if quick else '0, 1, 28, 29'}]",
                 f"student.max_length={16 if quick else 64}",
+                "distill.batch_size=4",
                 f"distill.epochs={1 if quick else 2}",
             ),
         ),
