@@ -18,7 +18,7 @@ from compressor.students.encoder import write_encoder
 from compressor.tasks.image_classification import ImageClassifier
 from compressor.teachers.vision import load_vision_folder
 
-_SAMPLE, _BATCH = 512, 16
+_SAMPLE, _BATCH = 128, 16  # an image has as many tokens as several sentences
 
 
 def derive_vision(
