@@ -150,10 +150,14 @@ class Materials:
         return self.teacher_inputs(self.data.train)
 
     @cached_property
-    def training_ids(self) -> list[NDArray[np.int64]]:
-        """The training text's token ids under the teacher's tokenizer; none of images and for an endpoint."""
-        if self.tokenizer_name is None or isinstance(self.recipe.teacher, EndpointTeacher):
+    def training_inputs(self) -> list[NDArray[Any]]:
+        """What a student is cut by: the training text's token ids under the teacher's tokenizer, int64 [length], or the
+        training images, uint8 [height, width, channels]; nothing for an endpoint and a task of the user's own.
+        """
+        if isinstance(self.recipe, OwnTaskRecipe) or isinstance(self.recipe.teacher, EndpointTeacher):
             return []
+        if isinstance(self.recipe, ImageClassificationRecipe):
+            return self.teacher_examples
         assert isinstance(self.teacher_preprocessor, TextPreprocessor)
         return [self.teacher_preprocessor.ids(example) for example in self.teacher_examples]
 

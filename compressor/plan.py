@@ -55,7 +55,7 @@ def make_plan(recipe: Recipe, progress: Progress) -> Plan:
     at = Materials(recipe, progress)
     at.fingerprints  # noqa: B018 (missing files are found before anything is loaded)
     data = at.data
-    student = blank_student(recipe, at.teacher_weights, at.training_ids)
+    student = blank_student(recipe, at.teacher_weights, at.training_inputs)
     rows = len(data.train) - data.holdout
     steps = steps_per_epoch(rows, recipe.distill.batch_size) * recipe.distill.epochs
     signals = at.task.views * len(data.train)

@@ -25,7 +25,7 @@ from compressor.materials import Materials
 from compressor.preprocess import Feed
 from compressor.progress import SILENT
 from compressor.quantize import quantize
-from compressor.recipe import ImageClassificationRecipe, Recipe
+from compressor.recipe import Recipe
 from compressor.students import blank_student, is_derived
 from compressor.students.derive import count
 
@@ -45,7 +45,7 @@ class Choice:
 def compare_choices(at: Materials) -> tuple[Choice, ...]:
     """The recipe's student, and if it is cut from the teacher, its neighbours: other layers, vocabularies, widths."""
     recipes = {"recipe": at.recipe, **_neighbours(at)}
-    students = [blank_student(recipe, at.teacher_weights, at.training_ids) for recipe in recipes.values()]
+    students = [blank_student(recipe, at.teacher_weights, at.training_inputs) for recipe in recipes.values()]
     sizes = predict_bytes(at, students)
     return tuple(
         Choice(name, count(student), size) for name, student, size in zip(recipes, students, sizes, strict=True)
@@ -103,17 +103,19 @@ def choice_lines(choices: Sequence[Choice]) -> list[str]:
 
 def _neighbours(at: Materials) -> dict[str, Recipe]:
     recipe = at.recipe
-    if isinstance(recipe, ImageClassificationRecipe) or not is_derived(recipe):
+    if not is_derived(recipe):
         return {}
     assert isinstance(at.teacher, PreTrainedModel)
-    own, config = blank_student(recipe, at.teacher, at.training_ids), at.teacher.config
+    own, config = blank_student(recipe, at.teacher, at.training_inputs), at.teacher.config
     assert isinstance(own, PreTrainedModel)
-    depth, tokens = own.config.num_hidden_layers, own.config.vocab_size
+    depth = own.config.num_hidden_layers
     ffn = getattr(recipe.student, "ffn", None)
     changes: list[tuple[str, int, int]] = [
         ("layers", layers, config.num_hidden_layers) for layers in (depth - 1, depth + 1, config.num_hidden_layers)
     ]
-    changes += [("vocab", size, config.vocab_size) for size in (tokens // 2, 2 * tokens, config.vocab_size)]
+    if own.main_input_name == "input_ids":
+        tokens = own.config.vocab_size
+        changes += [("vocab", size, config.vocab_size) for size in (tokens // 2, 2 * tokens, config.vocab_size)]
     changes += [("ffn", ffn // 2, ffn)] if ffn is not None else []
     found: dict[str, Recipe] = {}
     for name, value, most in changes:
@@ -140,7 +142,7 @@ def _skeleton(at: Materials, depth: int, own: PreTrainedModel) -> PreTrainedMode
         return own
     assert isinstance(at.teacher, PreTrainedModel)
     within = min(depth, at.teacher.config.num_hidden_layers)
-    blank = blank_student(_with_student(at.recipe, "layers", within), at.teacher, at.training_ids)
+    blank = blank_student(_with_student(at.recipe, "layers", within), at.teacher, at.training_inputs)
     assert isinstance(blank, PreTrainedModel)
     return blank
 

@@ -233,7 +233,10 @@ class ImageClassificationRecipe(_Recipe):
     task: Literal["image-classification"]
     teacher: ImageTeacher = Field(description="the model to learn from")
     data: LabelledImages = Field(description="what to learn on, and what to be judged on")
-    student: ImageStudent = Field(ImageStudent(), description="a depthwise-separable CNN, or your own module")
+    student: ImageStudent = Field(
+        ImageStudent(),
+        description="a depthwise-separable CNN (widths); or cut from a transformer (layers, hidden, heads, ffn)",
+    )
     distill: ImageDistillation = Field(ImageDistillation(), description="how to learn")
 
 

@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from compressor.recipe_base import MODULE_PATTERN, FilePath, Positive, Settings
 
+Layers = int | Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
+_SIZES = ("layers", "hidden", "heads", "ffn")
 
-class EncoderStudent(Settings):
-    layers: int | Annotated[tuple[int, ...], Field(strict=False, min_length=1)] = Field(
-        2, description="how many of the teacher's layers to keep, or which, from 0"
+
+class TransformerStudent(Settings):
+    """What stays of a teacher's layers, dimensions, heads and neurons, whatever it reads."""
+
+    layers: Layers | None = Field(
+        None, description="how many of the teacher's layers to keep, or which, from 0; null keeps all"
     )
     choose: Literal["spaced", "influence"] = Field(
         "spaced",
         description="which layers a number keeps: evenly spaced ones, or the first and those that turn the hidden state"
-        " furthest on the training text",
+        " furthest on the training data",
     )
     hidden: int | None = Field(
         None, ge=8, description="hidden size; the most active dimensions are kept; null keeps all"
     )
     heads: int | None = Field(None, ge=1, description="attention heads; null keeps all, or as many as fit hidden")
-    kv_heads: int | None = Field(
-        None, ge=1, description="key-value heads, of grouped-query attention alone; null keeps the teacher's ratio"
-    )
     ffn: int | None = Field(None, ge=1, description="feed-forward width; the neurons that matter most; null keeps all")
     importance: Literal["activation", "gradient"] = Field(
         "activation",
-        description="what dimensions, heads and neurons are chosen by: how large they are on the training text, or how"
+        description="what dimensions, heads and neurons are chosen by: how large they are on the training data, or how"
         " much the teacher's output moves with them",
+    )
+
+    def _changed(self, names: Iterable[str]) -> list[str]:
+        """Which of these settings are not at their defaults, in the order of the settings."""
+        fields, wanted = type(self).model_fields, set(names)
+        return [name for name in fields if name in wanted and getattr(self, name) != fields[name].default]
+
+
+class EncoderStudent(TransformerStudent):
+    layers: Layers | None = Field(
+        2, description="how many of the teacher's layers to keep, or which, from 0; null keeps all"
+    )
+    kv_heads: int | None = Field(
+        None, ge=1, description="key-value heads, of grouped-query attention alone; null keeps the teacher's ratio"
     )
     embedding: int | None = Field(
         None, ge=8, description="width of the token table, with a linear map up to hidden; null is hidden itself"
@@ -53,14 +70,14 @@ class EncoderStudent(Settings):
         if self.folder is None and self.module is None:
             return self
         given = "folder" if self.folder is not None else "module"
-        sizes = type(self).model_fields.keys() - {"folder", "max_length"} - ({"module"} if given == "module" else set())
-        changed = [name for name in type(self).model_fields if name in sizes and self._differs(name)]
-        if changed:
+        if changed := self._changed(type(self).model_fields.keys() - {given, "max_length"}):
             raise ValueError(f"student.{given} is a whole student of its own: leave out {', '.join(changed)}")
         return self
 
-    def _differs(self, name: str) -> bool:
-        return bool(getattr(self, name) != type(self).model_fields[name].default)
+    @property
+    def is_cut(self) -> bool:
+        """Whether it is cut from the teacher, rather than brought along."""
+        return self.folder is None and self.module is None
 
 
 class DecoderStudent(EncoderStudent):
@@ -81,7 +98,9 @@ class OwnStudent(Settings):
     )
 
 
-class ImageStudent(Settings):
+class ImageStudent(TransformerStudent):
+    """Cut from a transformer where one of its sizes is given, else a small CNN, unless it is brought along."""
+
     widths: tuple[Positive, ...] = Field(
         (16, 32, 64),
         min_length=2,
@@ -89,11 +108,34 @@ class ImageStudent(Settings):
         description="channels of the stem, then of each depthwise-separable block",
     )
     strides: tuple[Positive, ...] = Field((2, 2), strict=False, description="stride of each block")
+    folder: FilePath | None = Field(
+        None, description="an existing student instead: a folder in Hugging Face layout that classifies images"
+    )
     module: str | None = Field(
         None,
         pattern=MODULE_PATTERN,
         description="your own student instead: file.py:callable or package.module:callable",
     )
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it is cut from the teacher, rather than built small or brought along."""
+        return bool(self._changed(_SIZES))
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ImageStudent:
+        given = next((name for name in ("folder", "module") if getattr(self, name) is not None), None)
+        if given is not None and (changed := self._changed(type(self).model_fields.keys() - {given})):
+            raise ValueError(f"student.{given} is a whole student of its own: leave out {', '.join(changed)}")
+        cut, built = self._changed(TransformerStudent.model_fields), self._changed(("widths", "strides"))
+        if cut and built:
+            raise ValueError(
+                f"{', '.join(cut)} cut the student from the teacher, {', '.join(built)} build a small CNN: leave out"
+                " the one or the other"
+            )
+        if cut and not self.is_cut:
+            raise ValueError(f"{', '.join(cut)} say what is chosen of a teacher: set one of {', '.join(_SIZES)} too")
+        return self
 
     @model_validator(mode="after")
     def _one_stride_per_block(self) -> ImageStudent:

@@ -47,7 +47,8 @@ class TeacherRights(Settings):
 
 class FolderTeacher(TeacherRights):
     path: FilePath = Field(
-        description="folder in Hugging Face or sentence-transformers layout: config.json, *.safetensors, tokenizer.json"
+        description="folder in Hugging Face or sentence-transformers layout: config.json, *.safetensors, and of text"
+        " tokenizer.json"
     )
     trust_remote_code: bool = Field(
         False, description="run Python code that the folder brings along; recorded in the bundle's lineage"
@@ -205,6 +206,9 @@ GenerativeTeacher = Annotated[
     Discriminator(_kind_by_key("path", "hub", "gguf")),
 ]
 ImageTeacher = Annotated[
-    Annotated[ModuleTeacher, Tag("<module>")] | Annotated[OnnxImageTeacher, Tag("<onnx>")],
-    Discriminator(_kind_by_key("module", "onnx")),
+    Annotated[FolderTeacher, Tag("<path>")]
+    | Annotated[HubTeacher, Tag("<hub>")]
+    | Annotated[ModuleTeacher, Tag("<module>")]
+    | Annotated[OnnxImageTeacher, Tag("<onnx>")],
+    Discriminator(_kind_by_key("path", "hub", "module", "onnx")),
 ]

@@ -80,7 +80,7 @@ def export_teacher(at: Materials, folder: Path) -> OnnxModel:
 
 def student(at: Materials, folder: Path) -> Student:
     """The untrained student."""
-    made = make_student(at.recipe, at.teacher_weights, at.training_ids, folder)
+    made = make_student(at.recipe, at.teacher_weights, at.training_inputs, folder)
     at.progress.log(f"  {made.parameters:,} parameters: {'; '.join(made.notes)}")
     return made
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from compressor.artifacts import Student
 from compressor.errors import StudentError
-from compressor.recipe import ImageClassificationRecipe, OwnTaskRecipe, Recipe
+from compressor.recipe import ImageClassificationRecipe, OwnTaskRecipe, Recipe, TextRecipe
 from compressor.students.derive import blank_model, count
 from compressor.students.encoder import (
     derive_encoder,
@@ -24,6 +24,7 @@ from compressor.students.encoder import (
 )
 from compressor.students.existing import load_existing, write_existing
 from compressor.students.separable import SeparableCnn
+from compressor.students.vision import derive_vision, load_existing_vision
 from compressor.tasks.text import teacher_tokenizer
 from compressor.teachers.module import build_module
 
@@ -40,9 +41,7 @@ __all__ = [
 
 def is_derived(recipe: Recipe) -> bool:
     """Whether the student is cut from the teacher's weights, rather than built small or brought along."""
-    if isinstance(recipe, ImageClassificationRecipe | OwnTaskRecipe):
-        return False
-    return recipe.student.folder is None and recipe.student.module is None
+    return not isinstance(recipe, OwnTaskRecipe) and recipe.student.is_cut
 
 
 def check_student(recipe: Recipe, teacher: nn.Module | None) -> None:
@@ -50,35 +49,28 @@ def check_student(recipe: Recipe, teacher: nn.Module | None) -> None:
 
     `teacher` is None where it is a black box.
     """
-    if isinstance(recipe, ImageClassificationRecipe | OwnTaskRecipe):
-        new_student(recipe)
-    elif not is_derived(recipe):
-        load_existing(recipe, teacher)
+    if isinstance(recipe, OwnTaskRecipe) or not is_derived(recipe):
+        _brought(recipe, teacher)
     else:
-        source = _source(teacher)
-        blank_model(source, recipe.student, source.config.vocab_size)
+        source = _source(recipe, teacher)
+        blank_model(source, recipe.student, _vocabulary(source))
 
 
-def make_student(
-    recipe: Recipe, teacher: nn.Module | None, training_ids: list[NDArray[np.int64]], folder: Path
-) -> Student:
+def make_student(recipe: Recipe, teacher: nn.Module | None, training: list[NDArray[Any]], folder: Path) -> Student:
     """Writes the untrained student into `folder`.
 
-    `teacher` is None where it is a black box. `training_ids` are the training text's token ids under the teacher's
-    tokenizer; unused for images.
+    `teacher` is None where it is a black box. A student is cut by `training`: the training text's token ids under the
+    teacher's tokenizer, int64 [length], or the training images, uint8 [height, width, channels].
     Raises StudentError, also when the student would not be smaller than its teacher.
     """
     torch.manual_seed(recipe.distill.seed)
-    if isinstance(recipe, ImageClassificationRecipe | OwnTaskRecipe):
-        model = new_student(recipe)
-        write_student(model, folder)
-        note = recipe.student.module or f"widths {', '.join(map(str, getattr(recipe.student, 'widths', ())))}"
-        student = Student(folder, count(model), (note,))
-    elif not is_derived(recipe):
-        student = write_existing(recipe, load_existing(recipe, teacher), folder)
+    if isinstance(recipe, OwnTaskRecipe) or not is_derived(recipe):
+        student = _write_brought(recipe, _brought(recipe, teacher), folder)
+    elif isinstance(recipe, ImageClassificationRecipe):
+        student = derive_vision(_source(recipe, teacher), recipe, training, folder)
     else:
         tokenizer = teacher_tokenizer(recipe)
-        student = derive_encoder(_source(teacher), tokenizer, recipe.student, training_ids, folder)
+        student = derive_encoder(_source(recipe, teacher), tokenizer, recipe.student, training, folder)
     if teacher is not None and student.parameters >= count(teacher):
         raise StudentError(
             f"the student has {student.parameters:,} parameters, its teacher {count(teacher):,}:"
@@ -87,24 +79,27 @@ def make_student(
     return student
 
 
-def blank_student(recipe: Recipe, teacher: nn.Module | None, training_ids: list[NDArray[np.int64]]) -> nn.Module:
-    """The student's shape, its weights without meaning: what it would weigh and cost. Raises StudentError."""
-    if isinstance(recipe, ImageClassificationRecipe | OwnTaskRecipe):
-        return new_student(recipe)
-    if not is_derived(recipe):
-        return load_existing(recipe, teacher)
-    source = _source(teacher)
-    trimmed = trimmed_for(source.config, teacher_tokenizer(recipe), recipe.student, training_ids)
+def blank_student(recipe: Recipe, teacher: nn.Module | None, training: list[NDArray[Any]]) -> nn.Module:
+    """The student's shape, its weights without meaning: what it would weigh and cost. `training` as in `make_student`.
+
+    Raises StudentError.
+    """
+    if isinstance(recipe, OwnTaskRecipe) or not is_derived(recipe):
+        return _brought(recipe, teacher)
+    source = _source(recipe, teacher)
+    if isinstance(recipe, ImageClassificationRecipe):
+        return blank_model(source, recipe.student, 0)
+    trimmed = trimmed_for(source.config, teacher_tokenizer(recipe), recipe.student, training)
     return blank_model(source, recipe.student, len(trimmed.kept_ids))
 
 
 def load_student(recipe: Recipe, folder: Path) -> nn.Module:
     """The raw student model of a folder, in evaluation mode."""
-    if isinstance(recipe, ImageClassificationRecipe | OwnTaskRecipe):
-        return _loaded(new_student(recipe), folder)
-    if recipe.student.module is not None:
-        return _loaded(build_module(recipe.student.module, StudentError), folder)
-    return load_student_folder(folder, recipe.task, recipe.student.max_length)
+    if is_derived(recipe) or getattr(recipe.student, "folder", None) is not None:
+        return load_student_folder(folder, recipe.task, getattr(recipe.student, "max_length", None))
+    model = new_student(recipe)
+    load_weights(model, folder)
+    return model.eval()
 
 
 def write_student(model: nn.Module, folder: Path) -> None:
@@ -115,28 +110,49 @@ def write_student(model: nn.Module, folder: Path) -> None:
         write_module(model, folder)
 
 
-def new_student(recipe: ImageClassificationRecipe | OwnTaskRecipe) -> nn.Module:
-    """The student that the recipe names, with random weights. Raises StudentError."""
-    if isinstance(recipe, OwnTaskRecipe):
+def new_student(recipe: Recipe) -> nn.Module:
+    """The student that the recipe names by its code or its widths, with random weights. Raises StudentError."""
+    if recipe.student.module is not None:
         return build_module(recipe.student.module, StudentError)
-    spec = recipe.student
-    if spec.module is not None:
-        return build_module(spec.module, StudentError)
-    return SeparableCnn(len(recipe.data.mean), len(recipe.data.classes), spec.widths, spec.strides)
+    assert isinstance(recipe, ImageClassificationRecipe)
+    data, spec = recipe.data, recipe.student
+    return SeparableCnn(len(data.mean), len(data.classes), spec.widths, spec.strides)
 
 
-def _source(teacher: nn.Module | None) -> PreTrainedModel:
+def _brought(recipe: Recipe, teacher: nn.Module | None) -> nn.Module:
+    """The student that is not cut, as it begins."""
+    if isinstance(recipe, TextRecipe):
+        return load_existing(recipe, teacher)
+    if isinstance(recipe, ImageClassificationRecipe) and recipe.student.folder is not None:
+        return load_existing_vision(recipe.student.folder, recipe)
+    return new_student(recipe)
+
+
+def _write_brought(recipe: Recipe, model: nn.Module, folder: Path) -> Student:
+    if isinstance(recipe, TextRecipe):
+        return write_existing(recipe, model, folder)
+    write_student(model, folder)
+    if isinstance(recipe, ImageClassificationRecipe) and recipe.student.folder is not None:
+        note = f"existing student {recipe.student.folder.name}"
+    else:
+        note = recipe.student.module or f"widths {', '.join(map(str, getattr(recipe.student, 'widths', ())))}"
+    return Student(folder, count(model), (note,))
+
+
+def _source(recipe: Recipe, teacher: nn.Module | None) -> PreTrainedModel:
     """The teacher that a student is cut from. Raises StudentError where none can be."""
+    others = "student.folder or student.module to one that exists"
+    if isinstance(recipe, ImageClassificationRecipe):
+        others = f"student.widths for a small CNN, or {others}"
     if teacher is None:
-        raise StudentError(
-            "no student can be cut from a black box; set student.folder or student.module to one that exists"
-        )
-    assert isinstance(teacher, PreTrainedModel)
+        raise StudentError(f"no student can be cut from a black box; set {others}")
+    if not isinstance(teacher, PreTrainedModel):
+        raise StudentError(f"no student can be cut from a torch module of your own; set {others}")
     if type(teacher).__module__.startswith("transformers_modules."):
         raise StudentError("the teacher is built by code of its own folder: no student can be cut from it")
     return teacher
 
 
-def _loaded(model: nn.Module, folder: Path) -> nn.Module:
-    load_weights(model, folder)
-    return model.eval()
+def _vocabulary(model: PreTrainedModel) -> int:
+    """Tokens that it knows; none where it reads no text."""
+    return int(model.config.vocab_size) if model.main_input_name == "input_ids" else 0

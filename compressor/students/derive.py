@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compressor.recipe_student import EncoderStudent
+from compressor.recipe_student import EncoderStudent, TransformerStudent
 from compressor.students.cut import Cut, choose_layer, cut_model, query_scale, top
 from compressor.students.embedding import fill_parts, note_parts, put_parts, refuse_tied
 from compressor.students.importance import Importance, TorchFeed, measure, norm_statistics
@@ -27,7 +27,7 @@ class Derived:
 
 
 def derive_model(
-    model: PreTrainedModel, spec: EncoderStudent, feeds: Sequence[TorchFeed], kept_ids: Tensor | None = None
+    model: PreTrainedModel, spec: TransformerStudent, feeds: Sequence[TorchFeed], kept_ids: Tensor | None = None
 ) -> Derived:
     """A student of the sizes in `spec`, of the teacher's class and with its weights; the teacher stays as it was.
 
@@ -39,7 +39,7 @@ def derive_model(
     vocabulary = model.config.vocab_size if model.main_input_name == "input_ids" else 0
     tokens = torch.arange(vocabulary) if kept_ids is None else kept_ids
     shape = resolve(model, parts, spec, first_layers(spec, parts), len(tokens))
-    refuse_tied(model, spec.embedding, shape.hidden)
+    refuse_tied(model, _table_width(spec), shape.hidden)
     importance = measure(model, parts, feeds, spec.importance) if _measured(spec, shape, parts) else _equal(parts)
     if isinstance(spec.layers, int) and spec.choose == "influence":
         shape = resolve(model, parts, spec, _most_influential(importance, spec.layers), len(tokens))
@@ -55,30 +55,35 @@ def derive_model(
     student = cut_model(model, parts, shape, cut)
     table: Any = student.get_input_embeddings()
     _extend(student, model, spec)
-    fill_parts(student, table.weight if spec.embedding is not None else torch.empty(0), hidden)
+    fill_parts(student, table.weight if _table_width(spec) is not None else torch.empty(0), hidden)
     student.train(False)
     return Derived(student, _notes(model, parts, shape, spec))
 
 
-def blank_model(model: PreTrainedModel, spec: EncoderStudent, vocabulary: int) -> PreTrainedModel:
+def blank_model(model: PreTrainedModel, spec: TransformerStudent, vocabulary: int) -> PreTrainedModel:
     """A student of the sizes in `spec` with weights of no meaning. Raises StudentError for what is impossible."""
     parts = find_parts(model)
     shape = resolve(model, parts, spec, first_layers(spec, parts), vocabulary)
-    refuse_tied(model, spec.embedding, shape.hidden)
+    refuse_tied(model, _table_width(spec), shape.hidden)
     student = type(model)(shape.config)
     _extend(student, model, spec)
     return student
 
 
-def _extend(student: PreTrainedModel, teacher: PreTrainedModel, spec: EncoderStudent) -> None:
+def _extend(student: PreTrainedModel, teacher: PreTrainedModel, spec: TransformerStudent) -> None:
     """A narrow token table where one is asked for; to a hidden state that is the output, a map to the teacher's."""
     width, full = int(student.config.hidden_size), int(teacher.config.hidden_size)
     gives_hidden = student.base_model is student and student.main_input_name == "input_ids"
-    note_parts(student.config, spec.embedding, full if gives_hidden and width < full else None)
+    note_parts(student.config, _table_width(spec), full if gives_hidden and width < full else None)
     put_parts(student)
 
 
-def first_layers(spec: EncoderStudent, parts: Parts) -> tuple[int, ...]:
+def _table_width(spec: TransformerStudent) -> int | None:
+    """Of the token table, where one is asked for that is narrower than the hidden state."""
+    return spec.embedding if isinstance(spec, EncoderStudent) else None
+
+
+def first_layers(spec: TransformerStudent, parts: Parts) -> tuple[int, ...]:
     """The layers of the student as far as they are known without data. Raises StudentError."""
     return chosen_layers(spec.layers, parts.depth)
 
@@ -88,7 +93,7 @@ def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _measured(spec: EncoderStudent, shape: Shape, parts: Parts) -> bool:
+def _measured(spec: TransformerStudent, shape: Shape, parts: Parts) -> bool:
     narrower = (shape.hidden, shape.heads, shape.ffn) != (parts.hidden, parts.heads, parts.ffn)
     return narrower or spec.choose == "influence"
 
@@ -106,7 +111,7 @@ def _most_influential(importance: Importance, number: int) -> tuple[int, ...]:
     return (0, *others.tolist())
 
 
-def _notes(model: PreTrainedModel, parts: Parts, shape: Shape, spec: EncoderStudent) -> tuple[str, ...]:
+def _notes(model: PreTrainedModel, parts: Parts, shape: Shape, spec: TransformerStudent) -> tuple[str, ...]:
     kept = [
         f"layers {', '.join(map(str, shape.layers))} of {parts.depth}",
         f"hidden {shape.hidden} of {parts.hidden}",
@@ -115,6 +120,6 @@ def _notes(model: PreTrainedModel, parts: Parts, shape: Shape, spec: EncoderStud
     ]
     if model.main_input_name == "input_ids":
         kept.append(f"vocabulary {shape.config.vocab_size} of {model.config.vocab_size}")
-    if spec.embedding is not None:
-        kept.append(f"embedding {spec.embedding} of {shape.hidden}")
+    if (width := _table_width(spec)) is not None:
+        kept.append(f"embedding {width} of {shape.hidden}")
     return tuple(kept)

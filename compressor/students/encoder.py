@@ -76,8 +76,11 @@ def renumber_config(config: PretrainedConfig, kept_ids: NDArray[np.int64], old_s
         setattr(config, name, found if several else found[0] if found else None)
 
 
-def load_student_folder(folder: Path, task: str, max_length: int) -> PreTrainedModel:
-    """The model of a student's folder, float32, in evaluation mode, with the parts that its config notes."""
+def load_student_folder(folder: Path, task: str, max_length: int | None) -> PreTrainedModel:
+    """The model of a student's folder, float32, in evaluation mode, with the parts that its config notes.
+
+    `max_length` is of text, None for images.
+    """
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not student_parts(config):
         return load_folder(folder, task, max_length)

@@ -10,7 +10,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from compressor.errors import StudentError
-from compressor.recipe_student import EncoderStudent
+from compressor.recipe_student import EncoderStudent, Layers, TransformerStudent
 from compressor.students.structure import Parts, width_in
 
 
@@ -31,8 +31,13 @@ class Shape:
         return self.skeleton.config
 
 
-def chosen_layers(wanted: int | tuple[int, ...], depth: int) -> tuple[int, ...]:
-    """Layer indices: as given, or `wanted` of them evenly spaced with the first and the last. Raises StudentError."""
+def chosen_layers(wanted: Layers | None, depth: int) -> tuple[int, ...]:
+    """Layer indices: as given, or `wanted` of them evenly spaced with the first and the last; None is all of them.
+
+    Raises StudentError.
+    """
+    if wanted is None:
+        return tuple(range(depth))
     if isinstance(wanted, int):
         if not 1 <= wanted <= depth:
             raise StudentError(f"student.layers: expected 1 to {depth} (the teacher's depth), got {wanted}")
@@ -44,7 +49,9 @@ def chosen_layers(wanted: int | tuple[int, ...], depth: int) -> tuple[int, ...]:
     return wanted
 
 
-def resolve(model: PreTrainedModel, parts: Parts, spec: EncoderStudent, layers: tuple[int, ...], vocab: int) -> Shape:
+def resolve(
+    model: PreTrainedModel, parts: Parts, spec: TransformerStudent, layers: tuple[int, ...], vocab: int
+) -> Shape:
     """The sizes that `spec` asks for beside `layers` and `vocab`; what it leaves out stays the teacher's.
 
     Raises StudentError for sizes that are larger than the teacher's or do not fit each other.
@@ -89,7 +96,7 @@ def without_memory(model: PreTrainedModel, config: PretrainedConfig) -> PreTrain
     return skeleton
 
 
-def _heads(parts: Parts, spec: EncoderStudent, hidden: int) -> tuple[int, int]:
+def _heads(parts: Parts, spec: TransformerStudent, hidden: int) -> tuple[int, int]:
     """Query heads and key-value heads. Left out, all of them where hidden stays, else as many as fit it."""
     kv_heads = parts.kv_heads
     if spec.heads is not None:
@@ -98,7 +105,7 @@ def _heads(parts: Parts, spec: EncoderStudent, hidden: int) -> tuple[int, int]:
         heads = parts.heads
     else:
         heads = max(hidden // parts.head_dim, 1) // parts.group * parts.group or parts.group
-    if spec.kv_heads is not None:
+    if isinstance(spec, EncoderStudent) and spec.kv_heads is not None:
         kv_heads = _at_most("kv_heads", spec.kv_heads, parts.kv_heads)
         if parts.group == 1 and kv_heads != heads:
             raise StudentError("student.kv_heads: the teacher has no grouped-query attention; leave it out")

@@ -29,7 +29,8 @@ from compressor.tasks.text import holdout_size
 class ImageClassifier(nn.Module):
     """A network with scaling, normalisation and softmax in the graph, so that a device feeds what its decoder gives.
 
-    pixels uint8 [batch, height, width, channels] -> logits, probabilities float32 [batch, classes].
+    pixels uint8 [batch, height, width, channels] -> logits, probabilities float32 [batch, classes]. The network gives
+    the logits of float32 [batch, channels, height, width], or an output that has them, as Hugging Face models do.
     """
 
     mean: Tensor
@@ -42,9 +43,13 @@ class ImageClassifier(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        image = (pixels.permute(0, 3, 1, 2).to(torch.float32) - self.mean) / self.std
-        logits = self.network(image)
+        given = self.network(self.normalised(pixels))
+        logits = given if isinstance(given, Tensor) else given.logits
         return logits, logits.softmax(-1)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """What the network is shown: float32 [batch, channels, height, width]."""
+        return (pixels.permute(0, 3, 1, 2).to(torch.float32) - self.mean) / self.std
 
 
 @dataclass(frozen=True)

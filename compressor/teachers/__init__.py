@@ -13,7 +13,7 @@ from torch import nn
 
 from compressor.artifacts import Provenance, Teacher
 from compressor.errors import TeacherError
-from compressor.recipe import Recipe
+from compressor.recipe import ImageClassificationRecipe, Recipe, TextRecipe
 from compressor.recipe_teacher import (
     EndpointTeacher,
     FolderTeacher,
@@ -30,6 +30,7 @@ from compressor.teachers.module import load_module, source_file
 from compressor.teachers.onnx_file import check_onnx_file
 from compressor.teachers.rights import rights
 from compressor.teachers.sentence import encoder_folder
+from compressor.teachers.vision import load_vision_folder
 
 __all__ = ["Answers", "describe_teacher", "fingerprint", "load_teacher", "rights", "root_folder", "teacher_folder"]
 
@@ -48,12 +49,12 @@ def load_teacher(recipe: Recipe) -> nn.Module:
     elif isinstance(teacher, GgufTeacher):
         model = load_gguf(teacher.gguf)
     elif isinstance(teacher, FolderTeacher | HubTeacher):
-        model = load_folder(
-            teacher_folder(teacher),
-            recipe.task,
-            recipe.student.max_length,  # type: ignore[union-attr]  # of text: images have no such teacher
-            remote_code=teacher.trust_remote_code,
-        )
+        folder, remote_code = teacher_folder(teacher), teacher.trust_remote_code
+        if isinstance(recipe, ImageClassificationRecipe):
+            model = load_vision_folder(folder, recipe.data, remote_code=remote_code)
+        else:
+            assert isinstance(recipe, TextRecipe)
+            model = load_folder(folder, recipe.task, recipe.student.max_length, remote_code=remote_code)
     else:
         raise TeacherError("a black box has no weights to load; only its outputs can be had")
     return model.requires_grad_(False)

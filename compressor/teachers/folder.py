@@ -1,4 +1,7 @@
-"""A teacher in a Hugging Face folder: config.json, *.safetensors, tokenizer.json. No pickles, no remote code."""
+"""A teacher in a Hugging Face folder: config.json, *.safetensors, tokenizer.json. No pickles, no remote code.
+
+The tokenizer is of text alone.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ OPTIMUM_TASK = {
     "text-classification": "text-classification",
     "token-classification": "token-classification",
     "text-generation": "text-generation",
+    "image-classification": "image-classification",
 }
 
 
@@ -47,10 +51,11 @@ def card_license(path: Path) -> str | None:
     return match.group(1) if match else None
 
 
-def load_folder(path: Path, task: str, max_length: int, *, remote_code: bool = False) -> PreTrainedModel:
+def load_folder(path: Path, task: str, max_length: int | None, *, remote_code: bool = False) -> PreTrainedModel:
     """The model of a folder, float32, in evaluation mode. Raises TeacherError, also when `max_length` is too long.
 
-    `remote_code` lets code in the folder run. Weights are read from safetensors alone.
+    `max_length` is of text, None for images. `remote_code` lets code in the folder run. Weights are read from
+    safetensors alone.
     """
     check_folder(path)
     model_class: Any = TasksManager.get_model_class_for_task(OPTIMUM_TASK[task], framework="pt")
@@ -69,8 +74,8 @@ def load_folder(path: Path, task: str, max_length: int, *, remote_code: bool = F
             " it was trained for something else"
         )
     if model.config.problem_type == "multi_label_classification":
-        raise TeacherError(f"{path}: gives several labels to a text; expected a teacher that gives one")
-    if (limit := _longest_input(model)) is not None and max_length > limit:
+        raise TeacherError(f"{path}: gives several labels to an input; expected a teacher that gives one")
+    if max_length is not None and (limit := _longest_input(model)) is not None and max_length > limit:
         raise TeacherError(f"{path}: reads at most {limit} tokens, but student.max_length is {max_length}; lower it")
     model = model.float().eval()
     assert isinstance(model, PreTrainedModel)

@@ -23,6 +23,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 IMAGE_CLASSES = ("rows", "columns", "blob")
@@ -262,6 +264,56 @@ def image_inputs(folder: Path) -> Inputs:
             **_common(),
             # A graph of convolutions has nothing for dynamic int8 but its head.
             "quantize": {"precisions": ["static-int8"], "calibration_samples": 16},
+        },
+    )
+
+
+def vision_inputs(folder: Path) -> Inputs:
+    """A ViT that has learnt the same patterns in colour, in a folder that says how it normalises."""
+    tint, mean, std = np.array([1.0, 0.7, 0.4]), (0.5, 0.35, 0.2), (0.4, 0.3, 0.2)
+    for name, count, seed in (("train", 480, 8), ("eval", 150, 9)):
+        grey, labels = _patterns(count, seed)
+        np.savez(folder / f"{name}.npz", images=(grey[..., None] * tint).astype(np.uint8), labels=labels)
+    torch.manual_seed(5)
+    model = ViTForImageClassification(
+        ViTConfig(
+            hidden_size=32,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=64,
+            image_size=12,
+            patch_size=3,
+            id2label=dict(enumerate(IMAGE_CLASSES)),
+        )
+    )
+    with np.load(folder / "train.npz") as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    pixels = torch.from_numpy(((images / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32))
+
+    def loss(rows: NDArray[np.int64]) -> torch.Tensor:
+        logits = model(pixel_values=pixels[rows]).logits
+        return nn.functional.cross_entropy(logits, torch.from_numpy(labels[rows]))
+
+    _fit(model, loss, len(images), epochs=12, rate=2e-3)
+    _write_model(model, folder / "teacher")
+    processor = {"image_mean": mean, "image_std": std, "size": {"height": 12, "width": 12}}
+    (folder / "teacher" / "preprocessor_config.json").write_text(json.dumps(processor))
+    return Inputs(
+        folder,
+        {
+            "task": "image-classification",
+            "teacher": {"path": "teacher", "permission": "own-model"},
+            "data": {
+                "train": "train.npz",
+                "eval": "eval.npz",
+                "size": [12, 12],
+                "classes": list(IMAGE_CLASSES),
+                "mean": list(mean),
+                "std": list(std),
+            },
+            "student": {"layers": 2, "hidden": 24, "heads": 3, "ffn": 32},
+            "distill": {"epochs": 3, "batch_size": 16, "learning_rate": 2e-3},
+            **_common(),
         },
     )
 

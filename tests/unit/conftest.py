@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from made_hub import write_repository
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -19,6 +20,7 @@ from transformers import BertConfig, BertModel
 
 from compressor.recipe import Recipe
 from compressor.recipe_file import recipe_from_values
+from compressor.teachers import hub
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -83,6 +85,21 @@ def teacher_folder(bert: BertModel, tokenizer_file: Path, tmp_path: Path) -> Pat
     bert.save_pretrained(folder)
     (folder / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
     return folder
+
+
+@pytest.fixture
+def put_on_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
+    """Makes a folder the repository `org/tiny` on the hub, which is offline; returns the cache that it is in."""
+
+    def put(folder: Path) -> Path:
+        root = tmp_path / "hub"
+        write_repository(folder, root)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(root))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        hub._snapshot.cache_clear()
+        return root
+
+    return put
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from made_hub import COMMIT
 from transformers import BertModel
 
 from compressor.errors import TeacherError
@@ -17,29 +17,13 @@ from compressor.recipe_file import recipe_from_values
 from compressor.tasks import task_for
 from compressor.teachers import describe_teacher, fingerprint, hub, load_teacher, rights, teacher_folder
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Make = Callable[..., Recipe]
 
 
 @pytest.fixture
-def cache(teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Holds `org/tiny`: blobs under their hash, a snapshot of links to them, a branch."""
-    root = tmp_path / "hub"
-    repository = root / "models--org--tiny"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(COMMIT)
-    snapshot = repository / "snapshots" / COMMIT
-    snapshot.mkdir(parents=True)
-    (repository / "blobs").mkdir()
+def cache(teacher_folder: Path, put_on_hub: Callable[[Path], Path]) -> Path:
     (teacher_folder / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n")
-    for path in teacher_folder.iterdir():
-        blob = repository / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
-        blob.write_bytes(path.read_bytes())
-        (snapshot / path.name).symlink_to(blob)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(root))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    hub._snapshot.cache_clear()
-    return root
+    return put_on_hub(teacher_folder)
 
 
 @pytest.fixture

@@ -433,7 +433,7 @@ OTHER_TEACHERS: dict[str, set[str]] = {
     "text-classification": {"hub", "onnx", "endpoint"},
     "token-classification": {"hub", "onnx"},
     "text-generation": {"hub", "gguf"},
-    "image-classification": {"onnx"},
+    "image-classification": {"hub", "module", "onnx"},
     "own": set(),
 }
 
