@@ -6,8 +6,6 @@ from compressor.artifacts import Interval, Latencies, Latency, TimesShown, Timin
 from compressor.benchmark.result import ModelFound, RunFound
 from compressor.errors import BenchmarkError
 
-_FEWEST_ROUNDS = 6
-
 
 def latencies_of(run: RunFound) -> Latencies:
     """The timings of a run of scenario stream. Raises BenchmarkError where there were too few rounds to compare."""
@@ -20,8 +18,8 @@ def latencies_of(run: RunFound) -> Latencies:
             low, high = comparison.speedup.low, comparison.speedup.high
             if low is None or high is None:
                 raise BenchmarkError(
-                    f"a comparison needs {_FEWEST_ROUNDS} rounds or more, got {comparison.rounds}; raise the budget of "
-                    f"{run.conditions.budget_s:g} s, or measure fewer models"
+                    f"{comparison.rounds} rounds are too few to compare {len(run.models)} models; raise the budget of"
+                    f" {run.conditions.budget_s:g} s, or measure fewer models"
                 )
             interval, verdict = Interval(comparison.speedup.value, low, high), comparison.verdict
         timed.append(_latency(model, interval, verdict, run))

@@ -46,13 +46,14 @@ class Candidate:
 class BenchmarkSettings:
     """How to measure.
 
-    Every model gets `min_samples` inferences if `budget_s` allows; that bounds the timing of all models together, and
-    is overrun up to three times for six rounds. `batch` says how many examples one feed holds. `shapes` gives sizes of
-    dynamic dimensions of made-up inputs. `period_ms` belongs to paced, `sessions` and `callers` (threads that call each
-    session) to throughput, `duration_s` to sustained, `processes` to cold. A difference below `least_effect` is no
-    verdict. `library` is an ONNX Runtime library other than the installed one, `runner` another measuring program.
-    `memory_limit_mib` bounds the address space of the process that opens the models; `silence_s` is how long it may say
-    nothing. `profile` asks for the time of each operator.
+    Every model gets `min_samples` inferences if `budget_s` allows; that bounds the timing of all models together,
+    and is overrun up to three times for as many rounds as a comparison needs (two models six). `batch` says how
+    many examples one feed holds. `shapes` gives sizes of dynamic dimensions of made-up inputs. `period_ms` belongs
+    to paced, `sessions` and `callers` (threads that call each session) to throughput, `duration_s` to sustained,
+    `processes` to cold. A difference below `least_effect` is no verdict. `library` is an ONNX Runtime library other
+    than the installed one, `runner` another measuring program. `memory_limit_mib` bounds the address space of the
+    process that opens the models; `silence_s` is how long it may say nothing. `profile` asks for the time of each
+    operator.
     """
 
     scenario: Scenario = "stream"

@@ -7,7 +7,6 @@
 namespace compressor {
 namespace {
 
-constexpr double kConfidence = 0.95;
 constexpr double kReportable = 0.99;       // that the largest sample lies above a percentile, else it is not reported
 constexpr double kLeastChange = 0.03;      // a smaller change over a run is no drift
 constexpr std::size_t kMostPoints = 1500;  // of a slope, which looks at all pairs

@@ -14,7 +14,6 @@ namespace compressor {
 namespace {
 
 constexpr std::size_t kLeastRounds = 50;          // fewer and a step of some percent goes unseen
-constexpr std::size_t kFewestRounds = 6;      // that give a 95% interval of a median
 constexpr double kBudgetOverrun = 3.0;        // times the budget, then what there is must do
 constexpr double kAlmostAll = 0.999;
 constexpr std::size_t kLongestFailure = 400;  // of what a thread says that failed
@@ -101,10 +100,12 @@ void add_block(const Request& request, Loaded& model, const Rounds& rounds, std:
 Rounds in_turn(const Request& request, std::vector<Loaded>& models, Rounds rounds, const std::atomic<bool>& stop,
                const RoundHooks& hooks) {
   Orders orders(models.size(), request.seed);
+  // So many give the median an interval: it lies beyond all of n values with 2 * 0.5^n.
+  const std::size_t fewest = samples_for(0.5, (1.0 + each_confidence(kConfidence, models.size() - 1)) / 2.0);
   const std::int64_t begin = monotonic_ns();
   while (rounds.done < rounds.wanted && !stop) {
     const double spent_s = since_s(begin);
-    if (spent_s >= request.budget_s && rounds.done >= kFewestRounds) break;
+    if (spent_s >= request.budget_s && rounds.done >= fewest) break;
     if (spent_s >= kBudgetOverrun * request.budget_s && rounds.done > 0) break;
     // By what ends the run: its rounds, or its budget.
     const double share = std::max(static_cast<double>(rounds.done) / static_cast<double>(rounds.wanted),

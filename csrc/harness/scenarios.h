@@ -13,6 +13,8 @@
 
 namespace compressor {
 
+constexpr double kConfidence = 0.95;  // of all intervals of a comparison together
+
 // Whoever calls a session: its own inputs and outputs.
 struct Caller {
   std::vector<Feed> feeds;

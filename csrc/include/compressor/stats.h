@@ -52,7 +52,7 @@ const char* name_of(Verdict verdict) noexcept;
 // What `log_ratios` (one a round: ln(baseline's block median / the model's)) say of the model's speed-up, by the median
 // and its order statistics at the confidence. A verdict needs the whole interval beyond `least_effect` (0.02: 2%).
 struct Comparison {
-  Estimate speedup;  // low and high are NaN below six rounds or so
+  Estimate speedup;  // low and high are NaN where there are too few rounds for the confidence: at 95% below six
   Verdict verdict;
 };
 Comparison compare(std::vector<double> log_ratios, double confidence, double least_effect);
