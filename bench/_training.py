@@ -101,13 +101,15 @@ def outputs_on(
         )
 
 
-def engine_against_loop(pupil: Callable[[], Pupil], settings: Distillation, loss: Loss) -> tuple[float, float]:
+def engine_against_loop(
+    pupil: Callable[[], Pupil], settings: Distillation, loss: Loss, for_loop: Callable[[], Pupil] | None = None
+) -> tuple[float, float]:
     """Trains the same student twice for an epoch, in the engine with `settings` and in the loop with `loss`, which must
     be the same: the largest relative difference of their losses, step by step, and of their weights' movements, as a
-    share of the whole movement.
+    share of the whole movement. `for_loop` gives that student where the loop is told of its teacher otherwise.
     """
     once = settings.model_copy(update={"epochs": 1})
-    before, engine, loop = pupil(), pupil(), pupil()
+    before, engine, loop = pupil(), pupil(), (for_loop or pupil)()
     engines, loops = by_engine(engine, once), by_loop(loop, once, Objective(loss))
     assert len(engines) == len(loops), "every step's loss, which the engine keeps of up to 399 steps"
     apart = max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(engines, loops, strict=True))

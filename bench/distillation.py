@@ -106,7 +106,9 @@ def run(quick: bool) -> dict[str, Any]:
 def _agreement(room: Classroom) -> dict[str, dict[str, Any]]:
     """The same training, with the same loss, by the engine and by the loop. Raises BenchmarkError where they differ."""
     changes, loss = written_twice(room)
-    losses, weights = engine_against_loop(lambda: room.pupil(0), room.settings(0, **changes), loss)
+    losses, weights = engine_against_loop(
+        lambda: room.pupil(0), room.settings(0, **changes), loss, lambda: room.pupil(0, whole=True)
+    )
     if not (losses <= LOSSES_APART and weights <= WEIGHTS_APART):
         raise BenchmarkError(
             f"{room.lecture.task}: engine and loop must agree, losses within {LOSSES_APART:g} and weights within"
