@@ -51,6 +51,8 @@ _UNTOLD = {f"teacher.{name}" for name in ("endpoint", "key_env", "prompt", "refe
 
 def signals(at: Materials, start: Student, folder: Path) -> TeacherSignals:
     """The teacher's outputs on the training data, and what else of it the student is to learn from."""
+    if at.writes:
+        return at.written(at.data.train, folder)
     if getattr(at.recipe.teacher, "shard", False):
         if team.size() == 1:
             raise TeacherError(
@@ -157,15 +159,16 @@ def _train(
 ) -> TrainingHistory:
     module = at.student(start.folder)
     preprocessor = at.task.preprocessor(start.folder)
-    examples = preprocessor.encode(at.data.train)
+    known = at.lessons(recorded)
+    examples = preprocessor.encode(known.train)
     if not inside_signals(settings):
         recorded = replace(recorded, taps=())
     aligned = _aligned(at, preprocessor, examples) if recorded.taps else None
     score = None
     if isinstance(settings, NextTokenDistillation) and is_on(settings.on_policy) and settings.hard_weight < 1:
         score = _scoring(at, settings)
-    labels = at.task.labels(at.data, examples)
-    data = TrainingData(examples, SignalReader(recorded), labels, at.data.holdout, aligned=aligned, score=score)
+    labels = at.task.labels(known, examples)
+    data = TrainingData(examples, SignalReader(recorded), labels, known.holdout, aligned=aligned, score=score)
     if at.task.per_token:
         data = _at_tokens(at, data)
     events = at.recipe.out / "tensorboard" / folder.name.removesuffix(".partial")
@@ -221,6 +224,8 @@ def _at_tokens(at: Materials, data: TrainingData) -> TrainingData:
     that is at most half of the teacher's.
     """
     task, labels = at.task, data.labels
+    if at.writes:  # it has no tokens that can be seen
+        return replace(data, positions=[task.positions(example) for example in data.examples])
     theirs = [task.positions(example) for example in at.teacher_examples]
     shared = [task.shared(mine, other) for mine, other in zip(data.examples, at.teacher_examples, strict=True)]
     share = sum(len(mine) for mine, _ in shared) / max(1, sum(map(len, theirs)))

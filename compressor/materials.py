@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,21 +15,24 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from compressor.distill import outputs_of
+from compressor.artifacts import TeacherSignals
+from compressor.distill import outputs_of, read_texts, write_texts
 from compressor.errors import DataError, RecipeError, StudentError
 from compressor.preprocess import CausalPreprocessor, Preprocessor, TextPreprocessor
 from compressor.progress import Progress
 from compressor.recipe import ImageClassificationRecipe, OwnTaskRecipe, Recipe
-from compressor.recipe_teacher import EndpointTeacher, OnnxTeacher
+from compressor.recipe_teacher import EndpointClassifier, EndpointTeacher, EndpointWriter, OnnxTeacher
 from compressor.store import sha256_file, sha256_tree
 from compressor.students import load_student
 from compressor.tasks import Task, TaskData, task_for
+from compressor.tasks.answered_generation import AnsweredGeneration
 from compressor.tasks.sources import fingerprint as data_fingerprint
 from compressor.teachers import Answers, fingerprint, load_teacher, rights
 from compressor.teachers.decoder import cache_shape
 from compressor.teachers.labels import open_endpoint
 from compressor.teachers.module import source_file
 from compressor.teachers.onnx_file import OnnxTeacherModel, open_onnx_teacher
+from compressor.teachers.written import EndpointWriterModel, open_writer
 
 PARITY_INPUTS, PARITY_TEXTS = 256, 32  # the latter where each token of a text is answered
 BENCHMARK_INPUTS = 64
@@ -100,12 +104,54 @@ class Materials:
     def answers(self) -> Answers:
         """What the teacher answers to `teacher_inputs`; in torch on the GPU where there is one."""
         teacher, file = self.recipe.teacher, self.onnx_teacher
-        if isinstance(teacher, EndpointTeacher):
-            return open_endpoint(teacher, self.recipe.out / "cache" / "endpoint.jsonl", self.progress.log).answers
+        if isinstance(teacher, EndpointClassifier):
+            return open_endpoint(teacher, self._asked_before, self.progress.log).answers
         if file is not None:
             collate = self.teacher_preprocessor.collate
             return lambda examples: file.answers(collate(examples))
         return lambda examples: self.says(self._asked, examples).cpu().numpy()
+
+    @property
+    def writes(self) -> bool:
+        """Whether the teacher is known by the texts alone that it writes: by `written`, not by `answers`."""
+        return isinstance(self.recipe.teacher, EndpointWriter)
+
+    def written(self, prompts: Sequence[Any] | NDArray[Any], folder: Path) -> TeacherSignals:
+        """What a teacher that writes answers to prompts, in files of `folder`. Raises TeacherError."""
+        started = time.monotonic()
+        with self.progress.bar("teacher", len(prompts), "prompt") as bar:
+            answers = self._writer.answers(list(prompts), bar.advance)
+        return write_texts(answers, folder, time.monotonic() - started)
+
+    @cached_property
+    def _writer(self) -> EndpointWriterModel:
+        """One for a run, which has a budget."""
+        assert isinstance(self.recipe.teacher, EndpointWriter)
+        return open_writer(self.recipe.teacher, self._asked_before, self.progress.log)
+
+    @property
+    def _asked_before(self) -> Path:
+        return self.recipe.out / "cache" / "endpoint.jsonl"
+
+    def lessons(self, recorded: TeacherSignals) -> TaskData:
+        """The data that training works on; of a teacher that writes, with what it wrote. Raises DataError."""
+        if not isinstance(self.task, AnsweredGeneration):
+            return self.data
+        found = self.task.lessons(self.data, read_texts(recorded))
+        self._tell_lost(len(self.data.train), len(found.train), "training")
+        return found
+
+    def held_out(self, recorded: TeacherSignals) -> TaskData:
+        """The data that models are judged on; of a teacher that writes, with what it wrote. Raises DataError."""
+        if not isinstance(self.task, AnsweredGeneration):
+            return self.data
+        found = self.task.held_out(self.data, read_texts(recorded))
+        self._tell_lost(len(self.data.eval_inputs), len(found.eval_inputs), "held-out")
+        return found
+
+    def _tell_lost(self, prompts: int, answered: int, which: str) -> None:
+        if answered < prompts:
+            self.progress.log(f"  {answered:,} of {prompts:,} {which} prompts have an answer to learn")
 
     def logits(self, examples: Sequence[Any]) -> torch.Tensor:
         """What the teacher says at every token: float [examples, tokens, classes]."""

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
+from compressor.answered import Answer
 from compressor.distill import outputs_of, steps_per_epoch
 from compressor.distill.mixture import Lesson, mixture
+from compressor.distill.positions import as_drawn
 from compressor.materials import Materials
 from compressor.pipeline import kept_stages, signals_kept
 from compressor.prediction import predict_bytes
@@ -22,7 +24,7 @@ from compressor.preprocess import by_length
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.recipe_distill import NextTokenDistillation
-from compressor.recipe_teacher import EndpointTeacher
+from compressor.recipe_teacher import EndpointClassifier, EndpointTeacher, EndpointWriter
 from compressor.students import blank_student
 
 # Exports, quantization, parity and the bundle, beside what is measured.
@@ -105,11 +107,11 @@ def _rates(at: Materials, student: nn.Module) -> tuple[float, float, int]:
     middle = by_length([len(example) for example in examples], batch)[len(examples) // batch // 2]
     teacher_s, target = _teacher_rate(at, [examples[i] for i in middle])
     preprocessor = at.planning_preprocessor(student)
-    feed = preprocessor.collate(preprocessor.encode([raw[i] for i in middle]))
+    feed = preprocessor.collate(preprocessor.encode([_as_learnt(at, raw[i]) for i in middle]))
     student_feed = {name: _within(array, student) for name, array in feed.items()}
     module = at.task.deployable(student).train()
     labels = None if at.data.labels is None else torch.from_numpy(at.data.labels[middle])
-    if at.task.per_token:
+    if at.task.per_token and not at.writes:
         labels = torch.zeros(target.shape[:2], dtype=torch.int64)
 
     def step() -> torch.Tensor:
@@ -125,7 +127,15 @@ def _lesson(at: Materials, student: torch.Tensor, teacher: torch.Tensor, labels:
     """Of answers to tokens, every token's."""
     if not at.task.per_token:
         return Lesson(student, teacher, labels, own_loss=at.task.loss)
+    if at.writes:
+        return Lesson(student.flatten(0, -2), as_drawn(torch.zeros(student.shape[:2].numel(), dtype=torch.int64)), None)
     return Lesson(student.flatten(0, -2), teacher.flatten(0, -2), None if labels is None else labels.flatten())
+
+
+def _as_learnt(at: Materials, raw: Any) -> Any:
+    """A training input as the student reads it; of answers that are not known yet, with one of the greatest length."""
+    teacher = at.recipe.teacher
+    return (raw, Answer(" a" * teacher.max_tokens, True)) if isinstance(teacher, EndpointWriter) else raw
 
 
 def _answer_bytes(at: Materials, outputs: torch.Tensor) -> int:
@@ -143,7 +153,8 @@ def _teacher_rate(at: Materials, examples: Sequence[Any]) -> tuple[float, torch.
     teacher = at.recipe.teacher
     if isinstance(teacher, EndpointTeacher):
         each_s = max(60 / (teacher.requests_per_minute or float("inf")), _ENDPOINT_S / teacher.concurrency)
-        return each_s * len(examples), torch.zeros(len(examples), len(teacher.classes))
+        width = len(teacher.classes) if isinstance(teacher, EndpointClassifier) else teacher.max_tokens
+        return each_s * len(examples), torch.zeros(len(examples), width)
     if at.task.per_token:
         return _timed(lambda: at.logits(examples))
     return _timed(lambda: torch.from_numpy(at.answers(examples)))

@@ -1,7 +1,8 @@
 """What a user may ask for: frozen, strict models. Every field is documented here, once.
 
-There is one recipe class per task, so that a setting which means nothing for a task is an unknown key there.
-`recipe_file` reads these from YAML and turns every violation into one line with its place.
+There is one recipe class per task (of text generation two: of an endpoint there is less to learn from), so that a
+setting which means nothing for a task is an unknown key there. `recipe_file` reads these from YAML and turns every
+violation into one line with its place.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from pydantic import AfterValidator, Field, model_validator
 from compressor.recipe_base import MODULE_PATTERN, FilePath, Positive, Settings, Share, distinct, is_on
 from compressor.recipe_data import ALTERNATIVES, DataSource, Resize
 from compressor.recipe_distill import (
+    AnswerDistillation,
     EmbeddingDistillation,
     ImageDistillation,
     NextTokenDistillation,
     OwnDistillation,
     TextDistillation,
 )
-from compressor.recipe_student import DecoderStudent, EncoderStudent, ImageStudent, OwnStudent
+from compressor.recipe_student import AnsweringStudent, DecoderStudent, EncoderStudent, ImageStudent, OwnStudent
 from compressor.recipe_teacher import (
     ClassifierTeacher,
     EmbeddingTeacher,
+    EndpointWriter,
     GenerativeTeacher,
     ImageTeacher,
     ModuleTeacher,
@@ -113,6 +116,21 @@ class Documents(Data):
     max_train: int | None = Field(None, ge=1, description="use at most this many training passages")
     max_eval: int | None = Field(None, ge=1, description="use at most this many held-out passages")
     max_bad_rows: Share = Field(0.01, description="rows without text that may be left out of a file, as a share of it")
+
+    _only_evaluation: ClassVar[frozenset[str]] = frozenset({"max_eval"})
+
+
+class Prompts(Data):
+    train: DataSource = Field(
+        description=f"training prompts, which the teacher answers: .jsonl, .csv or .parquet, {ALTERNATIVES}"
+    )
+    eval: DataSource = Field(description="held-out prompts in the same forms")
+    text: str = Field("text", description="column with the prompt, as the student is to be given it")
+    max_train: int | None = Field(None, ge=1, description="use at most this many distinct training prompts")
+    max_eval: int | None = Field(None, ge=1, description="use at most this many distinct held-out prompts")
+    max_bad_rows: Share = Field(
+        0.01, description="rows without text, and prompts as long as student.max_length, as a share of a file's rows"
+    )
 
     _only_evaluation: ClassVar[frozenset[str]] = frozenset({"max_eval"})
 
@@ -229,6 +247,17 @@ class TextGenerationRecipe(_Recipe):
         return self
 
 
+class AnsweredGenerationRecipe(_Recipe):
+    """Text generation by a student of a black box: of the teacher there is what it writes, and nothing else."""
+
+    task: Literal["text-generation"]
+    teacher: EndpointWriter = Field(description="the model to learn from")
+    data: Prompts = Field(description="what to learn on, and what to be judged on")
+    student: AnsweringStudent = Field(description="one that exists already, with a tokenizer of its own")
+    distill: AnswerDistillation = Field(AnswerDistillation(), description="how to learn")
+    quantize: Quantization = Field(Quantization(precisions=("dynamic-int8",)), description="the int8 candidates")
+
+
 class ImageClassificationRecipe(_Recipe):
     task: Literal["image-classification"]
     teacher: ImageTeacher = Field(description="the model to learn from")
@@ -259,7 +288,13 @@ class OwnTaskRecipe(_Recipe):
     quantize: Quantization = Field(Quantization(precisions=("static-int8",)), description="the int8 candidates")
 
 
-TextRecipe = SentenceEmbeddingRecipe | TextClassificationRecipe | TokenClassificationRecipe | TextGenerationRecipe
+TextRecipe = (
+    SentenceEmbeddingRecipe
+    | TextClassificationRecipe
+    | TokenClassificationRecipe
+    | TextGenerationRecipe
+    | AnsweredGenerationRecipe
+)
 Recipe = TextRecipe | ImageClassificationRecipe | OwnTaskRecipe
 
 RECIPES: dict[str, type[Recipe]] = {
@@ -270,6 +305,14 @@ RECIPES: dict[str, type[Recipe]] = {
     "image-classification": ImageClassificationRecipe,
     "own": OwnTaskRecipe,
 }
+# Where a teacher that is an endpoint makes it another recipe.
+ENDPOINT_RECIPES: dict[str, type[Recipe]] = {"text-generation": AnsweredGenerationRecipe}
+
+
+def recipe_class(task: str, teacher: object) -> type[Recipe]:
+    """Which recipe is meant, by its task and its `teacher` as it is written."""
+    recipes = {**RECIPES, **ENDPOINT_RECIPES} if isinstance(teacher, dict) and "endpoint" in teacher else RECIPES
+    return recipes[task]
 
 
 def portable(recipe: Recipe) -> dict[str, object]:

@@ -105,5 +105,11 @@ class NextTokenDistillation(TextDistillation):
     )
 
 
+class AnswerDistillation(Distillation):
+    """The loss is the cross-entropy of the tokens of what the teacher wrote: nothing else of it is known."""
+
+    batch_size: int = Field(16, ge=2, description="prompts with their answers per step")
+
+
 class ImageDistillation(ClassDistillation):
     mirror: bool = Field(True, description="train on mirror images too, with the teacher's answer for each")

@@ -18,7 +18,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from compressor.errors import RecipeError
-from compressor.recipe import RECIPES, Recipe
+from compressor.recipe import ENDPOINT_RECIPES, RECIPES, Recipe, recipe_class
 from compressor.recipe_data import DataSource
 
 _MAX_RECIPE_BYTES = 1_000_000
@@ -75,10 +75,13 @@ def recipe_from_values(values: Mapping[str, Any], place: str, overrides: Sequenc
 
 def recipe_template(task: str) -> str:
     """A commented recipe for a task: required values as placeholders, optional ones at their defaults."""
-    return (
-        "\n".join([f"# A recipe for `compressor compress`, task {task}.", "", *_template_lines(RECIPES[task], "")])
-        + "\n"
-    )
+    lines = [f"# A recipe for `compressor compress`, task {task}.", "", *_template_lines(RECIPES[task], "")]
+    if task in ENDPOINT_RECIPES:
+        lines += ["", "# Or, where the teacher is an endpoint, and only what it writes is known:", "#"]
+        lines += [
+            f"# {line}".rstrip() for text in _template_lines(ENDPOINT_RECIPES[task], "") for line in text.split("\n")
+        ]
+    return "\n".join(lines) + "\n"
 
 
 def _parse(path: Path) -> _Draft:
@@ -180,10 +183,11 @@ def _validate(draft: _Draft) -> Recipe:
             f"{draft.place(('task',))}: task: expected one of {', '.join(RECIPES)},"
             f" got {task!r}{_nearest(str(task), RECIPES)}"
         )
+    meant_class = recipe_class(task, draft.values.get("teacher"))
     try:
-        return RECIPES[task].model_validate(draft.values)
+        return meant_class.model_validate(draft.values)
     except ValidationError as error:
-        raise RecipeError(_describe(error, draft, RECIPES[task])) from None
+        raise RecipeError(_describe(error, draft, meant_class)) from None
 
 
 def _describe(error: ValidationError, draft: _Draft, model: type[BaseModel]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -90,6 +90,19 @@ class DecoderStudent(EncoderStudent):
         if self.module is not None:
             raise ValueError("a decoder's cache is known from its config.json: bring the student along as folder")
         return self
+
+
+class AnsweringStudent(Settings):
+    """No student can be cut from a teacher whose weights are out of reach."""
+
+    folder: FilePath = Field(
+        description="an existing decoder: a folder in Hugging Face layout, with a tokenizer.json of its own"
+    )
+    max_length: int = Field(
+        128, ge=8, description="longest prompt with its answer, in the student's tokens; longer answers are cut off"
+    )
+    module: ClassVar[None] = None
+    is_cut: ClassVar[bool] = False
 
 
 class OwnStudent(Settings):

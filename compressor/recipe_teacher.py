@@ -114,11 +114,41 @@ def _with_text(value: str) -> str:
     return value
 
 
+def _with_prompt(value: str) -> str:
+    if "{text}" not in value:
+        raise ValueError("expected {text} where the row's text goes")
+    return value
+
+
 class EndpointTeacher(TeacherRights):
+    """What every endpoint is asked by; `EndpointClassifier` and `EndpointWriter` say what its answers are."""
+
     endpoint: Annotated[str, AfterValidator(_plain_url)] = Field(
         description="base URL of an OpenAI-compatible API, such as https://host/v1; only its answers are used"
     )
     model: str = Field(min_length=1, description="the model's name there")
+    max_tokens: int = Field(16, ge=1, description="longest answer in tokens")
+    key_env: str = Field(
+        "COMPRESSOR_TEACHER_KEY", pattern=r"^[A-Za-z_]\w*$", description="environment variable that holds the key"
+    )
+    requests_per_minute: float | None = Field(None, gt=0, description="at most so many; null sets no limit")
+    max_requests: int | None = Field(
+        None, ge=1, description="budget of one run; it stops there and keeps what it has; null sets none"
+    )
+    concurrency: int = Field(4, ge=1, le=64, description="requests under way at once")
+    timeout_s: float = Field(60.0, gt=0, description="longest wait for an answer")
+    retries: int = Field(5, ge=0, description="further tries of a request that failed for a passing reason")
+
+    @model_validator(mode="after")
+    def _terms_of_the_service(self) -> EndpointTeacher:
+        if self.permission == "license-permits" and not self.terms:
+            raise ValueError("a licence covers weights, not a service: set teacher.terms to the terms that apply")
+        return self
+
+
+class EndpointClassifier(EndpointTeacher):
+    """An endpoint whose answers name a class."""
+
     classes: Classes = Field(description="class names; the answer must be one of them")
     prompt: Annotated[str, AfterValidator(_with_text)] = Field(
         "Classify the text. Answer with one of: {classes}. Answer with nothing else.\n\nText: {text}",
@@ -133,29 +163,24 @@ class EndpointTeacher(TeacherRights):
     max_unmatched: int = Field(
         0, ge=0, description="answers that may name no class: for these all classes are equally likely"
     )
-    max_tokens: int = Field(16, ge=1, description="longest answer in tokens")
-    key_env: str = Field(
-        "COMPRESSOR_TEACHER_KEY", pattern=r"^[A-Za-z_]\w*$", description="environment variable that holds the key"
-    )
-    requests_per_minute: float | None = Field(None, gt=0, description="at most so many; null sets no limit")
-    max_requests: int | None = Field(
-        None, ge=1, description="budget of one run; it stops there and keeps what it has; null sets none"
-    )
-    concurrency: int = Field(4, ge=1, le=64, description="requests under way at once")
-    timeout_s: float = Field(60.0, gt=0, description="longest wait for an answer")
-    retries: int = Field(5, ge=0, description="further tries of a request that failed for a passing reason")
 
     @model_validator(mode="after")
-    def _classes_are_told_apart(self) -> EndpointTeacher:
+    def _classes_are_told_apart(self) -> EndpointClassifier:
         if len({name.strip().casefold() for name in self.classes}) < len(self.classes):
             raise ValueError("expected classes that differ in more than case: answers are compared without it")
         return self
 
-    @model_validator(mode="after")
-    def _terms_of_the_service(self) -> EndpointTeacher:
-        if self.permission == "license-permits" and not self.terms:
-            raise ValueError("a licence covers weights, not a service: set teacher.terms to the terms that apply")
-        return self
+
+class EndpointWriter(EndpointTeacher):
+    """An endpoint whose answers are texts, which the student learns to write."""
+
+    max_tokens: int = Field(256, ge=1, description="longest answer in the teacher's tokens; a longer one is cut off")
+    prompt: Annotated[str, AfterValidator(_with_prompt)] = Field(
+        "{text}", description="what is asked for each text; the student is given the text alone"
+    )
+    max_unusable: int = Field(
+        0, ge=0, description="training prompts, and held-out ones, that may be left out for an answer without text"
+    )
 
 
 BlackBox = OnnxTeacher | EndpointTeacher
@@ -181,7 +206,7 @@ ClassifierTeacher = Annotated[
     Annotated[FolderTeacher, Tag("<path>")]
     | Annotated[HubTeacher, Tag("<hub>")]
     | Annotated[OnnxClassifierTeacher, Tag("<onnx>")]
-    | Annotated[EndpointTeacher, Tag("<endpoint>")],
+    | Annotated[EndpointClassifier, Tag("<endpoint>")],
     Discriminator(_kind_by_key("path", "hub", "onnx", "endpoint")),
 ]
 

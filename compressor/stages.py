@@ -36,6 +36,8 @@ from compressor.preprocess import Preprocessor, answers_in_order
 from compressor.quantize import quantize
 from compressor.recipe import portable
 from compressor.students import check_student, make_student
+from compressor.tasks import TaskData
+from compressor.tasks.answered_generation import AnsweredGeneration
 from compressor.teachers import describe_teacher
 from compressor.verify import parity, quality
 
@@ -100,11 +102,13 @@ def quantize_student(at: Materials, distilled: DistilledStudent, exported: OnnxM
 
 def teacher_answers(at: Materials, exported: OnnxModel | None, folder: Path) -> TeacherSignals:
     """The teacher's outputs on the held-out inputs, in ONNX unless it is a black box: the same for every student."""
+    if at.writes:
+        return at.written(at.data.eval_inputs, folder)
     started = time.monotonic()
     if at.black_box or exported is None:
         outputs = _black_box_outputs(at)
     else:
-        outputs = _onnx_outputs(at, exported, at.teacher_preprocessor)
+        outputs = _onnx_outputs(at, exported, at.teacher_preprocessor, at.data)
     return write_outputs(outputs, folder, time.monotonic() - started)
 
 
@@ -115,14 +119,15 @@ def verify(
     folder = models.distilled.student.folder
     torch_student, preprocessor = at.student(folder), at.task.preprocessor(folder)
     parities = _parities(at, models, torch_student, preprocessor)
-    outputs = {"teacher": SignalReader(teacher_answers).outputs(np.arange(teacher_answers.rows))}
+    data = at.held_out(teacher_answers)
+    outputs = {"teacher": _teacher_rows(at, teacher_answers, data)}
     for model in (models.student, *models.quantized):
-        outputs[model.name] = _onnx_outputs(at, model, preprocessor)
-    outputs["student-torch"] = _torch_outputs(at, torch_student, preprocessor)
+        outputs[model.name] = _onnx_outputs(at, model, preprocessor, data)
+    outputs["student-torch"] = _torch_outputs(at, torch_student, preprocessor, data)
     for hard_labels in controls:
         trained = hard_labels.student.folder
-        outputs[CONTROL] = _torch_outputs(at, at.student(trained), at.task.preprocessor(trained))
-    return Evidence(parities, _qualities(at, outputs))
+        outputs[CONTROL] = _torch_outputs(at, at.student(trained), at.task.preprocessor(trained), data)
+    return Evidence(parities, _qualities(at, outputs, data))
 
 
 def benchmark(at: Materials, models: Models) -> Latencies:
@@ -202,24 +207,30 @@ def _parities(
     return tuple(found)
 
 
-def _qualities(at: Materials, outputs: dict[str, NDArray[np.float32]]) -> tuple[Quality, ...]:
-    by_teacher = at.task.answers(outputs["teacher"], at.data)
+def _teacher_rows(at: Materials, recorded: TeacherSignals, data: TaskData) -> NDArray[np.float32]:
+    if isinstance(at.task, AnsweredGeneration):
+        return at.task.teacher_rows(data)
+    return SignalReader(recorded).outputs(np.arange(recorded.rows))
+
+
+def _qualities(at: Materials, outputs: dict[str, NDArray[np.float32]], data: TaskData) -> tuple[Quality, ...]:
+    by_teacher = at.task.answers(outputs["teacher"], data)
     return tuple(
         quality.judge(
             name,
             at.task.metric_name,
             at.task.metric,
-            by_teacher if name == "teacher" else at.task.answers(rows, at.data),
+            by_teacher if name == "teacher" else at.task.answers(rows, data),
             by_teacher,
-            at.data.truth,
+            data.truth,
             at.task.agreement(rows, outputs["teacher"]),
         )
         for name, rows in outputs.items()
     )
 
 
-def _torch_outputs(at: Materials, module: nn.Module, preprocessor: Preprocessor) -> NDArray[np.float32]:
-    examples = preprocessor.encode(at.data.eval_inputs)
+def _torch_outputs(at: Materials, module: nn.Module, preprocessor: Preprocessor, data: TaskData) -> NDArray[np.float32]:
+    examples = preprocessor.encode(data.eval_inputs)
     with torch.inference_mode():
         return answers_in_order(
             lambda batch: outputs_of(module, preprocessor.collate(batch)).numpy(),
@@ -236,9 +247,9 @@ def _black_box_outputs(at: Materials) -> NDArray[np.float32]:
         return answers_in_order(at.answers, examples, _EVALUATION_BATCH, bar.advance, at.task.judged)
 
 
-def _onnx_outputs(at: Materials, model: OnnxModel, preprocessor: Preprocessor) -> NDArray[np.float32]:
+def _onnx_outputs(at: Materials, model: OnnxModel, preprocessor: Preprocessor, data: TaskData) -> NDArray[np.float32]:
     """On all held-out inputs. In float32 a batch changes nothing but the time; int8 runs as on the device."""
-    examples = preprocessor.encode(at.data.eval_inputs)
+    examples = preprocessor.encode(data.eval_inputs)
     return first_outputs(
         model.path,
         preprocessor,

@@ -17,6 +17,7 @@ from compressor.distill.record import (
 )
 from compressor.distill.sharding import sharded
 from compressor.distill.taps import Taps, inside_signals, tap_pairs
+from compressor.distill.texts import read_texts, write_texts
 from compressor.distill.training import train
 from compressor.distill.training_inputs import TrainingData, Workplace
 
@@ -32,6 +33,7 @@ __all__ = [
     "inside_signals",
     "intact",
     "outputs_of",
+    "read_texts",
     "record_signals",
     "sharded",
     "steps_per_epoch",
@@ -40,4 +42,5 @@ __all__ = [
     "train",
     "whole_answers",
     "write_outputs",
+    "write_texts",
 ]

@@ -28,6 +28,7 @@ from compressor.store import sha256_file, write_atomic
 
 ROWS = 1024  # of a shard: some seconds of a teacher's work, which an interruption loses at most
 OUTPUTS, LOGITS = "outputs", "logits"  # of inputs as a whole; of positions
+TEXT = "text"  # in place of these, bytes: what was written (see `texts`)
 TOKENS, POSITIONS = "tokens", "positions"
 _DONE = "shards.json"
 

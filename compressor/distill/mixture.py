@@ -15,7 +15,15 @@ from compressor.distill import losses
 from compressor.distill.taps import HIDDEN
 from compressor.kernels import LossSettings, SparseTeacher, distillation_loss, linear_distillation_loss
 from compressor.recipe_base import Weight
-from compressor.recipe_distill import ClassDistillation, Distillation, EmbeddingDistillation, TokenDistillation
+from compressor.recipe_distill import (
+    AnswerDistillation,
+    ClassDistillation,
+    Distillation,
+    EmbeddingDistillation,
+    TokenDistillation,
+)
+
+_OF_TEXT = LossSettings(temperature=1.0)
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,8 @@ def mixture(lesson: Lesson, settings: Distillation, share: float) -> Tensor:
         return lesson.own_loss(lesson.student, lesson.teacher, lesson.labels)
     if isinstance(settings, EmbeddingDistillation):
         total = _of_embeddings(lesson, settings, share)
+    elif isinstance(settings, AnswerDistillation):
+        total = class_loss(lesson, _OF_TEXT)
     else:
         assert isinstance(settings, ClassDistillation)
         total = class_loss(lesson, LossSettings(settings.temperature, hard_weight=settings.hard_weight))
@@ -117,6 +127,8 @@ def held_out_score(lesson: Lesson, settings: Distillation) -> float:
     if isinstance(settings, EmbeddingDistillation):
         assert isinstance(lesson.teacher, Tensor)
         return losses.embedding_agreement(lesson.student, lesson.teacher)
+    if isinstance(settings, AnswerDistillation):
+        return -float(class_loss(lesson, _OF_TEXT))
     assert isinstance(settings, ClassDistillation)
     if not len(lesson.student):
         return 0.0

@@ -56,6 +56,13 @@ def as_teacher(kept: dict[str, Tensor]) -> Tensor | SparseTeacher:
     return SparseTeacher(ids, unpacked(kept[CODES], kept[SCALE]), "ghost")
 
 
+def as_drawn(tokens: Tensor) -> SparseTeacher:
+    """What the loss takes for a teacher that one token is known of at each position, int64 [positions]: the one that it
+    wrote. The loss of the student is then the cross-entropy of these tokens.
+    """
+    return SparseTeacher(tokens[:, None], torch.zeros(len(tokens), 1), "sampled")
+
+
 def packed(log_probabilities: Tensor) -> tuple[Tensor, Tensor]:
     """Codes uint8 [positions, K] and scale float16 [positions, 2] of float32 [positions, K], the largest first."""
     below = (log_probabilities[:, :1] - log_probabilities).clamp(max=_FAINTEST)

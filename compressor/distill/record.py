@@ -93,7 +93,7 @@ def record_signals(
             bar.advance(sum(counts[n] for n in numbers if n != mine))
             if crew.rank == 0:
                 note_shards(folder, shards)
-    return _sealed(shards, inputs.rows, time.monotonic() - started)
+    return sealed(shards, inputs.rows, time.monotonic() - started)
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,9 @@ def write_outputs(outputs: NDArray[np.float32], folder: Path, seconds: float) ->
     for number, first in enumerate(range(0, len(outputs), ROWS)):
         rows = [RowSignals(torch.from_numpy(row), {}) for row in outputs[first : first + ROWS]]
         shards[number] = write_shard(folder, number, rows)
-    return _sealed(shards, len(outputs), seconds)
+    return sealed(shards, len(outputs), seconds)
 
 
-def _sealed(shards: dict[int, Shard], rows: int, seconds: float) -> TeacherSignals:
+def sealed(shards: dict[int, Shard], rows: int, seconds: float) -> TeacherSignals:
+    """Shards by number, as one recording of so many rows."""
     return TeacherSignals(tuple(shards[number] for number in sorted(shards)), rows, round(seconds, 3))

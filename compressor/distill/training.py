@@ -29,7 +29,7 @@ from compressor.errors import TrainingError
 from compressor.kernels import selected_implementation
 from compressor.preprocess import Preprocessor
 from compressor.progress import Bar, Progress
-from compressor.recipe_distill import ClassDistillation, Distillation
+from compressor.recipe_distill import AnswerDistillation, ClassDistillation, Distillation
 from compressor.tasks import Task
 
 _CHECKPOINT_EVERY_S = 20.0
@@ -247,7 +247,7 @@ def train(
     module.load_state_dict(run.best)
     kernel = (
         selected_implementation(next(module.parameters()).new_zeros(1, 2))  # where and in what its logits are
-        if isinstance(settings, ClassDistillation)
+        if isinstance(settings, ClassDistillation | AnswerDistillation)
         else "torch"
     )
     module.cpu().eval()

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compressor.distill.cache import SignalReader
+from compressor.distill.cache import TEXT, SignalReader
 from compressor.distill.on_policy import Score
-from compressor.distill.positions import teacher_at
+from compressor.distill.positions import as_drawn, teacher_at
 from compressor.kernels import SparseTeacher
 from compressor.progress import Progress
 from compressor.store import CHECKPOINT
@@ -64,6 +64,10 @@ class TrainingData:
         """What the teacher said there, of recorded rows: as `answers_of`, or what of it was kept."""
         if self.positions is None:
             return torch.from_numpy(self.signals.outputs(rows))
+        if self.signals.says(TEXT):
+            written = self.labels_of(rows)
+            assert written is not None
+            return as_drawn(written)
         chosen = None if self.recorded is None else [self.recorded[i % len(self.examples)] for i in rows]
         return teacher_at(self.signals, rows, chosen)
 

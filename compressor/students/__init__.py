@@ -12,7 +12,13 @@ from transformers import PreTrainedModel
 
 from compressor.artifacts import Student
 from compressor.errors import StudentError
-from compressor.recipe import ImageClassificationRecipe, OwnTaskRecipe, Recipe, TextRecipe
+from compressor.recipe import (
+    AnsweredGenerationRecipe,
+    ImageClassificationRecipe,
+    OwnTaskRecipe,
+    Recipe,
+    TextRecipe,
+)
 from compressor.students.derive import blank_model, count
 from compressor.students.encoder import (
     derive_encoder,
@@ -38,6 +44,8 @@ __all__ = [
     "write_student",
 ]
 
+_NEVER_CUT = OwnTaskRecipe | AnsweredGenerationRecipe
+
 
 def is_derived(recipe: Recipe) -> bool:
     """Whether the student is cut from the teacher's weights, rather than built small or brought along."""
@@ -49,7 +57,7 @@ def check_student(recipe: Recipe, teacher: nn.Module | None) -> None:
 
     `teacher` is None where it is a black box.
     """
-    if isinstance(recipe, OwnTaskRecipe) or not is_derived(recipe):
+    if isinstance(recipe, _NEVER_CUT) or not is_derived(recipe):
         _brought(recipe, teacher)
     else:
         source = _source(recipe, teacher)
@@ -64,7 +72,7 @@ def make_student(recipe: Recipe, teacher: nn.Module | None, training: list[NDArr
     Raises StudentError, also when the student would not be smaller than its teacher.
     """
     torch.manual_seed(recipe.distill.seed)
-    if isinstance(recipe, OwnTaskRecipe) or not is_derived(recipe):
+    if isinstance(recipe, _NEVER_CUT) or not is_derived(recipe):
         student = _write_brought(recipe, _brought(recipe, teacher), folder)
     elif isinstance(recipe, ImageClassificationRecipe):
         student = derive_vision(_source(recipe, teacher), recipe, training, folder)
@@ -84,7 +92,7 @@ def blank_student(recipe: Recipe, teacher: nn.Module | None, training: list[NDAr
 
     Raises StudentError.
     """
-    if isinstance(recipe, OwnTaskRecipe) or not is_derived(recipe):
+    if isinstance(recipe, _NEVER_CUT) or not is_derived(recipe):
         return _brought(recipe, teacher)
     source = _source(recipe, teacher)
     if isinstance(recipe, ImageClassificationRecipe):

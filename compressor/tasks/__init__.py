@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from compressor.recipe import (
+    AnsweredGenerationRecipe,
     OwnTaskRecipe,
     Recipe,
     SentenceEmbeddingRecipe,
@@ -10,6 +11,7 @@ from compressor.recipe import (
     TextGenerationRecipe,
     TokenClassificationRecipe,
 )
+from compressor.tasks.answered_generation import AnsweredGeneration
 from compressor.tasks.base import Task, TaskData
 from compressor.tasks.image_classification import ImageClassification
 from compressor.tasks.own import Own
@@ -31,6 +33,8 @@ def task_for(recipe: Recipe) -> Task:
         return TokenClassification(recipe)
     if isinstance(recipe, TextGenerationRecipe):
         return TextGeneration(recipe)
+    if isinstance(recipe, AnsweredGenerationRecipe):
+        return AnsweredGeneration(recipe)
     if isinstance(recipe, OwnTaskRecipe):
         return Own(recipe)
     return ImageClassification(recipe)

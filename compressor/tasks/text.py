@@ -14,7 +14,14 @@ from compressor.artifacts import TensorSpec
 from compressor.errors import DataError, TeacherError
 from compressor.preprocess import Feed, TextPreprocessor
 from compressor.recipe import TextRecipe
-from compressor.recipe_teacher import EndpointTeacher, FolderTeacher, GgufTeacher, HubTeacher, OnnxClassifierTeacher
+from compressor.recipe_teacher import (
+    EndpointClassifier,
+    EndpointTeacher,
+    FolderTeacher,
+    GgufTeacher,
+    HubTeacher,
+    OnnxClassifierTeacher,
+)
 from compressor.teachers import teacher_folder
 from compressor.teachers.gguf import gguf_tokenizer_file
 
@@ -74,9 +81,9 @@ def teacher_tokenizer(recipe: TextRecipe) -> Path:
     return teacher.tokenizer
 
 
-def class_names(teacher: FolderTeacher | HubTeacher | OnnxClassifierTeacher | EndpointTeacher) -> tuple[str, ...]:
+def class_names(teacher: FolderTeacher | HubTeacher | OnnxClassifierTeacher | EndpointClassifier) -> tuple[str, ...]:
     """Class names in the order of the teacher's logits. Raises TeacherError."""
-    if isinstance(teacher, OnnxClassifierTeacher | EndpointTeacher):
+    if isinstance(teacher, OnnxClassifierTeacher | EndpointClassifier):
         return teacher.classes
     config = teacher_folder(teacher) / "config.json"
     try:

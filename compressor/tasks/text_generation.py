@@ -10,58 +10,24 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
 
-from compressor.artifacts import TensorSpec
 from compressor.errors import DataError, StudentError
-from compressor.preprocess import CausalPreprocessor, Feed, Preprocessor
+from compressor.preprocess import CausalPreprocessor
 from compressor.progress import Progress
 from compressor.recipe import TextGenerationRecipe
 from compressor.recipe_data import DataSource
 from compressor.tasks.base import TaskData
+from compressor.tasks.decoder import DecoderGraph, stop_ids
 from compressor.tasks.sources import place
 from compressor.tasks.tables import BadRows, read_columns
-from compressor.tasks.text import EDGE_TEXTS, GRAPH_INPUTS, holdout_size, teacher_tokenizer
+from compressor.tasks.text import holdout_size, teacher_tokenizer
 from compressor.teachers.decoder import cache_shape, decoder_config, folder_config, start_id
-
-_GOLDEN_TEXTS, _GOLDEN_WORDS = 4, 3  # every token has a row as long as the vocabulary
-
-
-class CausalLanguageModel(nn.Module):
-    """A decoder with its cache of keys and values as inputs and outputs, so that a device need not keep any state.
-
-    input_ids int64 [batch, sequence], attention_mask int64 [batch, past + sequence], and of every layer's past keys
-    and values float32 [batch, kv_heads, past, head_dim] -> logits float32 [batch, sequence, vocabulary], and of every
-    layer keys and values of past + sequence. Positions count the tokens that the mask has, wherever padding stands.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **past: Tensor) -> tuple[Tensor, ...]:
-        values = list(past.values())
-        cache = DynamicCache(list(zip(values[::2], values[1::2], strict=True)))
-        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-        output = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        present = [part for layer in output.past_key_values.layers for part in (layer.keys, layer.values)]
-        return (output.logits, *present)
 
 
 @dataclass(frozen=True)
-class TextGeneration:
+class TextGeneration(DecoderGraph):
     recipe: TextGenerationRecipe
     metric_name = "1/perplexity"
-    views = 1
-    per_token = True
-    loss = None
 
     def load_data(self, cache: Path, progress: Progress) -> TaskData:
         data = self.recipe.data
@@ -102,17 +68,10 @@ class TextGeneration:
     def _reader(self) -> CausalPreprocessor:
         return self.preprocessor(None)
 
-    def deployable(self, model: nn.Module) -> nn.Module:
-        return CausalLanguageModel(model)
-
     def preprocessor(self, folder: Path | None) -> CausalPreprocessor:
         config = decoder_config(self.recipe.teacher) if folder is None else folder_config(folder)
         tokenizer = teacher_tokenizer(self.recipe) if folder is None else folder / "tokenizer.json"
         return CausalPreprocessor(tokenizer, self.recipe.student.max_length, cache_shape(config), start_id(config))
-
-    def view(self, example: NDArray[Any], index: int) -> NDArray[Any]:
-        assert index == 0
-        return example
 
     def positions(self, example: NDArray[Any]) -> NDArray[np.int64]:
         return np.arange(len(example) - 1)
@@ -136,49 +95,6 @@ class TextGeneration:
         true = np.take_along_axis(logits, example[1:, None], axis=-1)[:, 0] - np.log(np.exp(logits).sum(axis=-1))
         return np.stack([true, logits.argmax(axis=-1)], axis=-1).astype(np.float32)
 
-    def compared(self, output: NDArray[np.float32], example: NDArray[Any]) -> NDArray[np.float32]:
-        """The last token's logits, in which all tokens have a part."""
-        return output[len(example) - 1 : len(example)]
-
-    def graph(self, width: int, preprocessor: Preprocessor) -> tuple[list[TensorSpec], list[TensorSpec]]:
-        assert isinstance(preprocessor, CausalPreprocessor)
-        cache = preprocessor.cache
-
-        def specs(names: Sequence[str], tokens: str) -> list[TensorSpec]:
-            shape = ("batch", cache.kv_heads, tokens, cache.head_dim)
-            return [TensorSpec(name, "float32", shape) for name in names]
-
-        mask = TensorSpec("attention_mask", "int64", ("batch", "total_sequence"))
-        logits = TensorSpec("logits", "float32", ("batch", "sequence", width))
-        present = [name.replace("past_key_values", "present") for name in cache.names]
-        return (
-            [GRAPH_INPUTS[0], mask, *specs(cache.names, "past_sequence")],
-            [logits, *specs(present, "total_sequence")],
-        )
-
-    def shape_feeds(self, preprocessor: Preprocessor) -> list[Feed]:
-        assert isinstance(preprocessor, CausalPreprocessor)
-        generator = np.random.default_rng(0)
-        longest = self.recipe.student.max_length
-        feeds: list[Feed] = []
-        for batch, sequence, past in ((1, 1, 0), (1, longest, 0), (2, 7, 0), (1, 1, 5), (3, 1, 9), (2, 11, 7)):
-            ids = generator.integers(0, preprocessor.vocabulary_size(), (batch, sequence))
-            mask = np.ones((batch, past + sequence), np.int64)
-            feed = {"input_ids": ids, "attention_mask": mask}
-            feeds.append(feed | preprocessor.cache.filled(batch, past, generator))
-        return feeds
-
-    def edge_inputs(self) -> list[Any]:
-        return list(EDGE_TEXTS)
-
-    def golden_inputs(self, sample: list[Any]) -> list[Any]:
-        return [" ".join(text.split()[:_GOLDEN_WORDS]) or "a" for text in sample[:_GOLDEN_TEXTS]]
-
-    def timed(self, preprocessor: Preprocessor, example: NDArray[Any]) -> Feed:
-        """One step of generation after the rest of the passage."""
-        assert isinstance(preprocessor, CausalPreprocessor)
-        return preprocessor.step(example)
-
     def answers(self, outputs: NDArray[np.float32], data: TaskData) -> NDArray[Any]:
         """Of each passage its log-probability and its number of tokens: float64 [passages, 2]."""
         begins = np.concatenate([[0], np.cumsum(data.truth)[:-1]])
@@ -193,9 +109,8 @@ class TextGeneration:
 
     def answer_settings(self) -> dict[str, Any]:
         config = decoder_config(self.recipe.teacher)
-        stop = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         return {
             "max_length": self.recipe.student.max_length,
             "start_id": start_id(config),
-            "stop_ids": [i for i in stop if i is not None],
+            "stop_ids": stop_ids(config),
         }

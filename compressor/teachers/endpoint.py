@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from compressor.teachers.pacing import LONGEST_ASKED_WAIT_S, Pace, Stopped, aske
 
 _LARGEST_ANSWER = 4 << 20
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
+_CUT_OFF = ("length", "content_filter")  # the reasons of an API for ending an answer that has not ended
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,13 @@ class Token:
 
 @dataclass(frozen=True)
 class Completion:
-    """What the endpoint said: the text, and its tokens where log-probabilities were asked for."""
+    """What the endpoint said: the text, and its tokens where log-probabilities were asked for. `ended`: it stopped by
+    itself, and was not cut off.
+    """
 
     text: str
     tokens: tuple[Token, ...]
+    ended: bool = True
 
 
 class _Passing(Exception):  # noqa: N818 (a user never meets it)
@@ -55,8 +59,8 @@ class _Passing(Exception):  # noqa: N818 (a user never meets it)
 class Endpoint:
     """Asks prompts, several at once. One for a run: it holds the cache, the pace and the connections."""
 
-    def __init__(self, teacher: EndpointTeacher, cache_file: Path) -> None:
-        self.teacher = teacher
+    def __init__(self, teacher: EndpointTeacher, cache_file: Path, top_logprobs: int = 0) -> None:
+        self.teacher, self.top_logprobs = teacher, top_logprobs
         self.cache = AnswerCache(cache_file)
         self.pace = Pace(teacher.requests_per_minute, teacher.max_requests)
         self._key = os.environ.get(teacher.key_env, "")
@@ -105,8 +109,8 @@ class Endpoint:
             "temperature": 0.0,
             "max_tokens": self.teacher.max_tokens,
         }
-        if self.teacher.top_logprobs:
-            body |= {"logprobs": True, "top_logprobs": self.teacher.top_logprobs}
+        if self.top_logprobs:
+            body |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         return body
 
     def _cache_key(self, body: dict[str, Any]) -> str:
@@ -193,11 +197,9 @@ class Endpoint:
             raise TeacherError(f"{where}: expected a chat completion, got {kind}; check teacher.endpoint") from None
         try:
             choice = answer["choices"][0]
-            text = choice["message"]["content"]
-            if not isinstance(text, str):
-                raise TypeError
-            if not self.teacher.top_logprobs:
-                return {"text": text, "tokens": []}
+            text, ended = _text_of(choice["message"]["content"]), choice.get("finish_reason") not in _CUT_OFF
+            if not self.top_logprobs:
+                return {"text": text, "tokens": [], "ended": ended}
             entries = (choice.get("logprobs") or {}).get("content")
             if not entries:
                 raise TeacherError(
@@ -212,7 +214,7 @@ class Endpoint:
             ]
         except (KeyError, IndexError, TypeError, AttributeError, ValueError):
             raise TeacherError(f"{where}: expected a chat completion with choices, got {self._said(content)}") from None
-        return {"text": text, "tokens": tokens}
+        return {"text": text, "tokens": tokens, "ended": ended}
 
     def _authorise(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         if self._key:
@@ -237,6 +239,16 @@ class Endpoint:
         return answer
 
 
+def opened(teacher: EndpointTeacher, cache_file: Path, tell: Callable[[str], None], top_logprobs: int = 0) -> Endpoint:
+    """An endpoint that is asked nothing yet; `tell` hears what of its cache is damaged. Raises TeacherError where the
+    key cannot be one.
+    """
+    endpoint = Endpoint(teacher, cache_file, top_logprobs)
+    if endpoint.cache.damaged:
+        tell(f"  {cache_file.name}: {endpoint.cache.damaged} damaged lines, which are asked for again")
+    return endpoint
+
+
 def _read(response: requests.Response, timeout_s: float) -> bytes:
     """The body, within the time and size that an answer may take. `timeout` alone bounds the gaps between bytes."""
     deadline, content = time.monotonic() + timeout_s, bytearray()
@@ -251,6 +263,17 @@ def _read(response: requests.Response, timeout_s: float) -> bytes:
     return bytes(content)
 
 
+def _text_of(content: Any) -> str:
+    """The text of a message; none is sent where nothing was said. JSON may hold halves of characters, which no file of
+    text can: they become U+FFFD, which stands for what is no text.
+    """
+    if content is None:
+        return ""
+    if not isinstance(content, str):
+        raise TypeError
+    return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _finite(value: Any) -> float:
     if not math.isfinite(value):
         raise ValueError(value)
@@ -261,7 +284,7 @@ def _completion_of(cached: dict[str, Any]) -> Completion:
     tokens = tuple(
         Token(token["text"], tuple((text, logprob) for text, logprob in token["top"])) for token in cached["tokens"]
     )
-    return Completion(cached["text"], tokens)
+    return Completion(cached["text"], tokens, cached.get("ended", True))
 
 
 def _message(content: bytes) -> str:

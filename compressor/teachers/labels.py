@@ -12,16 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.errors import TeacherError
-from compressor.recipe_teacher import EndpointTeacher
-from compressor.teachers.endpoint import Completion, Endpoint
+from compressor.recipe_teacher import EndpointClassifier
+from compressor.teachers.endpoint import Completion, Endpoint, opened
 
 _LEAST = 1e-6
 
 
 @dataclass
-class EndpointTeacherModel:
+class EndpointClassifierModel:
     """`answers` gives the logarithm of a distribution over the classes for each text; `tell` hears what is odd."""
 
+    teacher: EndpointClassifier
     endpoint: Endpoint
     tell: Callable[[str], None]
     unmatched: int = 0
@@ -31,12 +32,11 @@ class EndpointTeacherModel:
 
         Raises TeacherError: the endpoint fails, or more than `max_unmatched` answers are no class.
         """
-        teacher = self.endpoint.teacher
-        completions = self.endpoint.complete([prompt_for(teacher, text) for text in texts])
+        completions = self.endpoint.complete([prompt_for(self.teacher, text) for text in texts])
         return np.stack([self._answer(completion) for completion in completions])
 
     def _answer(self, completion: Completion) -> NDArray[np.float32]:
-        teacher = self.endpoint.teacher
+        teacher = self.teacher
         if self.unmatched < teacher.max_unmatched and matched_class(teacher.classes, completion.text) is None:
             self.unmatched += 1
             self.tell(
@@ -48,21 +48,18 @@ class EndpointTeacherModel:
 
 
 def open_endpoint(
-    teacher: EndpointTeacher, cache_file: Path, tell: Callable[[str], None] = lambda _: None
-) -> EndpointTeacherModel:
+    teacher: EndpointClassifier, cache_file: Path, tell: Callable[[str], None] = lambda _: None
+) -> EndpointClassifierModel:
     """Asks nothing yet. Raises TeacherError where the key cannot be one."""
-    endpoint = Endpoint(teacher, cache_file)
-    if endpoint.cache.damaged:
-        tell(f"  {cache_file.name}: {endpoint.cache.damaged} damaged lines, which are asked for again")
-    return EndpointTeacherModel(endpoint, tell)
+    return EndpointClassifierModel(teacher, opened(teacher, cache_file, tell, teacher.top_logprobs), tell)
 
 
-def prompt_for(teacher: EndpointTeacher, text: str) -> str:
+def prompt_for(teacher: EndpointClassifier, text: str) -> str:
     """The recipe's prompt about one text. The text goes in last: braces in it mean nothing."""
     return teacher.prompt.replace("{classes}", ", ".join(teacher.classes)).replace("{text}", text)
 
 
-def class_log_probabilities(teacher: EndpointTeacher, completion: Completion) -> NDArray[np.float32]:
+def class_log_probabilities(teacher: EndpointClassifier, completion: Completion) -> NDArray[np.float32]:
     """log p over the classes, float32 [classes]. Raises TeacherError where the answer is no class.
 
     With log-probabilities l of the k most probable first tokens: q(class) is the sum of exp(l) over the tokens that
@@ -100,7 +97,7 @@ def _plain(text: str) -> str:
     return text.strip().strip("\"'`*.!:,").strip().casefold()
 
 
-def _from_tokens(teacher: EndpointTeacher, completion: Completion, label: int) -> NDArray[np.float64]:
+def _from_tokens(teacher: EndpointClassifier, completion: Completion, label: int) -> NDArray[np.float64]:
     first = next((token for token in completion.tokens if token.text.strip()), None)
     top = first.top if first else ()
     names = [name.casefold() for name in teacher.classes]

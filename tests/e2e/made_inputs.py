@@ -67,7 +67,7 @@ class Inputs:
 
 def sentence_inputs(folder: Path) -> Inputs:
     """A BERT with random weights: mean pooling of them already tells pairs that share words from pairs that do not."""
-    words, generator = _words(), np.random.default_rng(1)
+    words, generator = made_words(), np.random.default_rng(1)
     sentences = [" ".join(generator.choice(words, generator.integers(5, 14))) for _ in range(420)]
     pairs = []
     for number in range(160):
@@ -332,14 +332,15 @@ def _common() -> dict[str, Any]:
     }
 
 
-def _words() -> list[str]:
+def made_words() -> list[str]:
+    """Words of two or three syllables, always the same."""
     generator = np.random.default_rng(0)
     syllables = [c + v for c in "bdfgklmnprst" for v in "aeiou"]
     return sorted({"".join(generator.choice(syllables, generator.integers(2, 4))) for _ in range(260)})
 
 
 def _keyword_texts(count: int, seed: int) -> tuple[list[str], NDArray[np.int64]]:
-    generator, words = np.random.default_rng(seed), _words()
+    generator, words = np.random.default_rng(seed), made_words()
     labels = generator.integers(0, len(TEXT_CLASSES), count)
     texts = []
     for label in labels:
@@ -350,7 +351,7 @@ def _keyword_texts(count: int, seed: int) -> tuple[list[str], NDArray[np.int64]]
 
 def _chains(count: int, seed: int) -> list[str]:
     """Texts of words, each word one of the three that may follow the one before."""
-    generator, words = np.random.default_rng(seed), _words()[:60]
+    generator, words = np.random.default_rng(seed), made_words()[:60]
     followers = np.random.default_rng(0).integers(0, len(words), (len(words), 3))
     texts = []
     for _ in range(count):
@@ -365,7 +366,7 @@ def _chains(count: int, seed: int) -> list[str]:
 
 def tagged_sentences(count: int, seed: int) -> list[dict[str, list[str]]]:
     """Sentences of words among which stand names, of one word or two; each word tells what it is."""
-    generator, words = np.random.default_rng(seed), _words()
+    generator, words = np.random.default_rng(seed), made_words()
     sentences = []
     for _ in range(count):
         tokens, tags = [str(word) for word in generator.choice(words, 2)], ["O", "O"]

@@ -8,20 +8,24 @@ import math
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from chat_server import Reply, completion, serving
 from command_runs import command, environment, run_fresh
+from made_inputs import made_words, write_rows
 from ruamel.yaml import YAML
 from shared_runs import Finished, Inputs, Run
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
+import compressor
 from compressor.artifacts import TensorSpec
 from compressor.export import export_onnx
 from compressor.report.schema import result_schema
@@ -225,3 +229,118 @@ def test_an_endpoint_teaches_text(
     shown = [ended.stdout, ended.stderr, first, planned.stdout, planned.stderr, inspected]
     written = [path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(KEY in place for place in (*shown, *written))
+
+
+def follower(word: str, words: list[str]) -> str:
+    return words[(7 * words.index(word) + 3) % len(words)]
+
+
+def writer(words: list[str]) -> Callable[[dict[str, Any]], Reply]:
+    """Writes which words follow the last one of a prompt, one after the other: three of them."""
+
+    def written(body: dict[str, Any]) -> Reply:
+        word, said = body["messages"][-1]["content"].split()[-1], ""
+        for _ in range(3):
+            word = follower(word, words)
+            said += f" {word}"
+        return replace(completion(said), delay_s=0.002)
+
+    return written
+
+
+@pytest.fixture(scope="session")
+def small_decoder(inputs: dict[str, Inputs], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student that exists already and knows nothing yet."""
+    source, folder = inputs["text-generation"].folder / "teacher", tmp_path_factory.mktemp("decoder")
+    torch.manual_seed(9)
+    LlamaForCausalLM(LlamaConfig.from_pretrained(source, num_hidden_layers=1)).save_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
+    return folder
+
+
+def prompts_of(words: list[str], folder: Path) -> set[str]:
+    """train.jsonl and eval.jsonl of two words a prompt; the distinct ones among them."""
+    pairs = np.random.default_rng(0).permutation(len(words) ** 2)
+    texts = [f"{words[pair // len(words)]} {words[pair % len(words)]}" for pair in pairs]
+    write_rows(folder / "train.jsonl", [{"text": text} for text in [*texts[:400], *texts[:20]]])
+    write_rows(folder / "eval.jsonl", [{"text": text} for text in texts[400:460]])
+    return set(texts[:460])
+
+
+def writer_recipe(folder: Path, url: str, student: Path, **teacher: Any) -> Path:
+    values = {
+        "task": "text-generation",
+        "teacher": {
+            "endpoint": url,
+            "model": "big",
+            "prompt": "Which words follow? {text}",
+            "max_tokens": 12,
+            "permission": "written-permission",
+            "reference": "letter",
+            "terms": "https://host/terms",
+            **teacher,
+        },
+        "data": {"train": "train.jsonl", "eval": "eval.jsonl"},
+        "student": {"folder": str(student), "max_length": 24},
+        "distill": {"epochs": 12, "learning_rate": 1e-2},
+        "gate": {"max_drop": 0.2, "judge": "value"},
+        "benchmark": {"min_samples": 459, "budget_s": 5.0},
+        "out": "out",
+    }
+    path = folder / "writer.yaml"
+    with path.open("w", encoding="utf-8") as file:
+        YAML().dump(values, file)
+    return path
+
+
+def test_an_endpoint_teaches_to_write(small_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted and continued, it has been asked each distinct prompt once, and the student writes what it writes."""
+    monkeypatch.setenv("COMPRESSOR_TEACHER_KEY", KEY)
+    words, out = made_words()[:60], tmp_path / "out"
+    distinct = prompts_of(words, tmp_path)
+    with serving(writer(words)) as server:
+        recipe = writer_recipe(tmp_path, server.url, small_decoder)
+        planned = run_fresh("compress", recipe, "--dry-run", cwd=tmp_path)
+        assert "of unknown size" in planned.stdout, planned.stderr
+        assert not server.seen, "a plan asks nothing"
+        begun = subprocess.Popen(
+            command("compress", recipe), env=environment(), stderr=subprocess.PIPE, start_new_session=True
+        )
+        while len(server.seen) < 100:
+            assert begun.poll() is None, begun.communicate()[1].decode()
+            time.sleep(0.01)
+        begun.send_signal(signal.SIGINT)
+        first = begun.communicate(timeout=120)[1].decode()
+        assert begun.returncode == 130, first
+        ended = run_fresh("compress", recipe, cwd=tmp_path)
+        assert ended.code == 0, ended.stderr
+        assert sorted(server.prompts()) == sorted(f"Which words follow? {text}" for text in distinct)
+        other = run_fresh("compress", recipe, "--dry-run", "--set", "distill.epochs=1", cwd=tmp_path)
+        assert "of teacher outputs, found in" in other.stdout, "which another student learns from"
+        assert len(server.seen) == len(distinct)
+    assert run_fresh("verify", out / "bundle", cwd=tmp_path).code == 0
+    inspected = run_fresh("inspect", out / "bundle", cwd=tmp_path).stdout
+    for expected in ("teacher: big at 127.0.0.1", "sha256: None", "terms: https://host/terms"):
+        assert expected in inspected
+    bom = json.loads((out / "bundle" / "bom.cdx.json").read_text())
+    assert bom["metadata"]["component"]["pedigree"]["ancestors"][0]["name"] == "big at 127.0.0.1"
+    result = json.loads((out / "result.json").read_text())
+    jsonschema.Draft202012Validator(result_schema()).validate(result)
+    models = {row["name"]: row for row in result["models"]}
+    teacher, student = models["teacher"]["quality"], models["student"]["quality"]
+    assert (teacher["metric"], teacher["quality"]["value"], models["teacher"]["bytes"]) == ("token agreement", 1, None)
+    assert student["quality"]["value"] == student["kept"]["value"] > 0.8
+    assert models["student"]["latency"]["verdict"] == "baseline"
+    predict, judged = compressor.load(out / "bundle"), json.loads((out / "bundle" / "manifest.json").read_text())
+    eval_texts = [json.loads(line)["text"] for line in (tmp_path / "eval.jsonl").read_text().splitlines()]
+    same = [predict.generate(text) == said_after(text, words) for text in eval_texts]
+    assert np.mean(same) == pytest.approx(judged["evidence"]["quality"]["agreement"], abs=1e-9), "word for word"
+    written = [path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
+    shown = [ended.stdout, ended.stderr, first, planned.stdout, planned.stderr, inspected]
+    assert not any(KEY in place for place in (*shown, *written))
+
+
+def said_after(text: str, words: list[str]) -> str:
+    reply = json.loads(writer(words)({"messages": [{"content": text}]}).body)
+    said: str = reply["choices"][0]["message"]["content"]
+    return said

@@ -18,14 +18,14 @@ from chat_server import Reply, Server, completion, serving
 from pydantic import ValidationError
 
 from compressor.errors import TeacherError
-from compressor.recipe_teacher import EndpointTeacher
+from compressor.recipe_teacher import EndpointClassifier
 from compressor.teachers.answer_cache import AnswerCache
 from compressor.teachers.endpoint import Endpoint
-from compressor.teachers.labels import EndpointTeacherModel, class_log_probabilities, matched_class, open_endpoint
+from compressor.teachers.labels import EndpointClassifierModel, class_log_probabilities, matched_class, open_endpoint
 from compressor.teachers.pacing import asked_wait_s, backoff_s
 
 KEY = "sk-planted-0123456789"
-Make = Callable[..., EndpointTeacher]
+Make = Callable[..., EndpointClassifier]
 
 
 def sport_or_food(body: dict[str, Any]) -> Reply:
@@ -47,9 +47,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def teacher(server: Server) -> Make:
-    def make(**settings: Any) -> EndpointTeacher:
+    def make(**settings: Any) -> EndpointClassifier:
         values = {"endpoint": server.url, "model": "big", "classes": ["sport", "food"], "permission": "own-model"}
-        return EndpointTeacher.model_validate({**values, **settings})
+        return EndpointClassifier.model_validate({**values, **settings})
 
     return make
 
@@ -434,5 +434,5 @@ def test_answers_come_in_the_order_of_the_texts(server: Server, teacher: Make, c
         return Reply(body=reply.body, delay_s=0.2 if "goal" in body["messages"][-1]["content"] else 0)
 
     server.answer = slow_first
-    model: EndpointTeacherModel = open_endpoint(teacher(), cache_file)
+    model: EndpointClassifierModel = open_endpoint(teacher(), cache_file)
     assert model.answers(["goal", "soup", "bread", "goal!"]).argmax(1).tolist() == [0, 1, 1, 0]

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from compressor.distill.on_policy import continued, is_on_policy
 from compressor.preprocess import CausalPreprocessor
-from compressor.tasks.text_generation import CausalLanguageModel
+from compressor.tasks.decoder import CausalLanguageModel
 from compressor.teachers.decoder import cache_shape
 
 VOCABULARY = 60

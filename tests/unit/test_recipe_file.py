@@ -19,7 +19,7 @@ from compressor.errors import RecipeError
 from compressor.recipe import RECIPES, OwnTaskRecipe, portable
 from compressor.recipe_file import read_recipe, recipe_from_values, recipe_template
 from compressor.recipe_student import ImageStudent
-from compressor.recipe_teacher import EndpointTeacher, FolderTeacher, HubTeacher, OnnxClassifierTeacher
+from compressor.recipe_teacher import EndpointClassifier, FolderTeacher, HubTeacher, OnnxClassifierTeacher
 
 TEXT = """\
 task: sentence-embedding
@@ -397,7 +397,7 @@ data: {train: a.jsonl, eval: b.jsonl}
         ("path: a", FolderTeacher),
         ("hub: org/name", HubTeacher),
         ("onnx: a.onnx\n  tokenizer: t.json\n  classes: [a, b]", OnnxClassifierTeacher),
-        ("endpoint: https://host/v1\n  model: m\n  classes: [a, b]", EndpointTeacher),
+        ("endpoint: https://host/v1\n  model: m\n  classes: [a, b]", EndpointClassifier),
     ],
 )
 def test_a_key_tells_which_kind_of_teacher_is_meant(write: Any, tmp_path: Path, teacher: str, kind: type) -> None:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from compressor.errors import TeacherError
-from compressor.recipe_teacher import EndpointTeacher
+from compressor.recipe_teacher import EndpointClassifier
 from compressor.teachers.labels import open_endpoint
 
 TEXTS = {"a goal": "sport", "hot soup": "food", "the team": "sport", "old bread": "food"}
@@ -81,10 +81,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
         process.wait()
 
 
-def teacher(served: tuple[str, str], **settings: object) -> EndpointTeacher:
+def teacher(served: tuple[str, str], **settings: object) -> EndpointClassifier:
     url, model = served
     values = {"endpoint": url, "model": model, "classes": ["sport", "food"], "prompt": "{text}", "max_tokens": 2}
-    return EndpointTeacher.model_validate({**values, "permission": "own-model", **settings})
+    return EndpointClassifier.model_validate({**values, "permission": "own-model", **settings})
 
 
 def test_its_answers_become_labels(served: tuple[str, str], tmp_path: Path) -> None:
