@@ -52,8 +52,8 @@ _UNTOLD = {f"teacher.{name}" for name in ("endpoint", "key_env", "prompt", "refe
 def signals(at: Materials, start: Student, folder: Path) -> TeacherSignals:
     """The teacher's outputs on the training data, and what else of it the student is to learn from."""
     if at.writes:
-        return at.written(at.data.train, folder)
-    if getattr(at.recipe.teacher, "shard", False):
+        recorded = at.written(at.data.train, folder)
+    elif getattr(at.recipe.teacher, "shard", False):
         if team.size() == 1:
             raise TeacherError(
                 "teacher.shard: expected several processes to share the teacher, got one; start them with"
@@ -65,7 +65,8 @@ def signals(at: Materials, start: Student, folder: Path) -> TeacherSignals:
         recorded = _record_alone(at, start, folder)
     size = sum(shard.path.stat().st_size for shard in recorded.shards)
     tokens = at.task.views * sum(len(example) for example in at.teacher_examples)
-    each = f", {size / tokens:.1f} a token" if at.task.per_token or recorded.taps else ""
+    by_token = (at.task.per_token and not at.writes) or recorded.taps
+    each = f", {size / tokens:.1f} a token" if by_token else ""
     at.progress.log(f"  {recorded.rows:,} rows in {size / 1e6:.2f} MB: {size / recorded.rows:.0f} bytes a row{each}")
     return recorded
 

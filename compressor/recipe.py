@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from compressor.recipe_base import MODULE_PATTERN, FilePath, Positive, Settings, Share, distinct, is_on
-from compressor.recipe_data import ALTERNATIVES, DataSource, Resize
+from compressor.recipe_data import ALTERNATIVES, Data, DataSource, Prompts, Resize
 from compressor.recipe_distill import (
     AnswerDistillation,
     EmbeddingDistillation,
@@ -34,31 +34,6 @@ from compressor.recipe_teacher import (
 )
 
 Precision = Literal["dynamic-int8", "static-int8"]
-
-
-class Data(Settings):
-    """Which settings training depends on, and which evaluation: a change re-runs only what depends on it.
-
-    Files count by their content, which is fingerprinted, not by their path.
-    """
-
-    _only_evaluation: ClassVar[frozenset[str]] = frozenset()
-
-    @model_validator(mode="after")
-    def _streaming_ends(self) -> Data:
-        if getattr(self, "streaming", False) and getattr(self, "max_train", None) is None:
-            raise ValueError("streaming needs to know where to stop: set data.max_train")
-        return self
-
-    def training(self) -> dict[str, object]:
-        return self.model_dump(mode="json", exclude={"train", "eval", "max_bad_rows", *self._only_evaluation})
-
-    def graph(self) -> dict[str, object]:
-        """What of it is built into the exported graph."""
-        return self.model_dump(mode="json", include={"size", "mean", "std"})
-
-    def evaluation(self) -> dict[str, object]:
-        return self.model_dump(mode="json", exclude={"train", "eval", "max_train", "max_bad_rows", "streaming"})
 
 
 class TextPairs(Data):
@@ -116,21 +91,6 @@ class Documents(Data):
     max_train: int | None = Field(None, ge=1, description="use at most this many training passages")
     max_eval: int | None = Field(None, ge=1, description="use at most this many held-out passages")
     max_bad_rows: Share = Field(0.01, description="rows without text that may be left out of a file, as a share of it")
-
-    _only_evaluation: ClassVar[frozenset[str]] = frozenset({"max_eval"})
-
-
-class Prompts(Data):
-    train: DataSource = Field(
-        description=f"training prompts, which the teacher answers: .jsonl, .csv or .parquet, {ALTERNATIVES}"
-    )
-    eval: DataSource = Field(description="held-out prompts in the same forms")
-    text: str = Field("text", description="column with the prompt, as the student is to be given it")
-    max_train: int | None = Field(None, ge=1, description="use at most this many distinct training prompts")
-    max_eval: int | None = Field(None, ge=1, description="use at most this many distinct held-out prompts")
-    max_bad_rows: Share = Field(
-        0.01, description="rows without text, and prompts as long as student.max_length, as a share of a file's rows"
-    )
 
     _only_evaluation: ClassVar[frozenset[str]] = frozenset({"max_eval"})
 

@@ -1,13 +1,13 @@
-"""Where a recipe's data come from: a file, a folder, or the Hugging Face hub."""
+"""Where a recipe's data come from: a file, a folder, or the Hugging Face hub; what its groups of data share."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
-from compressor.recipe_base import FilePath, Settings
+from compressor.recipe_base import FilePath, Settings, Share
 
 # How an image file of another size is brought to data.size.
 Resize = Literal["refuse", "stretch", "crop"]
@@ -60,3 +60,43 @@ class DataSource(Settings):
         return " ".join(
             [text, *([f"config {self.config}"] if self.config else []), *([self.split] if self.split else [])]
         )
+
+
+class Data(Settings):
+    """Which settings training depends on, and which evaluation: a change re-runs only what depends on it.
+
+    Files count by their content, which is fingerprinted, not by their path.
+    """
+
+    _only_evaluation: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="after")
+    def _streaming_ends(self) -> Data:
+        if getattr(self, "streaming", False) and getattr(self, "max_train", None) is None:
+            raise ValueError("streaming needs to know where to stop: set data.max_train")
+        return self
+
+    def training(self) -> dict[str, object]:
+        return self.model_dump(mode="json", exclude={"train", "eval", "max_bad_rows", *self._only_evaluation})
+
+    def graph(self) -> dict[str, object]:
+        """What of it is built into the exported graph."""
+        return self.model_dump(mode="json", include={"size", "mean", "std"})
+
+    def evaluation(self) -> dict[str, object]:
+        return self.model_dump(mode="json", exclude={"train", "eval", "max_train", "max_bad_rows", "streaming"})
+
+
+class Prompts(Data):
+    train: DataSource = Field(
+        description=f"training prompts, which the teacher answers: .jsonl, .csv or .parquet, {ALTERNATIVES}"
+    )
+    eval: DataSource = Field(description="held-out prompts in the same forms")
+    text: str = Field("text", description="column with the prompt, as the student is to be given it")
+    max_train: int | None = Field(None, ge=1, description="use at most this many distinct training prompts")
+    max_eval: int | None = Field(None, ge=1, description="use at most this many distinct held-out prompts")
+    max_bad_rows: Share = Field(
+        0.01, description="rows without text, and prompts as long as student.max_length, as a share of a file's rows"
+    )
+
+    _only_evaluation: ClassVar[frozenset[str]] = frozenset({"max_eval"})

@@ -296,4 +296,5 @@ def _template_value(name: str, field: FieldInfo) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return f"[{', '.join(map(str, value))}]"
-    return json.dumps(value) if isinstance(value, str) and not value.isprintable() else str(value)
+    plain = not isinstance(value, str) or (value.isprintable() and YAML(typ="safe").load(value) == value)
+    return str(value) if plain else json.dumps(value)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class AnsweredGeneration(DecoderGraph):
 
     def load_data(self, cache: Path, progress: Progress) -> TaskData:
         data = self.recipe.data
+        self._check_tokens()
         train = self._prompts(data.train, cache, progress)
         order = np.random.default_rng(self.recipe.distill.seed).permutation(len(train))[: data.max_train]
         if len(order) < 2 * self.recipe.distill.batch_size:
@@ -67,7 +69,7 @@ class AnsweredGeneration(DecoderGraph):
         bad.settle(len(texts), data.max_bad_rows, progress)
         found = list(reversed(numbers))
         too_long = BadRows(source, f"prompts that fill student.max_length ({self.recipe.student.max_length} tokens)")
-        for text, ids in zip(found, self.preprocessor(None).encode(found), strict=True):
+        for text, ids in zip(found, self._reader.encode(found), strict=True):
             if len(ids) >= self.recipe.student.max_length:
                 too_long.note(numbers[text])
         too_long.settle(len(texts), data.max_bad_rows, progress)
@@ -91,7 +93,7 @@ class AnsweredGeneration(DecoderGraph):
         pairs = self._pairs(data.eval_inputs, answers)
         if not pairs:
             raise DataError(f"{self.recipe.data.eval}: expected prompts with an answer, got none")
-        counts = [len(self.positions(example)) for example in self.preprocessor(None).encode(pairs)]
+        counts = [len(self.positions(example)) for example in self._reader.encode(pairs)]
         return replace(data, eval_inputs=pairs, truth=np.asarray(counts, dtype=np.int64))
 
     def _pairs(
@@ -99,8 +101,22 @@ class AnsweredGeneration(DecoderGraph):
     ) -> list[tuple[str, Answer]]:
         """Those with an answer of which at least one token is read."""
         given = [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer is not None]
-        examples = self.preprocessor(None).encode(given)
+        examples = self._reader.encode(given)
         return [pair for pair, example in zip(given, examples, strict=True) if len(self.positions(example))]
+
+    @cached_property
+    def _reader(self) -> AnswerPreprocessor:
+        return self.preprocessor(None)
+
+    def _check_tokens(self) -> None:
+        """Raises StudentError where the student's table has no row for a token of its tokenizer."""
+        folder = self.recipe.student.folder
+        there, needed = folder_config(folder).vocab_size, len(self._reader.tokens())
+        if needed > there or self._reader.end_id >= there:
+            raise StudentError(
+                f"{folder}: its tokenizer.json has {needed:,} tokens, its config.json says {there:,} (vocab_size), and"
+                f" texts end with number {self._reader.end_id} (eos_token_id); expected a tokenizer of that model"
+            )
 
     def preprocessor(self, folder: Path | None) -> AnswerPreprocessor:
         """Of a student's folder; for None of the one that the recipe names, since the teacher reads text itself."""
