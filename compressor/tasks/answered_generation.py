@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PretrainedConfig
 
 from compressor.answered import Answer, AnswerPreprocessor, answer_positions
 from compressor.errors import DataError, StudentError, TeacherError
@@ -65,15 +66,19 @@ class AnsweredGeneration(DecoderGraph):
         """
         data = self.recipe.data
         texts, bad = read_columns(source, (data.text,), cache)[data.text], BadRows(source)
-        numbers = {text: row for row, text in reversed([*enumerate(texts, 1)]) if bad.usable(row, text)}
+        first_row: dict[str, int] = {}
+        for row, text in enumerate(texts, 1):
+            if bad.usable(row, text):
+                first_row.setdefault(text, row)
         bad.settle(len(texts), data.max_bad_rows, progress)
-        found = list(reversed(numbers))
+        if not first_row:
+            raise DataError(f"{source}: no row has text in {data.text}")
         too_long = BadRows(source, f"prompts that fill student.max_length ({self.recipe.student.max_length} tokens)")
-        for text, ids in zip(found, self._reader.encode(found), strict=True):
+        for text, ids in zip(first_row, self._reader.encode(list(first_row)), strict=True):
             if len(ids) >= self.recipe.student.max_length:
-                too_long.note(numbers[text])
+                too_long.note(first_row[text])
         too_long.settle(len(texts), data.max_bad_rows, progress)
-        return found
+        return list(first_row)
 
     def lessons(self, data: TaskData, answers: Sequence[Answer | None]) -> TaskData:
         """The same data, its training prompts with their answers; without those that teach nothing. Raises DataError
@@ -110,24 +115,20 @@ class AnsweredGeneration(DecoderGraph):
 
     def _check_tokens(self) -> None:
         """Raises StudentError where the student's table has no row for a token of its tokenizer."""
-        folder = self.recipe.student.folder
-        there, needed = folder_config(folder).vocab_size, len(self._reader.tokens())
-        if needed > there or self._reader.end_id >= there:
+        folder, reader = self.recipe.student.folder, self._reader
+        there, needed = _config(folder).vocab_size, len(reader.tokens())
+        if needed > there or reader.end_id >= there:
             raise StudentError(
                 f"{folder}: its tokenizer.json has {needed:,} tokens, its config.json says {there:,} (vocab_size), and"
-                f" texts end with number {self._reader.end_id} (eos_token_id); expected a tokenizer of that model"
+                f" texts end with number {reader.end_id} (eos_token_id); expected a tokenizer of that model"
             )
 
     def preprocessor(self, folder: Path | None) -> AnswerPreprocessor:
         """Of a student's folder; for None of the one that the recipe names, since the teacher reads text itself."""
         folder = folder or self.recipe.student.folder
-        for name in ("config.json", "tokenizer.json"):
-            if not (folder / name).is_file():
-                raise StudentError(f"{folder}: expected a {name} in the student's folder, found none")
-        try:
-            config = folder_config(folder)
-        except TeacherError as error:
-            raise StudentError(f"student.folder: {error}") from None
+        config = _config(folder)
+        if not (folder / "tokenizer.json").is_file():
+            raise StudentError(f"{folder}: expected a tokenizer.json in the student's folder, found none")
         if not stop_ids(config):
             raise StudentError(f"{folder}: expected an eos_token_id in its config.json, the token that ends an answer")
         length, cache = self.recipe.student.max_length, cache_shape(config)
@@ -167,12 +168,22 @@ class AnsweredGeneration(DecoderGraph):
         return float(np.logical_and.reduceat(same, _begins(outputs)).mean())
 
     def answer_settings(self) -> dict[str, Any]:
-        config = folder_config(self.recipe.student.folder)
+        config = _config(self.recipe.student.folder)
         return {
             "max_length": self.recipe.student.max_length,
             "start_id": start_id(config),
             "stop_ids": stop_ids(config),
         }
+
+
+def _config(folder: Path) -> PretrainedConfig:
+    """The student's. Raises StudentError."""
+    if not (folder / "config.json").is_file():
+        raise StudentError(f"{folder}: expected a config.json in the student's folder, found none")
+    try:
+        return folder_config(folder)
+    except TeacherError as error:
+        raise StudentError(f"student.folder: {error}") from None
 
 
 def _judged(agrees: NDArray[np.bool_]) -> NDArray[np.float32]:
