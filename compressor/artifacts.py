@@ -198,7 +198,7 @@ class Quality:
     """The task metric on held-out data, and the closeness to the teacher.
 
     `kept` is value / teacher's value, its interval from a paired bootstrap over the same examples.
-    `agreement` is the mean cosine to the teacher (embeddings) or the share of equal answers (classes).
+    `agreement` is the mean cosine to the teacher (embeddings) or the share of equal answers (classes, texts).
     """
 
     name: str

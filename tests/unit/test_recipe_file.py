@@ -16,10 +16,16 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from compressor.errors import RecipeError
-from compressor.recipe import RECIPES, OwnTaskRecipe, portable
+from compressor.recipe import ENDPOINT_RECIPES, RECIPES, OwnTaskRecipe, portable
 from compressor.recipe_file import read_recipe, recipe_from_values, recipe_template
 from compressor.recipe_student import ImageStudent
-from compressor.recipe_teacher import EndpointClassifier, FolderTeacher, HubTeacher, OnnxClassifierTeacher
+from compressor.recipe_teacher import (
+    EndpointClassifier,
+    EndpointWriter,
+    FolderTeacher,
+    HubTeacher,
+    OnnxClassifierTeacher,
+)
 
 TEXT = """\
 task: sentence-embedding
@@ -333,8 +339,22 @@ def test_the_template_is_a_recipe_once_it_is_filled_in(write: Any, task: str) ->
         assert recipe.student == type(recipe.student)()
 
 
-@pytest.mark.parametrize("task", RECIPES)
-def test_every_setting_is_documented(task: str) -> None:
+@pytest.mark.parametrize("task", ENDPOINT_RECIPES)
+def test_the_template_has_the_recipe_of_an_endpoint(write: Any, task: str) -> None:
+    """Below the other, commented out."""
+    _, _, below = recipe_template(task).partition("\n# Or, where the teacher is an endpoint")
+    lines = [line.removeprefix("#").removeprefix(" ") for line in below.splitlines()[1:]]
+    template = "\n".join(lines).replace("endpoint: CHANGE-ME", "endpoint: https://host/v1")
+    recipe = read_recipe(write(template.replace("CHANGE-ME", "x").replace("permission: null", "permission: own-model")))
+    assert type(recipe) is ENDPOINT_RECIPES[task]
+    assert set(YAML(typ="safe").load(template)) == set(ENDPOINT_RECIPES[task].model_fields)
+    assert recipe.distill == type(recipe.distill)()
+    given = {"endpoint": "https://host/v1", "model": "x", "permission": "own-model"}
+    assert recipe.teacher == EndpointWriter.model_validate(given), "what was not filled in is at its default"
+
+
+@pytest.mark.parametrize("model", [*RECIPES.values(), *ENDPOINT_RECIPES.values()])
+def test_every_setting_is_documented(model: type[BaseModel]) -> None:
     def undocumented(model: type[BaseModel]) -> list[str]:
         found = []
         for name, field in model.model_fields.items():
@@ -344,7 +364,7 @@ def test_every_setting_is_documented(task: str) -> None:
                 found.append(name)
         return found
 
-    assert not undocumented(RECIPES[task])
+    assert not undocumented(model)
 
 
 @pytest.mark.parametrize("text", [TEXT, IMAGES])

@@ -16,9 +16,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from compressor.answered import Answer
 from compressor.errors import TeacherError
-from compressor.recipe_teacher import EndpointClassifier
+from compressor.recipe_teacher import EndpointClassifier, EndpointWriter
 from compressor.teachers.labels import open_endpoint
+from compressor.teachers.written import open_writer
 
 TEXTS = {"a goal": "sport", "hot soup": "food", "the team": "sport", "old bread": "food"}
 pytestmark = pytest.mark.slow
@@ -107,3 +109,12 @@ def test_another_path_is_refused(served: tuple[str, str], tmp_path: Path) -> Non
     url, _ = served
     with pytest.raises(TeacherError, match="status 404: no chat/completions there"):
         open_endpoint(teacher(served, endpoint=f"{url}/v2"), tmp_path / "cache.jsonl").answers(["a goal"])
+
+
+def test_its_answers_are_texts(served: tuple[str, str], tmp_path: Path) -> None:
+    """Whole ones, and with no token left for the end, ones that were cut off."""
+    url, model = served
+    for max_tokens, ended in ((3, True), (1, False)):
+        given = {"endpoint": url, "model": model, "max_tokens": max_tokens, "permission": "own-model"}
+        one = open_writer(EndpointWriter.model_validate(given), tmp_path / "cache.jsonl")
+        assert one.answers(list(TEXTS)) == [Answer(text, ended) for text in TEXTS.values()]
