@@ -1,7 +1,7 @@
 """The trainings of `bench distillation`: this program's, and a plain loop that takes any loss.
 
-The loop has the same batches, views, learning rates and optimiser, and nothing else of the engine. What
-`engine_against_loop` finds: a student trained in both, with the same loss written twice, ends in the same weights.
+The loop has the same batches, views, learning rates and optimiser, and nothing else of the engine: `_agreement` holds
+the two against each other.
 """
 
 from __future__ import annotations
@@ -99,26 +99,6 @@ def outputs_on(
         return answers_in_order(
             lambda batch: outputs_of(module, preprocessor.collate(batch)).numpy(), examples, at_once, keep=task.judged
         )
-
-
-def engine_against_loop(
-    pupil: Callable[[], Pupil], settings: Distillation, loss: Loss, for_loop: Callable[[], Pupil] | None = None
-) -> tuple[float, float]:
-    """Trains the same student twice for an epoch, in the engine with `settings` and in the loop with `loss`, which must
-    be the same: the largest relative difference of their losses, step by step, and of their weights' movements, as a
-    share of the whole movement. `for_loop` gives that student where the loop is told of its teacher otherwise.
-    """
-    once = settings.model_copy(update={"epochs": 1})
-    before, engine, loop = pupil(), pupil(), (for_loop or pupil)()
-    engines, loops = by_engine(engine, once), by_loop(loop, once, Objective(loss))
-    assert len(engines) == len(loops), "every step's loss, which the engine keeps of up to 399 steps"
-    apart = max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(engines, loops, strict=True))
-    begin, a, b = (_weights(one.module) for one in (before, engine, loop))
-    return apart, float((a - b).norm() / (b - begin).norm())
-
-
-def _weights(module: nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().double().flatten() for parameter in module.parameters()])
 
 
 def _without_dropout(module: nn.Module) -> None:

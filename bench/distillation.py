@@ -19,18 +19,18 @@ from typing import Any
 
 import torch
 
+from bench._agreement import engine_against_loop
 from bench._classroom import Classroom, Lecture, first_lines
 from bench._methods import HARD, OURS, Method, methods, result_of, written_twice
 from bench._outcome import EXAMPLES
 from bench._seeds import Estimate, difference, over_seeds
-from bench._training import engine_against_loop
 from compressor.distill import steps_per_epoch
 from compressor.errors import BenchmarkError
 from compressor.progress import Progress
 
 SEEDS = (0, 1, 2)
 LEAST_TASKS_BEYOND = 2
-LOSSES_APART, WEIGHTS_APART = 1e-4, 2e-3
+LOSSES_APART, ANSWERS_APART = 1e-4, 2e-3
 
 _SNLI = EXAMPLES.parent / ".cache" / "assets" / "minilm-snli" / "train.jsonl"
 
@@ -99,18 +99,18 @@ def compared(lectures: list[Lecture], small: list[Lecture], quick: bool) -> tupl
 def _agreement(room: Classroom) -> dict[str, dict[str, Any]]:
     """The same training, with the same loss, by the engine and by the loop. Raises BenchmarkError where they differ."""
     changes, loss = written_twice(room)
-    losses, weights = engine_against_loop(
+    losses, answers = engine_against_loop(
         lambda: room.pupil(0), room.settings(0, **changes), loss, lambda: room.pupil(0, whole=True)
     )
-    if not (losses <= LOSSES_APART and weights <= WEIGHTS_APART):
+    if not (losses <= LOSSES_APART and answers <= ANSWERS_APART):
         raise BenchmarkError(
-            f"{room.lecture.task}: engine and loop must agree, losses within {LOSSES_APART:g} and weights within"
-            f" {WEIGHTS_APART:g} of their movement, got {losses:g} and {weights:g}; run the tests"
+            f"{room.lecture.task}: engine and loop must agree, losses within {LOSSES_APART:g} and answers within"
+            f" {ANSWERS_APART:g} of their movement, got {losses:g} and {answers:g}; run the tests"
         )
     name = room.lecture.task
     return {
         f"{name}_engine_and_loop_losses_apart": {"value": losses, "bar": f"<= {LOSSES_APART:g}", "holds": True},
-        f"{name}_engine_and_loop_weights_apart": {"value": weights, "bar": f"<= {WEIGHTS_APART:g}", "holds": True},
+        f"{name}_engine_and_loop_answers_apart": {"value": answers, "bar": f"<= {ANSWERS_APART:g}", "holds": True},
     }
 
 

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bench import distillation
+from bench._agreement import engine_against_loop
 from bench._methods import HARD, OURS, Method
 from bench._seeds import difference, over_seeds
 from bench._sentence_labels import label_loss, triplet_batches, triplets
-from bench._training import Objective, Pupil, by_loop, engine_against_loop
+from bench._training import Objective, Pupil, by_loop
 from compressor.distill import Inputs, SignalReader, TrainingData, answers_at, record_signals, write_outputs
 from compressor.preprocess import Feed
 from compressor.progress import SILENT
@@ -115,25 +116,25 @@ def divergence(student: Tensor, teacher: Tensor, _: Tensor | None, temperature: 
 
 
 def test_the_loop_ends_where_the_engine_ends(pupil: Callable[[], Pupil]) -> None:
-    losses, weights = engine_against_loop(pupil, SETTINGS, divergence)
+    losses, answers = engine_against_loop(pupil, SETTINGS, divergence)
     assert losses < 1e-5
-    assert weights < 1e-4
+    assert answers < 1e-4
 
 
 @pytest.mark.parametrize("hard_weight", [0.0, 1.0])
 def test_the_loop_ends_where_the_engine_ends_of_tokens(tagger: Callable[[], Pupil], hard_weight: float) -> None:
     settings = SETTINGS.model_copy(update={"hard_weight": hard_weight})
-    losses, weights = engine_against_loop(
+    losses, answers = engine_against_loop(
         tagger, settings, divergence if hard_weight == 0 else lambda s, _, y: nn.functional.cross_entropy(s, y)
     )
     assert losses < 1e-5
-    assert weights < 1e-4
+    assert answers < 1e-4
 
 
 def test_another_loss_is_seen(pupil: Callable[[], Pupil]) -> None:
-    losses, weights = engine_against_loop(pupil, SETTINGS, lambda s, t, y: divergence(s, t, y, temperature=8.0))
+    losses, answers = engine_against_loop(pupil, SETTINGS, lambda s, t, y: divergence(s, t, y, temperature=8.0))
     assert losses > 1e-2
-    assert weights > 1e-2
+    assert answers > 1e-2
 
 
 def test_the_loop_keeps_the_epoch_that_is_best_on_held_out_rows(pupil: Callable[[], Pupil]) -> None:
