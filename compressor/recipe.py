@@ -22,7 +22,7 @@ from compressor.recipe_distill import (
     OwnDistillation,
     TextDistillation,
 )
-from compressor.recipe_student import AnsweringStudent, DecoderStudent, EncoderStudent, ImageStudent, OwnStudent
+from compressor.recipe_student import AnsweringStudent, DecoderStudent, ImageStudent, OwnStudent, TextStudent
 from compressor.recipe_teacher import (
     ClassifierTeacher,
     EmbeddingTeacher,
@@ -169,7 +169,7 @@ class SentenceEmbeddingRecipe(_Recipe):
     task: Literal["sentence-embedding"]
     teacher: EmbeddingTeacher = Field(description="the model to learn from")
     data: TextPairs = Field(description="what to learn on, and what to be judged on")
-    student: EncoderStudent = Field(EncoderStudent(), description="cut from the teacher's own weights")
+    student: TextStudent = Field(TextStudent(), description="cut from the teacher's own weights")
     distill: EmbeddingDistillation = Field(EmbeddingDistillation(), description="how to learn")
 
 
@@ -177,7 +177,7 @@ class TextClassificationRecipe(_Recipe):
     task: Literal["text-classification"]
     teacher: ClassifierTeacher = Field(description="the model to learn from")
     data: LabelledText = Field(description="what to learn on, and what to be judged on")
-    student: EncoderStudent = Field(EncoderStudent(), description="cut from the teacher's own weights")
+    student: TextStudent = Field(TextStudent(), description="cut from the teacher's own weights")
     distill: TextDistillation = Field(TextDistillation(), description="how to learn")
 
 
@@ -185,7 +185,7 @@ class TokenClassificationRecipe(_Recipe):
     task: Literal["token-classification"]
     teacher: TaggerTeacher = Field(description="the model to learn from")
     data: TaggedWords = Field(description="what to learn on, and what to be judged on")
-    student: EncoderStudent = Field(EncoderStudent(), description="cut from the teacher's own weights")
+    student: TextStudent = Field(TextStudent(), description="cut from the teacher's own weights")
     distill: TextDistillation = Field(TextDistillation(), description="how to learn")
 
 

@@ -41,7 +41,7 @@ class TransformerStudent(Settings):
         return [name for name in fields if name in wanted and getattr(self, name) != fields[name].default]
 
 
-class EncoderStudent(TransformerStudent):
+class TextStudent(TransformerStudent):
     layers: Layers | None = Field(
         2, description="how many of the teacher's layers to keep, or which, from 0; null keeps all"
     )
@@ -66,7 +66,7 @@ class EncoderStudent(TransformerStudent):
     max_length: int = Field(128, ge=8, description="longest input in tokens; longer ones are truncated")
 
     @model_validator(mode="after")
-    def _one_origin(self) -> EncoderStudent:
+    def _one_origin(self) -> TextStudent:
         if self.folder is None and self.module is None:
             return self
         given = "folder" if self.folder is not None else "module"
@@ -80,7 +80,7 @@ class EncoderStudent(TransformerStudent):
         return self.folder is None and self.module is None
 
 
-class DecoderStudent(EncoderStudent):
+class DecoderStudent(TextStudent):
     @model_validator(mode="after")
     def _same_tokens(self) -> DecoderStudent:
         if self.vocab is not None:

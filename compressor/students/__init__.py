@@ -20,16 +20,10 @@ from compressor.recipe import (
     TextRecipe,
 )
 from compressor.students.derive import blank_model, count
-from compressor.students.encoder import (
-    derive_encoder,
-    load_student_folder,
-    load_weights,
-    trimmed_for,
-    write_encoder,
-    write_module,
-)
 from compressor.students.existing import load_existing, write_existing
+from compressor.students.on_disk import load_student_folder, load_weights, write_module, write_transformer
 from compressor.students.separable import SeparableCnn
+from compressor.students.text import derive_text, trimmed_for
 from compressor.students.vision import derive_vision, load_existing_vision
 from compressor.tasks.text import teacher_tokenizer
 from compressor.teachers.module import build_module
@@ -78,7 +72,7 @@ def make_student(recipe: Recipe, teacher: nn.Module | None, training: list[NDArr
         student = derive_vision(_source(recipe, teacher), recipe, training, folder)
     else:
         tokenizer = teacher_tokenizer(recipe)
-        student = derive_encoder(_source(recipe, teacher), tokenizer, recipe.student, training, folder)
+        student = derive_text(_source(recipe, teacher), tokenizer, recipe.student, training, folder)
     if teacher is not None and student.parameters >= count(teacher):
         raise StudentError(
             f"the student has {student.parameters:,} parameters, its teacher {count(teacher):,}:"
@@ -113,7 +107,7 @@ def load_student(recipe: Recipe, folder: Path) -> nn.Module:
 def write_student(model: nn.Module, folder: Path) -> None:
     """Weights (and config) of a raw student model into a folder, each file replaced atomically."""
     if isinstance(model, PreTrainedModel):
-        write_encoder(model, folder)
+        write_transformer(model, folder)
     else:
         write_module(model, folder)
 

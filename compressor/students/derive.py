@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compressor.recipe_student import EncoderStudent, TransformerStudent
+from compressor.recipe_student import TextStudent, TransformerStudent
 from compressor.students.cut import Cut, choose_layer, cut_model, query_scale, top
 from compressor.students.embedding import fill_parts, note_parts, put_parts, refuse_tied
 from compressor.students.importance import Importance, TorchFeed, measure, norm_statistics
@@ -80,7 +80,7 @@ def _extend(student: PreTrainedModel, teacher: PreTrainedModel, spec: Transforme
 
 def _table_width(spec: TransformerStudent) -> int | None:
     """Of the token table, where one is asked for that is narrower than the hidden state."""
-    return spec.embedding if isinstance(spec, EncoderStudent) else None
+    return spec.embedding if isinstance(spec, TextStudent) else None
 
 
 def first_layers(spec: TransformerStudent, parts: Parts) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from compressor.errors import StudentError, TeacherError
 from compressor.recipe import TextRecipe
 from compressor.store import write_atomic
 from compressor.students.derive import count
-from compressor.students.encoder import load_student_folder, write_encoder, write_module
+from compressor.students.on_disk import load_student_folder, write_module, write_transformer
 from compressor.students.vocabulary import for_device
 from compressor.tasks.text import teacher_tokenizer
 from compressor.teachers.folder import check_folder
@@ -56,7 +56,7 @@ def write_existing(recipe: TextRecipe, student: nn.Module, folder: Path) -> Stud
     spec = recipe.student
     if spec.folder is not None:
         assert isinstance(student, PreTrainedModel)
-        write_encoder(student, folder)
+        write_transformer(student, folder)
     else:
         write_module(student, folder)
     tokenizer = spec.folder / "tokenizer.json" if spec.folder else teacher_tokenizer(recipe)

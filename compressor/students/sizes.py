@@ -10,7 +10,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from compressor.errors import StudentError
-from compressor.recipe_student import EncoderStudent, Layers, TransformerStudent
+from compressor.recipe_student import Layers, TextStudent, TransformerStudent
 from compressor.students.structure import Parts, width_in
 
 
@@ -105,7 +105,7 @@ def _heads(parts: Parts, spec: TransformerStudent, hidden: int) -> tuple[int, in
         heads = parts.heads
     else:
         heads = max(hidden // parts.head_dim, 1) // parts.group * parts.group or parts.group
-    if isinstance(spec, EncoderStudent) and spec.kv_heads is not None:
+    if isinstance(spec, TextStudent) and spec.kv_heads is not None:
         kv_heads = _at_most("kv_heads", spec.kv_heads, parts.kv_heads)
         if parts.group == 1 and kv_heads != heads:
             raise StudentError("student.kv_heads: the teacher has no grouped-query attention; leave it out")

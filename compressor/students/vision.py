@@ -14,7 +14,7 @@ from compressor.artifacts import Student
 from compressor.errors import StudentError, TeacherError
 from compressor.recipe import ImageClassificationRecipe
 from compressor.students.derive import count, derive_model
-from compressor.students.encoder import write_encoder
+from compressor.students.on_disk import write_transformer
 from compressor.tasks.image_classification import ImageClassifier
 from compressor.teachers.vision import load_vision_folder
 
@@ -34,7 +34,7 @@ def derive_vision(
     batches = (sample[start : start + _BATCH] for start in range(0, len(sample), _BATCH))
     feeds = [{"pixel_values": shown.normalised(torch.stack(batch))} for batch in batches]
     derived = derive_model(model, recipe.student, feeds)
-    write_encoder(derived.model, folder)
+    write_transformer(derived.model, folder)
     return Student(folder, count(derived.model), derived.notes)
 
 

@@ -42,10 +42,10 @@ from transformers import (
 )
 
 from compressor.errors import StudentError
-from compressor.recipe_student import EncoderStudent
+from compressor.recipe_student import TextStudent
 from compressor.students.derive import blank_model, count, derive_model
-from compressor.students.encoder import write_encoder
 from compressor.students.importance import measure
+from compressor.students.on_disk import write_transformer
 from compressor.students.structure import find_parts
 
 METHODS = ("activation", "gradient")
@@ -61,7 +61,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 def derived(model: PreTrainedModel, **sizes: Any) -> PreTrainedModel:
     sizes.setdefault("layers", LAYERS)
-    return derive_model(model, EncoderStudent(**sizes), [inputs_of(model)]).model
+    return derive_model(model, TextStudent(**sizes), [inputs_of(model)]).model
 
 
 def close(found: Tensor, expected: Tensor) -> None:
@@ -141,7 +141,7 @@ def test_the_student_loads_with_its_transformers_class(family: Family, tmp_path:
     teacher = family.model()
     student = derived(teacher, layers=2, hidden=16, heads=2, ffn=24)
     student.config.student_parts = None  # the map to the teacher's width, which is no part of the class
-    write_encoder(student, tmp_path)
+    write_transformer(student, tmp_path)
     loaded, report = type(teacher).from_pretrained(tmp_path, local_files_only=True, output_loading_info=True)
     assert not report["missing_keys"]
     assert report["unexpected_keys"] <= {"output_projection.weight"}
@@ -171,7 +171,7 @@ def test_parameters_are_those_of_the_sizes(name: str) -> None:
     student = derived(teacher, layers=2, hidden=16, heads=2, ffn=24)
     own = count(student) - (HIDDEN * 16 if name == "bert" else 0)
     assert own == parameters_by_hand(family, 2, 16, 2, 24)[name]
-    blank = blank_model(teacher, EncoderStudent(layers=2, hidden=16, heads=2, ffn=24), VOCAB)
+    blank = blank_model(teacher, TextStudent(layers=2, hidden=16, heads=2, ffn=24), VOCAB)
     assert count(blank) == count(student)
 
 
@@ -180,7 +180,7 @@ def test_tokens_that_are_kept_have_their_rows(name: str) -> None:
     family = FAMILIES[name]
     teacher = family.model()
     kept = torch.tensor(sorted({0, 1, 2, *inputs_of(teacher)["input_ids"].flatten().tolist()}))
-    student = derive_model(teacher, EncoderStudent(layers=LAYERS), [inputs_of(teacher)], kept).model
+    student = derive_model(teacher, TextStudent(layers=LAYERS), [inputs_of(teacher)], kept).model
     feed = inputs_of(teacher)
     renamed = {**feed, "input_ids": torch.searchsorted(kept, feed["input_ids"])}
     expected = output_of(teacher, feed)

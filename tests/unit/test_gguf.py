@@ -15,7 +15,7 @@ from compressor.errors import TeacherError
 from compressor.recipe_student import DecoderStudent
 from compressor.students import write_student
 from compressor.students.derive import derive_model
-from compressor.students.encoder import load_student_folder
+from compressor.students.on_disk import load_student_folder
 from compressor.teachers.gguf import load_gguf, load_gguf_tokenizer
 
 HEADS, KV_HEADS = 4, 2

@@ -18,7 +18,7 @@ from compressor.preprocess import ImagePreprocessor
 from compressor.progress import SILENT
 from compressor.quantize import quantize
 from compressor.recipe import Quantization
-from compressor.recipe_student import EncoderStudent
+from compressor.recipe_student import TextStudent
 from compressor.students.derive import blank_model, derive_model
 
 
@@ -74,7 +74,7 @@ def test_a_students_file_weighs_what_was_predicted(name: str, tmp_path: Path) ->
     teacher = family.model()
     students = [
         derive_model(
-            teacher, EncoderStudent(layers=tuple(range(n)), hidden=16, heads=2, ffn=24), [inputs_of(teacher)]
+            teacher, TextStudent(layers=tuple(range(n)), hidden=16, heads=2, ffn=24), [inputs_of(teacher)]
         ).model
         for n in (2, 3, 4)
     ]
@@ -92,7 +92,7 @@ def test_other_sizes_are_predicted_from_the_same_files(name: str, tmp_path: Path
     family = FAMILIES[name]
     teacher = family.model()
     sizes = [(1, 24, VOCAB), (2, 24, VOCAB), (3, 48, 2 * VOCAB)]
-    students = [blank_model(teacher, EncoderStudent(layers=n, ffn=ffn), tokens).eval() for n, ffn, tokens in sizes]
+    students = [blank_model(teacher, TextStudent(layers=n, ffn=ffn), tokens).eval() for n, ffn, tokens in sizes]
     for student in students:
         for parameter in student.parameters():  # equal ones, such as biases of 0, would be stored once
             torch.nn.init.normal_(parameter.requires_grad_(False), std=0.1)

@@ -28,7 +28,7 @@ from compressor.export import export_onnx
 from compressor.onnxrt import open_session, run_one
 from compressor.recipe import Recipe
 from compressor.recipe_file import recipe_from_values
-from compressor.recipe_student import EncoderStudent
+from compressor.recipe_student import TextStudent
 from compressor.students import blank_student, check_student, is_derived, load_student, make_student, write_student
 from compressor.students.derive import count, derive_model
 from compressor.students.vision import derive_vision
@@ -159,7 +159,7 @@ def test_what_matters_is_measured_on_normalised_training_images(
 
     def cut(pixels: Tensor) -> dict[str, Tensor]:
         feeds = [{"pixel_values": part} for part in pixels.split(16)]
-        return derive_model(vit, EncoderStudent(**sizes), feeds).model.state_dict()
+        return derive_model(vit, TextStudent(**sizes), feeds).model.state_dict()
 
     def differ(other: dict[str, Tensor]) -> list[str]:
         return [name for name, tensor in other.items() if not torch.allclose(tensor, student[name], atol=1e-5)]

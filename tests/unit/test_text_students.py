@@ -28,9 +28,9 @@ from transformers import (
 )
 
 from compressor.errors import StudentError
-from compressor.recipe_student import EncoderStudent
-from compressor.students.encoder import derive_encoder
+from compressor.recipe_student import TextStudent
 from compressor.students.sizes import chosen_layers
+from compressor.students.text import derive_text
 
 TEXTS = ["the cat sat on the mat", "the dog runs", "a green house", "walking on the river", "?"]
 
@@ -48,10 +48,10 @@ def hidden(model: PreTrainedModel, ids: NDArray[np.int64]) -> Tensor:
     return output
 
 
-def derived(model: PreTrainedModel, tokenizer: Path, spec: EncoderStudent, ids: Any, folder: Path) -> PreTrainedModel:
+def derived(model: PreTrainedModel, tokenizer: Path, spec: TextStudent, ids: Any, folder: Path) -> PreTrainedModel:
     """Derives the student, then loads it as anybody would: with transformers, from its folder."""
     folder.mkdir(exist_ok=True)
-    made = derive_encoder(model, tokenizer, spec, ids, folder)
+    made = derive_text(model, tokenizer, spec, ids, folder)
     student: PreTrainedModel = type(model).from_pretrained(folder, local_files_only=True)
     assert sum(p.numel() for p in student.parameters()) == made.parameters
     return student.eval()
@@ -60,7 +60,7 @@ def derived(model: PreTrainedModel, tokenizer: Path, spec: EncoderStudent, ids: 
 def test_keeping_everything_changes_nothing(
     bert: BertModel, tokenizer_file: Path, training_ids: list[NDArray[np.int64]], tmp_path: Path
 ) -> None:
-    student = derived(bert, tokenizer_file, EncoderStudent(layers=4), training_ids, tmp_path)
+    student = derived(bert, tokenizer_file, TextStudent(layers=4), training_ids, tmp_path)
     for ids in training_ids:
         assert torch.equal(hidden(student, ids), hidden(bert, ids))
 
@@ -69,7 +69,7 @@ def test_keeping_everything_changes_nothing(
 def test_chosen_layers_are_the_teachers(
     bert: BertModel, tokenizer_file: Path, training_ids: list[NDArray[np.int64]], tmp_path: Path, layers: Any
 ) -> None:
-    student = derived(bert, tokenizer_file, EncoderStudent(layers=layers), training_ids, tmp_path)
+    student = derived(bert, tokenizer_file, TextStudent(layers=layers), training_ids, tmp_path)
     numbers = chosen_layers(layers, 4)
     assert student.config.num_hidden_layers == len(numbers)
     reference = copy.deepcopy(bert)
@@ -81,7 +81,7 @@ def test_chosen_layers_are_the_teachers(
 def test_a_narrower_feed_forward_is_the_teacher_with_neurons_silenced(
     bert: BertModel, tokenizer_file: Path, training_ids: list[NDArray[np.int64]], tmp_path: Path
 ) -> None:
-    student: Any = derived(bert, tokenizer_file, EncoderStudent(layers=4, ffn=24), training_ids, tmp_path)
+    student: Any = derived(bert, tokenizer_file, TextStudent(layers=4, ffn=24), training_ids, tmp_path)
     masked: Any = copy.deepcopy(bert)
     with torch.no_grad():
         for cut, whole in zip(student.encoder.layer, masked.encoder.layer, strict=True):
@@ -104,7 +104,7 @@ def test_the_neurons_that_matter_are_kept(
     with torch.no_grad():
         for layer in teacher.encoder.layer:
             layer.output.dense.weight[:, [i for i in range(64) if i not in alive]] = 0
-    student = derived(teacher, tokenizer_file, EncoderStudent(layers=4, ffn=8), training_ids, tmp_path)
+    student = derived(teacher, tokenizer_file, TextStudent(layers=4, ffn=8), training_ids, tmp_path)
     for ids in training_ids:
         torch.testing.assert_close(hidden(student, ids), hidden(teacher, ids), rtol=1e-5, atol=1e-6)
 
@@ -112,7 +112,7 @@ def test_the_neurons_that_matter_are_kept(
 def test_a_smaller_vocabulary_answers_alike_on_words_that_are_kept(
     bert: BertModel, tokenizer_file: Path, training_ids: list[NDArray[np.int64]], tmp_path: Path
 ) -> None:
-    student = derived(bert, tokenizer_file, EncoderStudent(layers=4, vocab=256), training_ids, tmp_path)
+    student = derived(bert, tokenizer_file, TextStudent(layers=4, vocab=256), training_ids, tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert student.config.vocab_size == tokenizer.get_vocab_size() <= 256
     assert student.config.pad_token_id == tokenizer.token_to_id("[PAD]")
@@ -124,7 +124,7 @@ def test_the_teacher_is_left_as_it_was(
     bert: BertModel, tokenizer_file: Path, training_ids: list[NDArray[np.int64]], tmp_path: Path
 ) -> None:
     before = copy.deepcopy(bert.state_dict())
-    derived(bert, tokenizer_file, EncoderStudent(layers=1, ffn=8, vocab=256), training_ids, tmp_path)
+    derived(bert, tokenizer_file, TextStudent(layers=1, ffn=8, vocab=256), training_ids, tmp_path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in bert.state_dict().items())
     assert bert.config.num_hidden_layers == 4
     handles = [len(module._forward_pre_hooks) for module in bert.modules()]
@@ -135,7 +135,7 @@ def test_the_folder_holds_what_it_should_and_no_path_of_this_machine(
     bert: BertModel, tokenizer_file: Path, training_ids: list[NDArray[np.int64]], tmp_path: Path
 ) -> None:
     loaded = AutoModel.from_pretrained(saved(bert, tmp_path / "teacher"), local_files_only=True)
-    derived(loaded, tokenizer_file, EncoderStudent(layers=1), training_ids, tmp_path / "student")
+    derived(loaded, tokenizer_file, TextStudent(layers=1), training_ids, tmp_path / "student")
     assert sorted(p.name for p in (tmp_path / "student").iterdir()) == [
         "config.json",
         "model.safetensors",
@@ -159,7 +159,7 @@ def test_a_classifier_keeps_its_head(
     config = copy.deepcopy(bert.config)
     config.num_labels = 3
     teacher: Any = BertForSequenceClassification(config).eval()
-    student: Any = derived(teacher, tokenizer_file, EncoderStudent(layers=(0, 2), ffn=16), training_ids, tmp_path)
+    student: Any = derived(teacher, tokenizer_file, TextStudent(layers=(0, 2), ffn=16), training_ids, tmp_path)
     assert torch.equal(student.classifier.weight, teacher.classifier.weight)
     assert torch.equal(student.bert.pooler.dense.weight, teacher.bert.pooler.dense.weight)
     assert student.config.num_labels == 3
@@ -196,7 +196,7 @@ def test_other_encoders_of_the_same_structure(
 ) -> None:
     torch.manual_seed(0)
     teacher = kind(config(len(vocabulary))).eval()
-    spec = EncoderStudent(layers=(0, 2), ffn=64, vocab=vocab)
+    spec = TextStudent(layers=(0, 2), ffn=64, vocab=vocab)
     student = derived(teacher, tokenizer_file, spec, training_ids, tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     reference = copy.deepcopy(teacher)
@@ -233,5 +233,5 @@ def test_a_wider_feed_forward_than_the_teachers_is_refused(
     bert: BertModel, tokenizer_file: Path, training_ids: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(StudentError, match=r"student\.ffn: expected at most 64"):
-        derive_encoder(bert, tokenizer_file, EncoderStudent(ffn=65), training_ids, tmp_path)
+        derive_text(bert, tokenizer_file, TextStudent(ffn=65), training_ids, tmp_path)
     assert not list(tmp_path.iterdir()), "nothing half-written"
