@@ -42,9 +42,11 @@ from compressor.recipe_distill import ClassDistillation, Distillation, NextToken
 from compressor.store import write_atomic
 from compressor.students import write_student
 from compressor.teachers import Answers, load_teacher
+from compressor.token_map import TokenMap
 
 # Examples that the teacher is asked at once; fewer where each token of a text gets a row of logits.
 _BATCH, _TEXTS = 64, 8
+_Logits = Callable[[list[Any]], torch.Tensor]
 # Settings that no tracker is told.
 _UNTOLD = {f"teacher.{name}" for name in ("endpoint", "key_env", "prompt", "reference", "terms")}
 
@@ -64,7 +66,7 @@ def signals(at: Materials, start: Student, folder: Path) -> TeacherSignals:
     else:
         recorded = _record_alone(at, start, folder)
     size = sum(shard.path.stat().st_size for shard in recorded.shards)
-    tokens = at.task.views * sum(len(example) for example in at.teacher_examples)
+    tokens = at.task.views * sum(len(example) for example in _read(at, start))
     by_token = (at.task.per_token and not at.writes) or recorded.taps
     each = f", {size / tokens:.1f} a token" if by_token else ""
     at.progress.log(f"  {recorded.rows:,} rows in {size / 1e6:.2f} MB: {size / recorded.rows:.0f} bytes a row{each}")
@@ -76,7 +78,7 @@ class _Asked:
     """A teacher, and how it is asked: for logits of every token, or for answers to whole inputs. None: a black box."""
 
     module: nn.Module | None
-    logits: Callable[[list[Any]], torch.Tensor]
+    logits: _Logits
     answers: Answers
 
 
@@ -100,10 +102,8 @@ def _record_together(at: Materials, start: Student, folder: Path) -> TeacherSign
 
 
 def _record(at: Materials, start: Student, folder: Path, teacher: _Asked, crew: Crew) -> TeacherSignals:
-    inputs = Inputs(at.teacher_examples, at.task.views, at.task.view)
+    inputs = Inputs(_read(at, start), at.task.views, at.task.view)
     settings = at.recipe.distill
-    if isinstance(settings, NextTokenDistillation):
-        _require_same_tokens(at, at.task.preprocessor(start.folder))
     pairs: tuple[TapPair, ...] = ()
     taps = None
     if inside_signals(settings) and isinstance(settings, TokenDistillation):
@@ -114,7 +114,8 @@ def _record(at: Materials, start: Student, folder: Path, teacher: _Asked, crew: 
     try:
         if at.task.per_token:
             assert isinstance(settings, ClassDistillation)
-            ask, batch_size = answers_at(teacher.logits, at.task.positions, settings, taps), _TEXTS
+            logits = _of_its_tokens(teacher.logits, _tokens(at, start))
+            ask, batch_size = answers_at(logits, at.task.positions, settings, taps), _TEXTS
         else:
             ask, batch_size = whole_answers(teacher.answers, taps), _BATCH
         return replace(record_signals(ask, inputs, folder, at.progress, batch_size, crew), taps=pairs)
@@ -164,14 +165,15 @@ def _train(
     examples = preprocessor.encode(known.train)
     if not inside_signals(settings):
         recorded = replace(recorded, taps=())
-    aligned = _aligned(at, preprocessor, examples) if recorded.taps else None
+    tokens = _tokens(at, start)
+    aligned = _aligned(at, preprocessor, examples) if recorded.taps and tokens is None else None
     score = None
     if isinstance(settings, NextTokenDistillation) and is_on(settings.on_policy) and settings.hard_weight < 1:
-        score = _scoring(at, settings)
+        score = _scoring(at, settings, tokens)
     labels = at.task.labels(known, examples)
     data = TrainingData(examples, SignalReader(recorded), labels, known.holdout, aligned=aligned, score=score)
     if at.task.per_token:
-        data = _at_tokens(at, data)
+        data = _at_tokens(at, data, tokens)
     events = at.recipe.out / "tensorboard" / folder.name.removesuffix(".partial")
     place = Workplace(folder, at.progress, events, parameters(at.recipe, settings))
     history = train(module, at.task, preprocessor, data, settings, place)
@@ -197,9 +199,9 @@ def _flat(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield f"{prefix}{name}", str(value)
 
 
-def _scoring(at: Materials, settings: NextTokenDistillation) -> Score:
+def _scoring(at: Materials, settings: NextTokenDistillation, tokens: TokenMap | None) -> Score:
     """Asks the teacher, as training goes, what it would have said at each position."""
-    ask = answers_at(at.logits, at.task.positions, settings, None)
+    ask = answers_at(_of_its_tokens(at.logits, tokens), at.task.positions, settings, None)
 
     def score(examples: Sequence[Any], generator: torch.Generator) -> torch.Tensor | SparseTeacher:
         rows = ask(list(examples), generator)
@@ -208,24 +210,41 @@ def _scoring(at: Materials, settings: NextTokenDistillation) -> Score:
     return score
 
 
-def _require_same_tokens(at: Materials, preprocessor: Preprocessor) -> None:
-    """Raises StudentError where a token's number means one thing to the student and another to the teacher."""
-    theirs = at.teacher_preprocessor
-    assert isinstance(preprocessor, TextPreprocessor)
-    assert isinstance(theirs, TextPreprocessor)
-    if not np.array_equal(preprocessor.tokens(), theirs.tokens()):
-        raise StudentError(
-            "student.folder: its tokens are not its teacher's; to learn what the next token is they must read the same"
-            " ones: expected the teacher's tokenizer.json"
-        )
+def _tokens(at: Materials, start: Student) -> TokenMap | None:
+    """Which of the teacher's tokens the student's are, where it predicts them and has not all. Raises StudentError."""
+    if not isinstance(at.recipe.distill, NextTokenDistillation):
+        return None
+    return at.token_map(at.task.preprocessor(start.folder))
 
 
-def _at_tokens(at: Materials, data: TrainingData) -> TrainingData:
+def _read(at: Materials, start: Student) -> list[Any]:
+    """The training inputs as the teacher is asked them: as it takes them, or in the tokens of a student that has not
+    all of its own.
+    """
+    if _tokens(at, start) is None:
+        return at.teacher_examples
+    return at.task.preprocessor(start.folder).encode(at.data.train)
+
+
+def _of_its_tokens(logits: _Logits, tokens: TokenMap | None) -> _Logits:
+    """A teacher that is asked, and answers, in a student's tokens: float [examples, tokens, student's tokens]."""
+    if tokens is None:
+        return logits
+    ids = tokens.ids
+
+    def asked(examples: list[Any]) -> torch.Tensor:
+        said = logits([ids[example] for example in examples])
+        return said[..., torch.from_numpy(ids).to(said.device)]
+
+    return asked
+
+
+def _at_tokens(at: Materials, data: TrainingData, tokens: TokenMap | None) -> TrainingData:
     """The same data for learning at those tokens that both teacher and student answer at. Raises StudentError when
     that is at most half of the teacher's.
     """
     task, labels = at.task, data.labels
-    if at.writes:  # it has no tokens that can be seen
+    if at.writes or tokens is not None:  # it has no tokens that can be seen; or it was asked in the student's
         return replace(data, positions=[task.positions(example) for example in data.examples])
     theirs = [task.positions(example) for example in at.teacher_examples]
     shared = [task.shared(mine, other) for mine, other in zip(data.examples, at.teacher_examples, strict=True)]

@@ -21,6 +21,7 @@ from compressor.errors import DataError, RecipeError, StudentError
 from compressor.preprocess import CausalPreprocessor, Preprocessor, TextPreprocessor
 from compressor.progress import Progress
 from compressor.recipe import ImageClassificationRecipe, OwnTaskRecipe, Recipe
+from compressor.recipe_distill import NextTokenDistillation
 from compressor.recipe_teacher import EndpointClassifier, EndpointTeacher, EndpointWriter, OnnxTeacher
 from compressor.store import sha256_file, sha256_tree
 from compressor.students import load_student
@@ -33,6 +34,8 @@ from compressor.teachers.labels import open_endpoint
 from compressor.teachers.module import source_file
 from compressor.teachers.onnx_file import OnnxTeacherModel, open_onnx_teacher
 from compressor.teachers.written import EndpointWriterModel, open_writer
+from compressor.token_map import TokenMap, map_tokens
+from compressor.verify.same_text import SameText, same_text
 
 PARITY_INPUTS, PARITY_TEXTS = 256, 32  # the latter where each token of a text is answered
 BENCHMARK_INPUTS = 64
@@ -189,6 +192,33 @@ class Materials:
         if isinstance(found, CausalPreprocessor) and isinstance(student, PreTrainedModel):
             return replace(found, cache=cache_shape(student.config))
         return found
+
+    def token_map(self, preprocessor: Preprocessor) -> TokenMap | None:
+        """Which of the teacher's tokens a student's are, of one that learns to predict them; None where they are the
+        same under the same numbers, as without student.vocab. Raises StudentError where they are others.
+        """
+        theirs = self.teacher_preprocessor
+        assert isinstance(preprocessor, TextPreprocessor)
+        assert isinstance(theirs, TextPreprocessor)
+        if getattr(self.recipe.student, "vocab", None) is not None:
+            return map_tokens(preprocessor.tokens(), theirs.tokens())
+        if not np.array_equal(preprocessor.tokens(), theirs.tokens()):
+            raise StudentError(
+                "student.folder: its tokens are not its teacher's; to learn what the next token is they must read the"
+                " same ones: expected the teacher's tokenizer.json"
+            )
+        return None
+
+    def same_text(self, preprocessor: Preprocessor) -> SameText | None:
+        """How a student's reading of the held-out passages lies to its teacher's; None where they are the same, and
+        where no next tokens are predicted. Raises StudentError where the student does not read them whole.
+        """
+        if not isinstance(self.recipe.distill, NextTokenDistillation):
+            return None
+        theirs, tokens = self.teacher_preprocessor, self.token_map(preprocessor)
+        assert isinstance(preprocessor, TextPreprocessor)
+        assert isinstance(theirs, TextPreprocessor)
+        return None if tokens is None else same_text(self.data.eval_inputs, preprocessor, theirs, tokens)
 
     @cached_property
     def teacher_examples(self) -> list[Any]:

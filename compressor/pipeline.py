@@ -32,14 +32,12 @@ from compressor.result import Result
 from compressor.store import Keyed, Run, WorkAhead, key_of, sha256_file
 from compressor.verify.gate import choose
 
+_ASKING = (
+    "distill/*.py", "tasks/*.py", "teachers/*.py", "preprocess.py", "images.py", "materials.py", "learning.py",
+    "token_map.py", "students/vocabulary.py", "students/subwords.py",
+)  # fmt: skip
 # Recorded signals are used for long, so they depend on the code that makes them, and not on the version alone.
-_CODE = key_of(
-    [
-        sha256_file(path)
-        for part in ("distill/*.py", "tasks/*.py", "teachers/*.py", "preprocess.py", "images.py", "materials.py")
-        for path in sorted(Path(__file__).parent.glob(part))
-    ]
-)
+_CODE = key_of([sha256_file(path) for part in _ASKING for path in sorted(Path(__file__).parent.glob(part))])
 
 
 def compress(
@@ -171,7 +169,8 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
 def _signals(run: Run, at: Materials, record: Callable[[Path], TeacherSignals]) -> Keyed[TeacherSignals]:
     """What the teacher says of the training data: of this run, or of all that share `recipe.cache`.
 
-    Its answers serve every student; what is taken from inside it, those as deep as this one.
+    Its answers serve every student, or those with the tokens that it was asked in; what is taken from inside it, those
+    as deep as this one.
     """
     recipe, (source, data, _) = at.recipe, _sources(at.recipe, at)
     inside = inside_signals(recipe.distill)
@@ -201,7 +200,8 @@ def _layers_map(recipe: Recipe) -> object:
 def _kept_of_tokens(recipe: Recipe) -> object:
     settings = recipe.distill
     if isinstance(settings, NextTokenDistillation):
-        return settings.model_dump(include={"temperature", "teacher_signal", "kept_tokens"})
+        kept = settings.model_dump(include={"temperature", "teacher_signal", "kept_tokens"})
+        return [kept, getattr(recipe.student, "vocab", None)]
     return None
 
 

@@ -106,6 +106,8 @@ def _rates(at: Materials, student: nn.Module) -> tuple[float, float, int]:
     # Of batches by length, the middle one: its padding is what a step of the real order has on average.
     middle = by_length([len(example) for example in examples], batch)[len(examples) // batch // 2]
     teacher_s, target = _teacher_rate(at, [examples[i] for i in middle])
+    if isinstance(at.recipe.distill, NextTokenDistillation) and isinstance(student, PreTrainedModel):
+        target = target[..., : student.config.vocab_size]  # as many of its tokens as the student has
     preprocessor = at.planning_preprocessor(student)
     feed = preprocessor.collate(preprocessor.encode([_as_learnt(at, raw[i]) for i in middle]))
     student_feed = {name: _within(array, student) for name, array in feed.items()}

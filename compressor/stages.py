@@ -84,6 +84,10 @@ def student(at: Materials, folder: Path) -> Student:
     """The untrained student."""
     made = make_student(at.recipe, at.teacher_weights, at.training_inputs, folder)
     at.progress.log(f"  {made.parameters:,} parameters: {'; '.join(made.notes)}")
+    # Refused before it is trained: `verify` could not judge it.
+    if (same := at.same_text(at.task.preprocessor(folder))) is not None:
+        ratio = same.tokens_of_mine / (at.data.truth.sum() + len(at.data.truth))
+        at.progress.log(f"  of held-out text it reads {ratio:.2f} tokens for each of its teacher's")
     return made
 
 
@@ -127,6 +131,8 @@ def verify(
     for hard_labels in controls:
         trained = hard_labels.student.folder
         outputs[CONTROL] = _torch_outputs(at, at.student(trained), at.task.preprocessor(trained), data)
+    if (same := at.same_text(preprocessor)) is not None:
+        data, outputs = replace(data, truth=same.truth), same.rows(outputs)
     return Evidence(parities, _qualities(at, outputs, data))
 
 
@@ -161,7 +167,7 @@ def bundle(at: Materials, models: Models, taught_by: Teacher, judged: Quality, f
     contents = Contents(
         task=at.recipe.task,
         teacher=models.teacher,
-        answer=at.task.answer_settings(),
+        answer=at.task.answer_settings(source),
         golden_inputs=at.task.golden_inputs(at.sample(GOLDEN_CASES - 2, 3) + at.task.edge_inputs()[:2]),
         tokenizer=source / at.tokenizer_name if at.tokenizer_name else None,
         lineage=taught_by.provenance,

@@ -16,6 +16,7 @@ from compressor.store import write_atomic
 from compressor.students.derive import count, derive_model
 from compressor.students.on_disk import write_transformer
 from compressor.students.vocabulary import TrimmedVocabulary, for_device, trim_vocabulary
+from compressor.teachers.decoder import most_tokens
 
 _SAMPLE_BATCH, _SAMPLE_BATCHES = 64, 8
 
@@ -37,7 +38,8 @@ def derive_text(
     derived = derive_model(model, spec, feeds, torch.from_numpy(trimmed.kept_ids))
     renumber_config(derived.model.config, trimmed.kept_ids, model.config.vocab_size)
     write_transformer(derived.model, folder)
-    write_atomic(folder / "tokenizer.json", for_device(trimmed.tokenizer, spec.max_length).encode())
+    length = most_tokens(spec, derived.model.config)
+    write_atomic(folder / "tokenizer.json", for_device(trimmed.tokenizer, length).encode())
     return Student(folder, count(derived.model), derived.notes)
 
 

@@ -167,8 +167,8 @@ class AnsweredGeneration(DecoderGraph):
         same = outputs[:, 0] == teacher[:, 0]
         return float(np.logical_and.reduceat(same, _begins(outputs)).mean())
 
-    def answer_settings(self) -> dict[str, Any]:
-        config = _config(self.recipe.student.folder)
+    def answer_settings(self, student: Path) -> dict[str, Any]:
+        config = _config(student)
         return {
             "max_length": self.recipe.student.max_length,
             "start_id": start_id(config),

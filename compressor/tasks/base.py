@@ -141,5 +141,7 @@ class Task(Protocol):
     def agreement(self, outputs: NDArray[np.float32], teacher: NDArray[np.float32]) -> float:
         """How close two models' judged rows are, 1 is equal."""
 
-    def answer_settings(self) -> dict[str, Any]:
-        """What a predictor needs to turn outputs into answers; goes into the bundle's manifest."""
+    def answer_settings(self, student: Path) -> dict[str, Any]:
+        """What a predictor needs to turn outputs into answers; goes into the bundle's manifest. `student` is the folder
+        of the trained student.
+        """

@@ -165,7 +165,7 @@ class ImageClassification(WholeInputs):
     def agreement(self, outputs: NDArray[np.float32], teacher: NDArray[np.float32]) -> float:
         return accuracy(outputs.argmax(axis=1), teacher.argmax(axis=1))
 
-    def answer_settings(self) -> dict[str, Any]:
+    def answer_settings(self, student: Path) -> dict[str, Any]:  # noqa: ARG002
         shape = self._shape()
         image = {"height": shape.height, "width": shape.width, "channels": shape.channels, "resize": shape.resize}
         return {"image": image, "classes": list(self.recipe.data.classes)}

@@ -142,7 +142,7 @@ class Own(WholeInputs):
     def agreement(self, outputs: NDArray[np.float32], teacher: NDArray[np.float32]) -> float:
         return mean_cosine(outputs, teacher)
 
-    def answer_settings(self) -> dict[str, Any]:
+    def answer_settings(self, student: Path) -> dict[str, Any]:  # noqa: ARG002
         shape = self._shape
         return {"array": {"name": shape.name, "dtype": shape.dtype, "shape": list(shape.shape)}}
 

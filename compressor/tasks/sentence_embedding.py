@@ -226,5 +226,5 @@ class SentenceEmbedding(WholeInputs):
     def agreement(self, outputs: NDArray[np.float32], teacher: NDArray[np.float32]) -> float:
         return mean_cosine(outputs, teacher)
 
-    def answer_settings(self) -> dict[str, Any]:
+    def answer_settings(self, student: Path) -> dict[str, Any]:  # noqa: ARG002
         return {"max_length": self.recipe.student.max_length}

@@ -139,5 +139,5 @@ class TextClassification(WholeInputs):
     def agreement(self, outputs: NDArray[np.float32], teacher: NDArray[np.float32]) -> float:
         return accuracy(outputs.argmax(axis=1), teacher.argmax(axis=1))
 
-    def answer_settings(self) -> dict[str, Any]:
+    def answer_settings(self, student: Path) -> dict[str, Any]:  # noqa: ARG002
         return {"max_length": self.recipe.student.max_length, "classes": list(self.classes())}

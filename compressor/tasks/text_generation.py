@@ -21,7 +21,7 @@ from compressor.tasks.decoder import DecoderGraph, stop_ids
 from compressor.tasks.sources import place
 from compressor.tasks.tables import BadRows, read_columns
 from compressor.tasks.text import holdout_size, teacher_tokenizer
-from compressor.teachers.decoder import cache_shape, decoder_config, folder_config, start_id
+from compressor.teachers.decoder import cache_shape, decoder_config, folder_config, most_tokens, start_id
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,13 @@ class TextGeneration(DecoderGraph):
         return self.preprocessor(None)
 
     def preprocessor(self, folder: Path | None) -> CausalPreprocessor:
-        config = decoder_config(self.recipe.teacher) if folder is None else folder_config(folder)
-        tokenizer = teacher_tokenizer(self.recipe) if folder is None else folder / "tokenizer.json"
-        return CausalPreprocessor(tokenizer, self.recipe.student.max_length, cache_shape(config), start_id(config))
+        student = self.recipe.student
+        if folder is None:
+            config, tokenizer = decoder_config(self.recipe.teacher), teacher_tokenizer(self.recipe)
+            return CausalPreprocessor(tokenizer, student.max_length, cache_shape(config), start_id(config))
+        config = folder_config(folder)
+        length = most_tokens(student, config)
+        return CausalPreprocessor(folder / "tokenizer.json", length, cache_shape(config), start_id(config))
 
     def positions(self, example: NDArray[Any]) -> NDArray[np.int64]:
         return np.arange(len(example) - 1)
@@ -105,12 +109,17 @@ class TextGeneration(DecoderGraph):
         return float(np.exp(answers[:, 0].sum() / answers[:, 1].sum()))
 
     def agreement(self, outputs: NDArray[np.float32], teacher: NDArray[np.float32]) -> float:
-        return float((outputs[:, 1] == teacher[:, 1]).mean())
+        """The share of equal most probable tokens, where both models begin one: of a trimmed vocabulary, elsewhere it
+        is -1 (`verify.same_text`).
+        """
+        both = outputs[:, 1] >= 0
+        return float((outputs[both, 1] == teacher[both, 1]).mean())
 
-    def answer_settings(self) -> dict[str, Any]:
-        config = decoder_config(self.recipe.teacher)
+    def answer_settings(self, student: Path) -> dict[str, Any]:
+        trimmed = self.recipe.student.vocab is not None  # then its tokens have other numbers
+        config = folder_config(student) if trimmed else decoder_config(self.recipe.teacher)
         return {
-            "max_length": self.recipe.student.max_length,
+            "max_length": most_tokens(self.recipe.student, config),
             "start_id": start_id(config),
             "stop_ids": stop_ids(config),
         }

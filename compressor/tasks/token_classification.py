@@ -213,7 +213,7 @@ class TokenClassification:
         theirs = _classes_of(teacher)
         return float((_classes_of(outputs) == theirs)[theirs != _NO_ANSWER].mean())
 
-    def answer_settings(self) -> dict[str, Any]:
+    def answer_settings(self, student: Path) -> dict[str, Any]:  # noqa: ARG002
         return {"max_length": self.recipe.student.max_length, "classes": list(self.classes())}
 
 

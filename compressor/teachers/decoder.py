@@ -9,6 +9,7 @@ from transformers import AutoConfig, PretrainedConfig
 from compressor.errors import TeacherError
 from compressor.preprocess import CacheShape
 from compressor.progress import without_chatter
+from compressor.recipe_student import DecoderStudent, TextStudent
 from compressor.recipe_teacher import FolderTeacher, GgufTeacher, HubTeacher
 from compressor.teachers import teacher_folder
 from compressor.teachers.gguf import check_gguf
@@ -41,6 +42,17 @@ def cache_shape(config: PretrainedConfig) -> CacheShape:
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return CacheShape(config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or heads, head_dim)
+
+
+def most_tokens(student: TextStudent, config: PretrainedConfig) -> int:
+    """How many tokens of a text a student reads, by its own config: `max_length`; where a decoder's vocabulary is
+    trimmed, four times as many, for its text is cut by the teacher's tokens, or as many as it has positions.
+    """
+    if not isinstance(student, DecoderStudent) or student.vocab is None:
+        return student.max_length
+    roomy = 4 * student.max_length
+    positions = getattr(config, "max_position_embeddings", None) or roomy
+    return max(student.max_length, min(roomy, positions))
 
 
 def start_id(config: PretrainedConfig) -> int:

@@ -179,7 +179,7 @@ def test_text_for_a_classifier(make_onnx: MakeOnnx, recipe_for: MakeRecipe, tmp_
         recipe = recipe_for("text-classification", path, classes=["short", "long"])
         at = Materials(recipe, SILENT)
         np.testing.assert_array_equal(at.answers(at.teacher_inputs(TEXTS)), expected)
-        assert at.task.answer_settings()["classes"] == ["short", "long"]
+        assert at.task.answer_settings(tmp_path)["classes"] == ["short", "long"]
 
 
 def test_a_file_of_a_shorter_length_says_so(make_onnx: MakeOnnx, recipe_for: MakeRecipe, tmp_path: Path) -> None:

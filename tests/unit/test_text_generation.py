@@ -220,7 +220,7 @@ def write_decoder_bundle(task: TextGeneration, model: LlamaForCausalLM, source: 
     contents = Contents(
         task="text-generation",
         teacher=None,
-        answer=task.answer_settings(),
+        answer=task.answer_settings(source),
         golden_inputs=["the cat"],
         tokenizer=source / "tokenizer.json",
         lineage=Provenance("tiny", "f" * 64, "MIT", "license-permits"),
