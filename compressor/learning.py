@@ -24,6 +24,7 @@ from compressor.distill import (
     answers_at,
     inside_signals,
     record_signals,
+    respelled,
     sharded,
     tap_pairs,
     team,
@@ -46,7 +47,6 @@ from compressor.token_map import TokenMap
 
 # Examples that the teacher is asked at once; fewer where each token of a text gets a row of logits.
 _BATCH, _TEXTS = 64, 8
-_Logits = Callable[[list[Any]], torch.Tensor]
 # Settings that no tracker is told.
 _UNTOLD = {f"teacher.{name}" for name in ("endpoint", "key_env", "prompt", "reference", "terms")}
 
@@ -66,7 +66,7 @@ def signals(at: Materials, start: Student, folder: Path) -> TeacherSignals:
     else:
         recorded = _record_alone(at, start, folder)
     size = sum(shard.path.stat().st_size for shard in recorded.shards)
-    tokens = at.task.views * sum(len(example) for example in _read(at, start))
+    tokens = at.task.views * sum(len(example) for example in at.teacher_examples)
     by_token = (at.task.per_token and not at.writes) or recorded.taps
     each = f", {size / tokens:.1f} a token" if by_token else ""
     at.progress.log(f"  {recorded.rows:,} rows in {size / 1e6:.2f} MB: {size / recorded.rows:.0f} bytes a row{each}")
@@ -78,7 +78,7 @@ class _Asked:
     """A teacher, and how it is asked: for logits of every token, or for answers to whole inputs. None: a black box."""
 
     module: nn.Module | None
-    logits: _Logits
+    logits: Callable[[list[Any]], torch.Tensor]
     answers: Answers
 
 
@@ -102,7 +102,7 @@ def _record_together(at: Materials, start: Student, folder: Path) -> TeacherSign
 
 
 def _record(at: Materials, start: Student, folder: Path, teacher: _Asked, crew: Crew) -> TeacherSignals:
-    inputs = Inputs(_read(at, start), at.task.views, at.task.view)
+    inputs = Inputs(at.teacher_examples, at.task.views, at.task.view)
     settings = at.recipe.distill
     pairs: tuple[TapPair, ...] = ()
     taps = None
@@ -114,8 +114,12 @@ def _record(at: Materials, start: Student, folder: Path, teacher: _Asked, crew: 
     try:
         if at.task.per_token:
             assert isinstance(settings, ClassDistillation)
-            logits = _of_its_tokens(teacher.logits, _tokens(at, start))
-            ask, batch_size = answers_at(logits, at.task.positions, settings, taps), _TEXTS
+            if (tokens := _tokens(at, start)) is None:
+                ask = answers_at(teacher.logits, at.task.positions, settings, taps)
+            else:
+                inputs = replace(inputs, examples=_in_its_tokens(at, start, tokens))
+                ask = answers_at(respelled.of_texts(teacher.logits, tokens), respelled.positions, settings, taps)
+            batch_size = _TEXTS
         else:
             ask, batch_size = whole_answers(teacher.answers, taps), _BATCH
         return replace(record_signals(ask, inputs, folder, at.progress, batch_size, crew), taps=pairs)
@@ -166,7 +170,7 @@ def _train(
     if not inside_signals(settings):
         recorded = replace(recorded, taps=())
     tokens = _tokens(at, start)
-    aligned = _aligned(at, preprocessor, examples) if recorded.taps and tokens is None else None
+    aligned = _aligned(at, preprocessor, examples) if recorded.taps else None
     score = None
     if isinstance(settings, NextTokenDistillation) and is_on(settings.on_policy) and settings.hard_weight < 1:
         score = _scoring(at, settings, tokens)
@@ -201,7 +205,8 @@ def _flat(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 def _scoring(at: Materials, settings: NextTokenDistillation, tokens: TokenMap | None) -> Score:
     """Asks the teacher, as training goes, what it would have said at each position."""
-    ask = answers_at(_of_its_tokens(at.logits, tokens), at.task.positions, settings, None)
+    logits = at.logits if tokens is None else respelled.of_own_words(at.logits, tokens)
+    ask = answers_at(logits, at.task.positions, settings, None)
 
     def score(examples: Sequence[Any], generator: torch.Generator) -> torch.Tensor | SparseTeacher:
         rows = ask(list(examples), generator)
@@ -217,26 +222,10 @@ def _tokens(at: Materials, start: Student) -> TokenMap | None:
     return at.token_map(at.task.preprocessor(start.folder))
 
 
-def _read(at: Materials, start: Student) -> list[Any]:
-    """The training inputs as the teacher is asked them: as it takes them, or in the tokens of a student that has not
-    all of its own.
-    """
-    if _tokens(at, start) is None:
-        return at.teacher_examples
-    return at.task.preprocessor(start.folder).encode(at.data.train)
-
-
-def _of_its_tokens(logits: _Logits, tokens: TokenMap | None) -> _Logits:
-    """A teacher that is asked, and answers, in a student's tokens: float [examples, tokens, student's tokens]."""
-    if tokens is None:
-        return logits
-    ids = tokens.ids
-
-    def asked(examples: list[Any]) -> torch.Tensor:
-        said = logits([ids[example] for example in examples])
-        return said[..., torch.from_numpy(ids).to(said.device)]
-
-    return asked
+def _in_its_tokens(at: Materials, start: Student, tokens: TokenMap) -> list[respelled.Respelled]:
+    """The training texts as the teacher is asked them for a student that has not all of its tokens."""
+    mine = at.task.preprocessor(start.folder).encode(at.data.train)
+    return [respelled.respelled(own, theirs, tokens) for own, theirs in zip(mine, at.teacher_examples, strict=True)]
 
 
 def _at_tokens(at: Materials, data: TrainingData, tokens: TokenMap | None) -> TrainingData:
@@ -244,7 +233,7 @@ def _at_tokens(at: Materials, data: TrainingData, tokens: TokenMap | None) -> Tr
     that is at most half of the teacher's.
     """
     task, labels = at.task, data.labels
-    if at.writes or tokens is not None:  # it has no tokens that can be seen; or it was asked in the student's
+    if at.writes or tokens is not None:  # it has no tokens that can be seen; or it answers at the student's
         return replace(data, positions=[task.positions(example) for example in data.examples])
     theirs = [task.positions(example) for example in at.teacher_examples]
     shared = [task.shared(mine, other) for mine, other in zip(data.examples, at.teacher_examples, strict=True)]

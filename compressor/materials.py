@@ -201,7 +201,7 @@ class Materials:
         assert isinstance(preprocessor, TextPreprocessor)
         assert isinstance(theirs, TextPreprocessor)
         if getattr(self.recipe.student, "vocab", None) is not None:
-            return map_tokens(preprocessor.tokens(), theirs.tokens())
+            return map_tokens(preprocessor, theirs)
         if not np.array_equal(preprocessor.tokens(), theirs.tokens()):
             raise StudentError(
                 "student.folder: its tokens are not its teacher's; to learn what the next token is they must read the"

@@ -88,6 +88,13 @@ class TextPreprocessor:
             found[number] = token
         return found.astype(np.str_)
 
+    def first_piece(self, text: str) -> int:
+        """The token that the model of the tokenizer begins `text` with, which is written as its tokens are; -1 where it
+        has none for it.
+        """
+        pieces = self._tokenizer.model.tokenize(text)
+        return int(pieces[0].id) if pieces else -1
+
     def vocabulary_size(self) -> int:
         """Number of token ids, added tokens included."""
         return int(self._tokenizer.get_vocab_size())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compressor.distill import team
+from compressor.distill import respelled, team
 from compressor.distill.batches import steps_per_epoch
 from compressor.distill.cache import SignalReader, intact
 from compressor.distill.record import (
@@ -35,6 +35,7 @@ __all__ = [
     "outputs_of",
     "read_texts",
     "record_signals",
+    "respelled",
     "sharded",
     "steps_per_epoch",
     "tap_pairs",

@@ -135,12 +135,12 @@ def whole_answers(answers: Answers, taps: Taps | None) -> Ask:
 
 
 def answers_at(
-    logits: Callable[[list[Any]], Tensor],
+    logits: Callable[[list[Any]], Tensor | Sequence[Tensor]],
     positions: Callable[[Any], NDArray[np.int64]],
     settings: ClassDistillation,
     taps: Taps | None,
 ) -> Ask:
-    """Of a teacher that answers tokens: what is kept (see `positions`) of `logits`, float [batch, sequence, classes],
+    """Of a teacher that answers tokens: what is kept (see `positions`) of `logits`, float [sequence, classes] of each,
     at each example's positions, and what its taps show meanwhile.
     """
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from compressor.errors import StudentError
 from compressor.preprocess import TextPreprocessor
-from compressor.token_map import TokenMap, token_bytes
+from compressor.token_map import TokenMap, begins
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,12 @@ def same_text(
 
     Raises StudentError where the student does not read all of a passage, or where there is nothing to compare.
     """
-    my_bytes, their_bytes = token_bytes(mine.tokens()), token_bytes(theirs.tokens())
     parts, my_row, their_row = [], 0, 0
     for number, (my_ids, their_ids) in enumerate(zip(mine.encode(passages), theirs.encode(passages), strict=True), 1):
-        my_pieces, their_pieces = [my_bytes[i] for i in my_ids], [their_bytes[i] for i in their_ids]
+        my_pieces, their_pieces = [tokens.my_bytes[i] for i in my_ids], [tokens.their_bytes[i] for i in their_ids]
         if b"".join(my_pieces) != b"".join(their_pieces):
             raise _not_whole(number, len(my_ids), len(their_ids), mine.max_length)
-        parts.append(_passage(_begins(my_pieces), _begins(their_pieces), my_row, their_row))
+        parts.append(_passage(begins(my_pieces), begins(their_pieces), my_row, their_row))
         my_row, their_row = my_row + len(my_ids) - 1, their_row + len(their_ids) - 1
     rows, counted, under, together = (np.concatenate(part) for part in zip(*parts, strict=True))
     if not len(rows):
@@ -91,10 +90,6 @@ def _passage(mine: NDArray[np.int64], theirs: NDArray[np.int64], my_row: int, th
     within = np.searchsorted(theirs, mine[my_tokens], side="right") - 1
     together = theirs[within] == mine[my_tokens]
     return their_row + their_tokens - 1, my_row + my_tokens - 1, their_row + within - 1, together
-
-
-def _begins(pieces: Sequence[bytes]) -> NDArray[np.int64]:
-    return np.cumsum([0, *(len(piece) for piece in pieces[:-1])])
 
 
 def _not_whole(number: int, mine: int, theirs: int, most: int) -> StudentError:

@@ -16,9 +16,10 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from compressor import learning, stages
-from compressor.artifacts import Student
+from compressor.artifacts import Student, TrainingHistory
 from compressor.distill import SignalReader, outputs_of
 from compressor.distill.positions import teacher_at
+from compressor.distill.respelled import of_own_words, of_texts, respelled
 from compressor.errors import StudentError
 from compressor.kernels import SparseTeacher
 from compressor.materials import Materials
@@ -27,7 +28,7 @@ from compressor.progress import SILENT
 from compressor.recipe_file import recipe_from_values
 from compressor.tasks import TaskData
 from compressor.tasks.text_generation import TextGeneration
-from compressor.token_map import map_tokens, token_bytes
+from compressor.token_map import begins, map_tokens, token_bytes
 from compressor.verify.same_text import same_text
 
 WORDS = [
@@ -126,16 +127,18 @@ Made = Callable[..., Materials]
 
 @pytest.fixture
 def made(teachers: dict[str, Path], tmp_path: Path) -> Made:
-    """Materials of a recipe whose student is its teacher, but for its vocabulary."""
+    """Materials of a recipe whose student is its teacher, but for its vocabulary, and its layers if they are given."""
 
-    def build(kind: str, vocab: int | None = VOCAB, max_length: int = 32, **distill: Any) -> Materials:
+    def build(
+        kind: str, vocab: int | None = VOCAB, max_length: int = 32, layers: int | None = None, **distill: Any
+    ) -> Materials:
         for name, rows in (("train", texts(24, 1)), ("eval", [*texts(12, 2), "xyz café 数字 ÄÖ", "zebra"])):
             (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
         values = {
             "task": "text-generation",
             "teacher": {"path": teachers[kind], "permission": "own-model"},
             "data": {"train": tmp_path / "train.jsonl", "eval": tmp_path / "eval.jsonl"},
-            "student": {"layers": None, "vocab": vocab, "max_length": max_length},
+            "student": {"layers": layers, "vocab": vocab, "max_length": max_length},
             "distill": {"batch_size": 4, "epochs": 1, "kept_tokens": 500, "hard_weight": 0.0, **distill},
             "out": tmp_path / "out",
         }
@@ -164,15 +167,12 @@ def exact(at: Materials, ids: NDArray[np.int64], columns: NDArray[np.int64]) -> 
     return logits[:, torch.from_numpy(columns)].log_softmax(-1)
 
 
-def test_tokens_by_hand() -> None:
-    theirs = np.array(["<s>", "a", "b", "", "ab", "<0x0A>"])
-    assert map_tokens(np.array(["<s>", "b", "ab"]), theirs).ids.tolist() == [0, 2, 4]
-    assert map_tokens(np.array(["ab", "<s>"]), theirs).ids.tolist() == [4, 0]
-    with pytest.raises(StudentError, match=r"2 of the student's 3 tokens are none of its teacher's, such as 'c'"):
-        map_tokens(np.array(["a", "c", ""]), theirs)
-    assert token_bytes(theirs) == [b"<s>", b"a", b"b", b"", b"ab", b"<0x0A>"], "a text like any other"
-    falls_back = np.array(["é", *(f"<0x{byte:02X}>" for byte in range(256))])
-    assert token_bytes(falls_back) == [b"\xc3\xa9", *(bytes([byte]) for byte in range(256))]
+def test_token_bytes_by_hand() -> None:
+    tokens = ["<s>", "a", "é", "", "<0x0A>"]
+    assert token_bytes(tokens) == (b"<s>", b"a", b"\xc3\xa9", b"", b"<0x0A>"), "a text like any other"
+    falls_back = ["é", *(f"<0x{byte:02X}>" for byte in range(256))]
+    assert token_bytes(falls_back) == (b"\xc3\xa9", *(bytes([byte]) for byte in range(256)))
+    assert begins([b"ab", b"\xc3", b"c"]).tolist() == [0, 2, 3]
 
 
 def characters(folder: Path, name: str, tokens: list[str], merges: list[tuple[str, str]]) -> TextPreprocessor:
@@ -188,6 +188,39 @@ def two(tmp_path: Path) -> tuple[TextPreprocessor, TextPreprocessor]:
     return mine, characters(tmp_path, "theirs", ["a", "b", "c", "d", "ab", "cd", "abc"], merges)
 
 
+def test_tokens_by_hand(two: tuple[TextPreprocessor, TextPreprocessor], tmp_path: Path) -> None:
+    mine, theirs = two
+    found = map_tokens(mine, theirs)
+    assert found.ids.tolist() == [0, 1, 2, 3, 4, 6]
+    assert found.first.tolist() == [0, 1, 2, 3, 4, 2, 5], "cd begins with c"
+    assert (found.my_bytes[5], found.their_bytes[5]) == (b"abc", b"cd")
+    with pytest.raises(StudentError, match=r"1 of the student's 7 tokens are none of its teacher's, such as 'cd'"):
+        map_tokens(theirs, mine)
+    shuffled = characters(tmp_path, "shuffled", ["ab", "b", "a"], [("a", "b")])
+    assert map_tokens(shuffled, theirs).ids.tolist() == [4, 1, 0]
+    assert map_tokens(shuffled, theirs).first.tolist() == [2, 1, -1, -1, 0, -1, 0], "what cannot be written"
+
+
+def test_what_a_teacher_says_by_hand(two: tuple[TextPreprocessor, TextPreprocessor]) -> None:
+    """Of cdabcd: to the teacher cd|ab|cd, to the student c|d|abc|d."""
+    mine, theirs = two
+    tokens = map_tokens(mine, theirs)
+    (my_ids,), (their_ids,) = mine.encode(["cdabcd"]), theirs.encode(["cdabcd"])
+    text = respelled(my_ids, their_ids, tokens)
+    assert text.next.tolist() == [3, 5, 3]
+    assert text.after.tolist() == [-1, 0, -1], "d lies within cd, abc begins with ab, d lies within cd again"
+    shares = np.array([[0.1, 0.2, 0.05, 0.15, 0.25, 0.2, 0.05], [1, 0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0]])
+    padded = np.pad(np.log(np.maximum(shares, 1e-30)), ((0, 0), (0, 2)), constant_values=5.0)  # rows without a token
+
+    def logits(batch: list[Any]) -> torch.Tensor:
+        assert [ids.tolist() for ids in batch] == [their_ids.tolist()]
+        return torch.from_numpy(padded)[None] + 3
+
+    (found,) = of_texts(logits, tokens)([text])
+    expected = [[0, 0, 0, 1, 0, 0], [0.1, 0.2, 0.25, 0.15, 0.25, 0.05], [0, 0, 0, 1, 0, 0]]
+    np.testing.assert_allclose(found.exp().numpy(), expected, atol=1e-6)
+
+
 def test_the_same_text_by_hand(two: tuple[TextPreprocessor, TextPreprocessor]) -> None:
     """Before the first common beginning one is given what the other predicts; then what lies within a token adds up."""
     mine, theirs = two
@@ -196,7 +229,7 @@ def test_the_same_text_by_hand(two: tuple[TextPreprocessor, TextPreprocessor]) -
     passages = ["abcdab", "cdabcd", "abcd", "cabab"]
     cut = [[tokens[i] for i in ids] for tokens, ids in zip([mine.tokens()] * 4, mine.encode(passages), strict=True)]
     assert cut == [["abc", "d", "ab"], ["c", "d", "abc", "d"], ["abc", "d"], ["c", "ab", "ab"]]
-    found = same_text(passages, mine, theirs, map_tokens(mine.tokens(), theirs.tokens()))
+    found = same_text(passages, mine, theirs, map_tokens(mine, theirs))
     assert found.truth.tolist() == [1, 2, 2], "the third has no common beginning"
     assert found.tokens_of_mine == 12
     # Of each token but a passage's first: log-probability, and most probable token.
@@ -215,7 +248,7 @@ def test_agreement_counts_where_both_begin_a_token(made: Made) -> None:
 
 def test_what_is_not_read_whole_is_refused(two: tuple[TextPreprocessor, TextPreprocessor]) -> None:
     mine, theirs = two
-    tokens = map_tokens(mine.tokens(), theirs.tokens())
+    tokens = map_tokens(mine, theirs)
     same_text(["dcdcdcdcdcab"], mine, theirs, tokens)
     with pytest.raises(
         StudentError, match=r"passage 2 has 7 of the teacher's tokens and more than 12 of the student's"
@@ -229,38 +262,56 @@ def test_text_that_is_lost_is_refused(two: tuple[TextPreprocessor, TextPreproces
     """A tokenizer that leaves out what it has no token for would be judged on the rest."""
     deaf = characters(tmp_path, "deaf", ["a", "b"], [])
     with pytest.raises(StudentError, match="of held-out passage 1 the trimmed tokenizer loses text"):
-        same_text(["abcab"], deaf, two[1], map_tokens(deaf.tokens(), two[1].tokens()))
+        same_text(["abcab"], deaf, two[1], map_tokens(deaf, two[1]))
+
+
+def summed(at: Materials, student: Student, ids: NDArray[np.int64]) -> torch.Tensor:
+    """The teacher's float64 probabilities after each of its tokens `ids`, added up token by token to the student's."""
+    columns, names = ids_of(at, student), at.teacher_preprocessor.tokens()  # type: ignore[attr-defined]
+    own = {theirs: i for i, theirs in enumerate(columns)}
+    model = Tokenizer.from_file(str(student.folder / "tokenizer.json")).model
+    first = [own[i] if i in own else model.tokenize(str(name))[0].id for i, name in enumerate(names)]
+    said = exact(at, ids, np.arange(len(names))).exp()
+    return torch.zeros(len(ids), len(columns), dtype=torch.float64).index_add_(1, torch.tensor(first), said)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_signals_are_the_teachers_given_the_students_tokens(made: Made, kind: str, tmp_path: Path) -> None:
-    """Against the teacher's float64 distribution after the same text in the student's tokens; hidden states too."""
-    at = made(kind, temperature=2.0, hidden_weight=1.0)
+def test_signals_are_the_teachers_in_the_students_tokens(made: Made, kind: str, tmp_path: Path) -> None:
+    """Of each text, at temperature 2, as they are written and read again."""
+    at = made(kind, temperature=2.0)
     student = student_of(at, tmp_path / "student")
     (tmp_path / "signals").mkdir()
-    recorded = learning.signals(at, student, tmp_path / "signals")
-    columns, preprocessor = ids_of(at, student), at.task.preprocessor(student.folder)
+    reader = SignalReader(learning.signals(at, student, tmp_path / "signals"))
+    columns, mine = ids_of(at, student), at.task.preprocessor(student.folder)
+    names = at.teacher_preprocessor.tokens()  # type: ignore[attr-defined]
     assert len(columns) == VOCAB
-    assert columns.tolist() != list(range(VOCAB))
-    cut_otherwise = 0
-    for row, (example, theirs) in enumerate(zip(preprocessor.encode(at.data.train), at.teacher_examples, strict=True)):
-        ids = columns[example]
-        cut_otherwise += not np.array_equal(ids, theirs)
-        teacher: Any = type(at.teacher).from_pretrained(at.recipe.teacher.path).double().eval()  # type: ignore[union-attr]
-        with torch.inference_mode():
-            said = teacher(input_ids=torch.from_numpy(ids)[None], output_hidden_states=True)
-        expected = (said.logits[0, :-1, torch.from_numpy(columns)] / 2.0).log_softmax(-1)
-        reader = SignalReader(recorded)
+    spelled = 0
+    for row, (example, theirs) in enumerate(zip(mine.encode(at.data.train), at.teacher_examples, strict=True)):
+        shares, after = summed(at, student, theirs), {end: i for i, end in enumerate(ends(theirs, names))}
         found = teacher_at(reader, np.array([row]))
         assert isinstance(found, SparseTeacher)
-        dense = torch.full(expected.shape, torch.nan, dtype=torch.float64).scatter(
-            1, found.indices, found.values.double()
-        )
-        span = (expected.amax(-1) - expected.amin(-1)).clamp(max=25.0)
-        assert bool(((dense - expected).abs() <= span[:, None] / 255 + 1e-3).all())
-        hidden = torch.from_numpy(reader.tokens("hidden.0", np.array([row]), len(ids))[0])
-        torch.testing.assert_close(hidden.double(), said.hidden_states[1][0], rtol=2e-3, atol=2e-3)
-    assert cut_otherwise, "of no text alone would all be trivial"
+        assert len(found.values) == len(example) - 1
+        for place, end in enumerate(ends(columns[example], names)[:-1]):
+            dense = torch.zeros(VOCAB).double().scatter(0, found.indices[place], found.values[place].double().exp())
+            if end in after:
+                expected = (shares[after[end]].log() / 2).softmax(-1)
+            else:
+                expected, spelled = torch.eye(VOCAB).double()[example[place + 1]], spelled + 1
+            # What is kept is within 1/255 of the range of the logarithms.
+            torch.testing.assert_close(dense, expected, rtol=0.06, atol=1e-6)
+    assert spelled, "all was cut alike"
+
+
+def test_of_its_own_words_a_student_hears_the_same(made: Made, tmp_path: Path) -> None:
+    """Words that no tokenizer would cut so, half a character among them."""
+    at = made("llama")
+    student = student_of(at, tmp_path / "student")
+    tokens = at.token_map(at.task.preprocessor(student.folder))
+    assert tokens is not None
+    said = np.array([40, 290, 7, 130, 299, 12])
+    (found,) = of_own_words(at.logits, tokens)([said])
+    expected = summed(at, student, ids_of(at, student)[said])
+    np.testing.assert_allclose(found.exp().numpy(), expected, rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize(("kind", "vocab"), [*((kind, VOCAB) for kind in KINDS), ("llama", 5000)])
@@ -355,18 +406,26 @@ def test_a_passage_that_does_not_fit_is_refused_before_training(made: Made, tmp_
 
 
 @pytest.mark.parametrize("on_policy", [0.0, 1.0])
-@pytest.mark.parametrize("kind", ["llama", "bytes"])
-def test_a_student_that_is_its_teacher_has_nothing_to_learn(
-    made: Made, kind: str, on_policy: float, tmp_path: Path
-) -> None:
-    """From what was recorded and from its own words: the loss is 0 where both say the same in the same tokens."""
-    at = made(kind, on_policy=on_policy, learning_rate=1e-12)
-    student = student_of(at, tmp_path / "student")
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(made: Made, on_policy: float, tmp_path: Path) -> None:
+    """With all tokens, but without the rows that are none: the loss is 0, of what was recorded and of its own words."""
+    at = made("llama", vocab=5000, on_policy=on_policy, learning_rate=1e-12)
+    history = trained(at, tmp_path)
+    assert [point.loss for point in history.losses] == pytest.approx([0.0] * 5, abs=2e-3)
+
+
+def test_a_trimmed_student_learns(made: Made, tmp_path: Path) -> None:
+    """From all that a mixture has: hidden states of the texts that are cut alike, its own words, labels."""
+    mixture = {"hidden_weight": 0.1, "on_policy": 0.3, "hard_weight": 0.1}
+    history = trained(made("begins", vocab=325, layers=1, epochs=8, learning_rate=3e-3, **mixture), tmp_path)
+    assert history.scores[-1].score > history.scores[0].score
+
+
+def trained(at: Materials, folder: Path) -> TrainingHistory:
+    student = student_of(at, folder / "student")
     for name in ("signals", "distill"):
-        (tmp_path / name).mkdir()
-    recorded = learning.signals(at, student, tmp_path / "signals")
-    trained = learning.distill(at, student, recorded, tmp_path / "distill")
-    assert [point.loss for point in trained.history.losses] == pytest.approx([0.0] * 5, abs=2e-3)
+        (folder / name).mkdir()
+    recorded = learning.signals(at, student, folder / "signals")
+    return learning.distill(at, student, recorded, folder / "distill").history
 
 
 def test_its_config_and_its_answers_name_its_own_tokens(made: Made, tmp_path: Path) -> None:
