@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def record_signals(
             bar.advance(sum(counts[n] for n in numbers if n != mine))
             if crew.rank == 0:
                 note_shards(folder, shards)
-    return sealed(shards, inputs.rows, time.monotonic() - started)
+    return _sealed(shards, inputs.rows, time.monotonic() - started)
 
 
 @dataclass(frozen=True)
@@ -173,13 +174,18 @@ def _require_finite(*tensors: Tensor) -> None:
 
 def write_outputs(outputs: NDArray[np.float32], folder: Path, seconds: float) -> TeacherSignals:
     """The same of outputs that are known already: float32 [rows, width]."""
-    shards = {}
-    for number, first in enumerate(range(0, len(outputs), ROWS)):
-        rows = [RowSignals(torch.from_numpy(row), {}) for row in outputs[first : first + ROWS]]
-        shards[number] = write_shard(folder, number, rows)
-    return sealed(shards, len(outputs), seconds)
+    return write_rows((RowSignals(torch.from_numpy(row), {}) for row in outputs), folder, seconds)
 
 
-def sealed(shards: dict[int, Shard], rows: int, seconds: float) -> TeacherSignals:
-    """Shards by number, as one recording of so many rows."""
+def write_rows(rows: Iterable[RowSignals], folder: Path, seconds: float) -> TeacherSignals:
+    """Writes rows that are known already, in shards. Raises OSError where the disk has no room."""
+    left, count = iter(rows), 0
+    shards: dict[int, Shard] = {}
+    while part := list(islice(left, ROWS)):
+        shards[len(shards)] = write_shard(folder, len(shards), part)
+        count += len(part)
+    return _sealed(shards, count, seconds)
+
+
+def _sealed(shards: dict[int, Shard], rows: int, seconds: float) -> TeacherSignals:
     return TeacherSignals(tuple(shards[number] for number in sorted(shards)), rows, round(seconds, 3))

@@ -14,19 +14,15 @@ import torch
 
 from compressor.answered import Answer
 from compressor.artifacts import TeacherSignals
-from compressor.distill.cache import ROWS, TEXT, RowSignals, SignalReader, write_shard
-from compressor.distill.record import sealed
+from compressor.distill.cache import TEXT, RowSignals, SignalReader
+from compressor.distill.record import write_rows
 
 _END = b"\xff"
 
 
 def write_texts(answers: Sequence[Answer | None], folder: Path, seconds: float) -> TeacherSignals:
     """Writes a row for each answer. Raises OSError where the disk has no room."""
-    shards = {}
-    for number, first in enumerate(range(0, len(answers), ROWS)):
-        rows = [RowSignals(None, {}, {TEXT: _bytes_of(answer)}) for answer in answers[first : first + ROWS]]
-        shards[number] = write_shard(folder, number, rows)
-    return sealed(shards, len(answers), seconds)
+    return write_rows((RowSignals(None, {}, {TEXT: _bytes_of(answer)}) for answer in answers), folder, seconds)
 
 
 def read_texts(signals: TeacherSignals) -> list[Answer | None]:

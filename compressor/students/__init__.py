@@ -19,7 +19,7 @@ from compressor.recipe import (
     Recipe,
     TextRecipe,
 )
-from compressor.students.derive import blank_model, count
+from compressor.students.derive import blank_model, count, vocabulary_of
 from compressor.students.existing import load_existing, write_existing
 from compressor.students.on_disk import load_student_folder, load_weights, write_module, write_transformer
 from compressor.students.separable import SeparableCnn
@@ -55,7 +55,7 @@ def check_student(recipe: Recipe, teacher: nn.Module | None) -> None:
         _brought(recipe, teacher)
     else:
         source = _source(recipe, teacher)
-        blank_model(source, recipe.student, _vocabulary(source))
+        blank_model(source, recipe.student, vocabulary_of(source))
 
 
 def make_student(recipe: Recipe, teacher: nn.Module | None, training: list[NDArray[Any]], folder: Path) -> Student:
@@ -90,7 +90,7 @@ def blank_student(recipe: Recipe, teacher: nn.Module | None, training: list[NDAr
         return _brought(recipe, teacher)
     source = _source(recipe, teacher)
     if isinstance(recipe, ImageClassificationRecipe):
-        return blank_model(source, recipe.student, 0)
+        return blank_model(source, recipe.student, vocabulary_of(source))
     trimmed = trimmed_for(source.config, teacher_tokenizer(recipe), recipe.student, training)
     return blank_model(source, recipe.student, len(trimmed.kept_ids))
 
@@ -153,8 +153,3 @@ def _source(recipe: Recipe, teacher: nn.Module | None) -> PreTrainedModel:
     if type(teacher).__module__.startswith("transformers_modules."):
         raise StudentError("the teacher is built by code of its own folder: no student can be cut from it")
     return teacher
-
-
-def _vocabulary(model: PreTrainedModel) -> int:
-    """Tokens that it knows; none where it reads no text."""
-    return int(model.config.vocab_size) if model.main_input_name == "input_ids" else 0

@@ -36,7 +36,7 @@ def derive_model(
     tokens that stay, ascending; None keeps all. Raises StudentError for what is impossible.
     """
     parts = find_parts(model)
-    vocabulary = model.config.vocab_size if model.main_input_name == "input_ids" else 0
+    vocabulary = vocabulary_of(model)
     tokens = torch.arange(vocabulary) if kept_ids is None else kept_ids
     shape = resolve(model, parts, spec, first_layers(spec, parts), len(tokens))
     refuse_tied(model, _table_width(spec), shape.hidden)
@@ -76,6 +76,11 @@ def _extend(student: PreTrainedModel, teacher: PreTrainedModel, spec: Transforme
     gives_hidden = student.base_model is student and student.main_input_name == "input_ids"
     note_parts(student.config, _table_width(spec), full if gives_hidden and width < full else None)
     put_parts(student)
+
+
+def vocabulary_of(model: PreTrainedModel) -> int:
+    """Tokens that a model knows; none where it reads no text."""
+    return int(model.config.vocab_size) if model.main_input_name == "input_ids" else 0
 
 
 def _table_width(spec: TransformerStudent) -> int | None:
