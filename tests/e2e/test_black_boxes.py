@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from chat_server import Reply, completion, serving
-from command_runs import command, environment, run_fresh
+from chat_server import Reply, Server, completion, serving
+from command_runs import Ended, command, environment, run_fresh
 from made_inputs import made_words, write_rows
 from ruamel.yaml import YAML
 from shared_runs import Finished, Inputs, Run
@@ -54,6 +54,25 @@ def image_file(inputs: dict[str, Inputs], tmp_path_factory: pytest.TempPathFacto
     return export_onnx(
         Named(), "teacher", [images], [TensorSpec("scores", "float32", ("batch", 3))], feeds, 20, path
     ).path
+
+
+def interrupted_and_continued(recipe: Path, server: Server, folder: Path) -> tuple[Ended, str, Ended]:
+    """A plan, what a run said that was interrupted when its teacher had been asked a hundred times, and its end."""
+    planned = run_fresh("compress", recipe, "--dry-run", cwd=folder)
+    assert "of unknown size" in planned.stdout, planned.stderr
+    assert not server.seen, "a plan asks nothing"
+    begun = subprocess.Popen(
+        command("compress", recipe), env=environment(), stderr=subprocess.PIPE, start_new_session=True
+    )
+    while len(server.seen) < 100:
+        assert begun.poll() is None, begun.communicate()[1].decode()
+        time.sleep(0.01)
+    begun.send_signal(signal.SIGINT)
+    first = begun.communicate(timeout=120)[1].decode()
+    assert begun.returncode == 130, first
+    ended = run_fresh("compress", recipe, cwd=folder)
+    assert ended.code == 0, ended.stderr
+    return planned, first, ended
 
 
 def write_recipe(inputs: Inputs, out: Path, teacher: dict[str, Any]) -> Path:
@@ -191,20 +210,7 @@ def test_an_endpoint_teaches_text(
     distinct = {json.loads(line)["text"] for line in lines}
     with serving(keywords) as server:
         recipe = endpoint_recipe(text, out, server.url, small_classifier)
-        planned = run_fresh("compress", recipe, "--dry-run", cwd=tmp_path)
-        assert "of unknown size" in planned.stdout, planned.stderr
-        assert not server.seen, "a plan asks nothing"
-        begun = subprocess.Popen(
-            command("compress", recipe), env=environment(), stderr=subprocess.PIPE, start_new_session=True
-        )
-        while len(server.seen) < 100:
-            assert begun.poll() is None
-            time.sleep(0.01)
-        begun.send_signal(signal.SIGINT)
-        first = begun.communicate(timeout=120)[1].decode()
-        assert begun.returncode == 130, first
-        ended = run_fresh("compress", recipe, cwd=tmp_path)
-        assert ended.code == 0, ended.stderr
+        planned, first, ended = interrupted_and_continued(recipe, server, tmp_path)
         assert sorted(prompt.rpartition("Text: ")[2] for prompt in server.prompts()) == sorted(distinct)
         assert {headers["Authorization"] for _, headers, _, _ in server.seen} == {f"Bearer {KEY}"}
         assert run_fresh("verify", out / "bundle", cwd=tmp_path).code == 0
@@ -300,20 +306,7 @@ def test_an_endpoint_teaches_to_write(small_decoder: Path, tmp_path: Path, monke
     distinct = prompts_of(words, tmp_path)
     with serving(writer(words)) as server:
         recipe = writer_recipe(tmp_path, server.url, small_decoder)
-        planned = run_fresh("compress", recipe, "--dry-run", cwd=tmp_path)
-        assert "of unknown size" in planned.stdout, planned.stderr
-        assert not server.seen, "a plan asks nothing"
-        begun = subprocess.Popen(
-            command("compress", recipe), env=environment(), stderr=subprocess.PIPE, start_new_session=True
-        )
-        while len(server.seen) < 100:
-            assert begun.poll() is None, begun.communicate()[1].decode()
-            time.sleep(0.01)
-        begun.send_signal(signal.SIGINT)
-        first = begun.communicate(timeout=120)[1].decode()
-        assert begun.returncode == 130, first
-        ended = run_fresh("compress", recipe, cwd=tmp_path)
-        assert ended.code == 0, ended.stderr
+        planned, first, ended = interrupted_and_continued(recipe, server, tmp_path)
         assert sorted(server.prompts()) == sorted(f"Which words follow? {text}" for text in distinct)
         other = run_fresh("compress", recipe, "--dry-run", "--set", "distill.epochs=1", cwd=tmp_path)
         assert "of teacher outputs, found in" in other.stdout, "which another student learns from"
