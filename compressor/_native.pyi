@@ -118,6 +118,14 @@ def external_data(model: str) -> list[bytes]:
     Nothing of a file that cannot be read or is no protobuf. Does not follow what it finds.
     """
 
+def saturation(a: NDArray[np.uint8], b: NDArray[np.int8]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """What clamping each sum of two products (of depths 2i and 2i + 1) to 16 bits adds to a [rows, depth] times
+    b [depth, columns], as [rows, columns]; and how many sums lay outside of 16 bits, [columns].
+
+    Both arrays C-contiguous. Raises ValueError on shapes that do not fit and on a depth above 65536, TypeError on other
+    dtypes.
+    """
+
 class OrtError(RuntimeError):
     """ONNX Runtime refused: the library, the model, or an inference."""
 

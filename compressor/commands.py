@@ -95,6 +95,8 @@ def verify(options: argparse.Namespace) -> None:
             f"{check.folder}: whole and answers as built: {check.files} files, {check.cases} golden cases,"
             f" lowest cosine {check.min_cosine:.6f}, largest difference {check.max_abs_error:.2g}"
         )
+        for processor, holds in check.same_everywhere.items():
+            print(f"  integer products on {processor}: {holds}")
 
 
 def bench(options: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.bundle.manifest import MANIFEST, check_files, open_bundle
+from compressor.bundle.verify import certified
 from compressor.errors import UsageError
 from compressor.onnxrt import open_session
 
@@ -26,6 +27,7 @@ def inspect_path(path: Path) -> dict[str, Any]:
             "evidence": manifest.evidence,
             "lineage": {"teacher": manifest.lineage.source, **lineage},
             "built_with": manifest.built_with,
+            **({"integer products": found} if (found := certified(bundle)) else {}),
             **_model_facts(path / manifest.model),
         }
     if path.is_file() and path.suffix == ".onnx":

@@ -134,7 +134,13 @@ class Quantization(Settings):
         strict=False,
         description="candidates beside float32; all are measured, the best ships",
     )
-    calibration_samples: int = Field(128, ge=8, description="training examples that set the ranges of static-int8")
+    calibration_samples: int = Field(
+        128, ge=8, description="training examples that set the ranges of static-int8 and try the integer products"
+    )
+    same_everywhere: bool = Field(
+        True,
+        description="weights whose products saturate on x86 without VNNI get a wider step; false only certifies",
+    )
 
 
 class Gate(Settings):

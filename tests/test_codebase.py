@@ -25,7 +25,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 GROUND = (
     "native", "store", "locks", "artifacts", "result", "recipe", "recipe_base", "recipe_data", "recipe_teacher",
     "recipe_student", "recipe_distill", "recipe_file", "preprocess", "answered", "images", "onnx_file", "onnxrt",
-    "metrics", "progress", "own_task", "token_map",
+    "metrics", "progress", "own_task", "token_map", "certificate",
 )  # fmt: skip
 STAGE_PACKAGES = ("students", "distill", "export", "quantize", "verify", "benchmark", "bundle", "report")
 LAYERS = (

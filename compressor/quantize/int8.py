@@ -18,12 +18,15 @@ from onnxruntime.quantization import (
 )
 
 from compressor.artifacts import OnnxModel, QuantizedModels, RefusedModel
+from compressor.certificate import certificate_beside, dump_certificate, summary
 from compressor.errors import BundleError, QuantizationError
 from compressor.onnx_file import describe_onnx
 from compressor.onnxrt import open_session
 from compressor.preprocess import Feed, Preprocessor
 from compressor.progress import Progress, without_chatter
+from compressor.quantize.saturation import same_everywhere
 from compressor.recipe import Precision, Quantization
+from compressor.store import write_atomic
 
 # Embedding tables are read by Gather; everything else here is a product with constant weights.
 _DYNAMIC_OPERATORS = ["MatMul", "Gemm", "Gather"]
@@ -46,7 +49,8 @@ def quantize(
     folder: Path,
     progress: Progress,
 ) -> QuantizedModels:
-    """Every candidate of the settings, written into `folder`; one that is not smaller than float32 is refused here.
+    """Every candidate of the settings, written into `folder` with its certificate beside it; one that is not smaller
+    than float32 is refused here.
 
     `calibration` holds encoded training examples. Raises QuantizationError when nothing in the graph was quantized
     or onnxruntime does not open the result.
@@ -69,6 +73,11 @@ def quantize(
             else:
                 _write_static(student.path, path, calibration[: settings.calibration_samples], preprocessor)
         _check_quantized(path, name)
+        feeds = [preprocessor.collate([example]) for example in calibration[: settings.calibration_samples]]
+        certified = same_everywhere(path, feeds, narrow=settings.same_everywhere)
+        write_atomic(certificate_beside(path), dump_certificate(certified))
+        for line in summary(certified).items():
+            progress.log(f"    {': '.join(line)}")
         model = describe_onnx(path, name, precision, student.parameters)
         if model.bytes >= student.bytes:
             refused.append(RefusedModel(name, f"larger than float32: {model.bytes:,} bytes against {student.bytes:,}"))
