@@ -30,7 +30,8 @@ class Layer:
     `largest_weight_sum`: of any two weights that are multiplied into one sum, the positive ones added or the negative
     ones, whichever is larger; times 255 the largest sum that any input gives. 0 where no processor adds in 16 bits.
     `sums`, `saturated`, `outputs`, `wrong`: on the certificate's inputs, how many sums of two there were and how many
-    lay outside of 16 bits, how many accumulators there were and how many of them saturation changed. `narrowed`: output channels whose weights were given a wider step to stay within 16 bits.
+    lay outside of 16 bits, how many accumulators there were and how many of them saturation changed. `narrowed`: output
+    channels whose weights were given a wider step to stay within 16 bits.
     `lowest_weights`: the most weights of -128 in one output channel.
     """
 

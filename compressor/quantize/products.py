@@ -26,9 +26,10 @@ _OTHERS = {
 class IntegerProduct:
     """A node that multiplies 8-bit activations with constant 8-bit weights.
 
-    `activations` is the integer tensor, and `padding` what a convolution with `kernel` (its size) puts around it. `weights`, `scale`,
-    `zero_point` and `bias` are initializers: those of the weights (None where the graph does not show them), and the
-    int32 one that is added, with its own scale. `channel_axis` is the weights' axis of output channels.
+    `activations` is the integer tensor, and `padding` what a convolution with `kernel` (its size) puts around it.
+    `weights`, `scale`, `zero_point` and `bias` are initializers: those of the weights (None where the graph does not
+    show them), and the int32 one that is added, with its own scale. `channel_axis` is the weights' axis of output
+    channels.
     """
 
     node: onnx.NodeProto
@@ -73,15 +74,16 @@ class Graph:
 
 
 def find_products(graph: Graph) -> tuple[list[IntegerProduct], list[str]]:
-    """The products that can be emulated, and the names of the nodes that multiply integers in another way."""
+    """The products with constant weights, and the names of the nodes that multiply integers in another way; those of
+    two unsigned operands, and those in float, are neither."""
     found, unexamined = [], []
     for node in graph.nodes:
         if node.op_type == "MatMulInteger":
             product = _matmul_integer(graph, node)
         elif node.op_type in ("MatMul", "Gemm", "Conv"):
             activations, weights = (graph.dequantized(value) for value in node.input[:2])
-            if activations is None or weights is None:
-                continue  # computed in float
+            if activations is None or weights is None or _of_activations(graph, weights):
+                continue
             product = _between_dequantizers(graph, node, activations, weights)
         elif node.op_type in _OTHERS:
             product = None
@@ -94,6 +96,14 @@ def find_products(graph: Graph) -> tuple[list[IntegerProduct], list[str]]:
     return found, unexamined
 
 
+def _of_activations(graph: Graph, second: onnx.NodeProto) -> bool:
+    """Whether the second operand is no constant and unsigned, as in attention: exact on every processor."""
+    zero = second.input[2] if len(second.input) > 2 else ""
+    tensor = graph.initializers.get(zero)
+    unsigned = tensor is None if not zero else tensor is not None and tensor.data_type == TensorProto.UINT8
+    return second.input[0] not in graph.initializers and unsigned
+
+
 def _matmul_integer(graph: Graph, node: onnx.NodeProto) -> IntegerProduct | None:
     activations, weights, _, zero_point = [*node.input, "", ""][:4]
     if not graph.integers(weights) or len(graph.initializers[weights].dims) != 2:
@@ -103,7 +113,8 @@ def _matmul_integer(graph: Graph, node: onnx.NodeProto) -> IntegerProduct | None
 
 def _scale_of(graph: Graph, node: onnx.NodeProto) -> str | None:
     """The weights' scale in onnxruntime's dynamic form: Cast(product) * (scale of the activations * scale)."""
-    after = [reader for cast in graph.readers.get(node.output[0], []) for reader in graph.readers.get(cast.output[0], [])]
+    casts = graph.readers.get(node.output[0], [])
+    after = [reader for cast in casts for reader in graph.readers.get(cast.output[0], [])]
     if len(after) != 1 or after[0].op_type != "Mul":
         return None
     scales = [graph.producers[value] for value in after[0].input if value in graph.producers]

@@ -59,9 +59,9 @@ def products(folder: Path, name: str = "products") -> Products:
     feed: Feed = {}
     outputs: list[tuple[str, int, list[None]]] = []
 
-    def weighted(where: str, shape: tuple[int, ...], axis: int) -> None:
+    def weighted(where: str, shape: tuple[int, ...], axis: int, dtype: type = np.int8) -> None:
         channels = shape[axis]
-        weights[f"{where}.w"] = extremes(generator, shape, np.int8)
+        weights[f"{where}.w"] = extremes(generator, shape, dtype)
         weights[f"{where}.scale"], weights[f"{where}.none"] = np.ones(channels, np.float32), np.zeros(channels, np.int8)
 
     for number, (rows, depth, columns) in enumerate(SHAPES):
@@ -71,6 +71,10 @@ def products(folder: Path, name: str = "products") -> Products:
             weighted(where, (depth, columns), 1)
             nodes += _dynamic(where, f"a{number}", zero)
             outputs.append((where, TensorProto.INT32, [None] * 2))
+        where = f"unsigned{number}"
+        weighted(where, (depth, columns), 1, np.uint8)
+        nodes += _dynamic(where, f"a{number}", 3)
+        outputs.append((where, TensorProto.INT32, [None] * 2))
         for operator in ("MatMul", "Gemm"):
             where = f"{operator}{number}"
             weighted(where, (depth, columns), 1)

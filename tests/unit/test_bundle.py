@@ -25,7 +25,16 @@ from compressor.bundle.golden import golden_cases
 from compressor.bundle.manifest import check_files, dump_manifest, open_bundle
 from compressor.bundle.predictor import Predictor, load
 from compressor.bundle.verify import verify_bundle
+from compressor.certificate import (
+    CERTIFICATE,
+    certificate,
+    certificate_beside,
+    dump_certificate,
+    read_certificate,
+    summary,
+)
 from compressor.errors import BundleError, DataError
+from compressor.inspection import inspect_path
 from compressor.onnx_file import describe_onnx
 from compressor.preprocess import ImagePreprocessor, TextPreprocessor
 from compressor.store import sha256_file
@@ -127,6 +136,23 @@ def test_the_same_inputs_give_the_same_bytes(
     for name in names:
         assert (text_bundle / name).read_bytes() == (again / name).read_bytes(), name
         assert str(tmp_path).encode() not in (again / name).read_bytes(), name
+
+
+def test_a_certificate_is_in_the_bundle_and_is_its_models(
+    embedder_onnx: Path, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "student.onnx"
+    shutil.copyfile(embedder_onnx, model)
+    found = certificate(sha256_file(model), 3, (), ())
+    certificate_beside(model).write_bytes(dump_certificate(found))
+    bundle = write_text_bundle(model, tokenizer_file, tmp_path / "bundle")
+    assert read_certificate(bundle / CERTIFICATE) == found
+    assert verify_bundle(bundle).same_everywhere == summary(found)
+    assert inspect_path(bundle)["integer products"] == summary(found)
+    (bundle / CERTIFICATE).write_bytes(dump_certificate(replace(found, model_sha256="0" * 64)))
+    edit(bundle)
+    with pytest.raises(BundleError, match=r"it certifies another model than model\.onnx"):
+        verify_bundle(bundle)
 
 
 def test_a_good_bundle_passes_wherever_it_lies(text_bundle: Path, image_bundle: Path, tmp_path: Path) -> None:
