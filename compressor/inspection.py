@@ -27,7 +27,7 @@ def inspect_path(path: Path) -> dict[str, Any]:
             "evidence": manifest.evidence,
             "lineage": {"teacher": manifest.lineage.source, **lineage},
             "built_with": manifest.built_with,
-            **({"integer products": found} if (found := certified(bundle)) else {}),
+            **({"integer products": claims} if (claims := certified(bundle)) else {}),
             **_model_facts(path / manifest.model),
         }
     if path.is_file() and path.suffix == ".onnx":

@@ -153,7 +153,8 @@ def _showing(model: onnx.ModelProto, values: list[str]) -> bytes:
     shown.CopyFrom(model)
     already = {value.name for value in shown.graph.output}
     shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values if name not in already)
-    return shown.SerializeToString()
+    content: bytes = shown.SerializeToString()
+    return content
 
 
 def _narrow(model: onnx.ModelProto, product: IntegerProduct) -> int:

@@ -22,10 +22,6 @@ X86_64 = platform.machine() in ("x86_64", "AMD64")
 EMULATED_X86, WITHOUT_VNNI = "qemu-x86_64", "max"
 
 on_x86 = pytest.mark.skipif(not X86_64, reason="it needs an x86-64 processor")
-emulates_arm = [
-    pytest.mark.slow,
-    pytest.mark.skipif(platform.machine() == "aarch64", reason="this is the processor itself"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -104,18 +100,15 @@ def test_narrowed_on_x86_without_vnni(narrowed, without_vnni, tmp_path):
     assert_equal(narrowed, answers(narrowed, tmp_path, without_vnni), "exact")
 
 
-class TestArm:
-    pytestmark = emulates_arm
+@pytest.fixture(scope="module", params=[arm64.PROCESSOR, arm64.WITHOUT_DOT_PRODUCT])
+def arm(request, tmp_path_factory):
+    return arm64.words(request.param, arm64.runner(), tmp_path_factory.mktemp("sysroot"))
 
-    @pytest.fixture(scope="class", params=[arm64.PROCESSOR, arm64.WITHOUT_DOT_PRODUCT])
-    def words(self, request, tmp_path_factory):
-        return arm64.words(request.param, arm64.runner(), tmp_path_factory.mktemp("sysroot"))
 
-    @pytest.fixture(scope="class")
-    def runtime(self):
-        return runtimes.required(runtimes.library_for_arm, installed_version("onnxruntime"))
-
-    @pytest.mark.parametrize("model", ["saturating", "narrowed"])
-    def test_is_exact(self, model, request, words, runtime, tmp_path):
-        found = request.getfixturevalue(model)
-        assert_equal(found, answers(found, tmp_path, words, runtime), "exact")
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="this is the processor itself")
+@pytest.mark.parametrize("model", ["saturating", "narrowed"])
+def test_arm_is_exact(model, request, arm, tmp_path):
+    found = request.getfixturevalue(model)
+    runtime = runtimes.required(runtimes.library_for_arm, installed_version("onnxruntime"))
+    assert_equal(found, answers(found, tmp_path, arm, runtime), "exact")
