@@ -130,14 +130,14 @@ def test_a_convolution_is_calibrated_per_channel(image_model: OnnxModel, tmp_pat
 
 def test_calibration_takes_no_more_than_it_is_asked_for(text_model: OnnxModel, tmp_path: Path) -> None:
     class Counting(Rows):
-        seen = 0
-
         def collate(self, examples: Any) -> Feed:
-            Counting.seen += len(examples)
+            seen.update(example.tobytes() for example in examples)
             return super().collate(examples)
 
+    seen: set[bytes] = set()
+
     quantize(text_model, ids(40), Counting(), settings("static-int8"), tmp_path, SILENT)
-    assert Counting.seen == 12
+    assert seen == {example.tobytes() for example in ids(40)[:12]}
 
 
 def tiny(make_onnx: MakeOnnx, path: Path, node: onnx.NodeProto, **arrays: NDArray[Any]) -> OnnxModel:
@@ -177,11 +177,12 @@ def test_no_candidates_asked_for(text_model: OnnxModel, tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_only_the_candidates_are_left_in_the_folder(text_model: OnnxModel, tmp_path: Path) -> None:
+def test_only_candidates_and_certificates_are_left_in_the_folder(text_model: OnnxModel, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     quantize(text_model, ids(), Rows(), settings("dynamic-int8", "static-int8"), out, SILENT)
-    assert sorted(p.name for p in out.iterdir()) == ["student-int8.onnx", "student-static-int8.onnx"]
+    names = [f"student-{name}.{part}" for name in ("int8", "static-int8") for part in ("certificate.json", "onnx")]
+    assert sorted(p.name for p in out.iterdir()) == names
 
 
 def test_nothing_is_printed(text_model: OnnxModel, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
