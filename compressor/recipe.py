@@ -34,6 +34,7 @@ from compressor.recipe_teacher import (
 )
 
 Precision = Literal["dynamic-int8", "static-int8"]
+RangeMethod = Literal["minmax", "percentile", "entropy", "mse"]
 
 
 class TextPairs(Data):
@@ -135,6 +136,10 @@ class Quantization(Settings):
         description="candidates beside float32; all are measured, the best ships",
     )
     calibration_samples: int = Field(128, ge=8, description="training examples that set the ranges of static-int8")
+    calibration: RangeMethod = Field("minmax", description="how ranges follow from what the examples gave")
+    max_bad_batches: Share = Field(
+        0.0, description="calibration examples with NaN or infinity, all zero, or far beyond the others, as a share"
+    )
 
 
 class Gate(Settings):

@@ -101,7 +101,8 @@ def quantize_student(at: Materials, distilled: DistilledStudent, exported: OnnxM
     """The int8 candidates, calibrated on training inputs."""
     preprocessor = at.task.preprocessor(distilled.student.folder)
     sample = preprocessor.encode(at.data.train[: at.recipe.quantize.calibration_samples])
-    return quantize(exported, sample, preprocessor, at.recipe.quantize, folder, at.progress)
+    keep = at.recipe.out / "cache"
+    return quantize(exported, sample, preprocessor, at.recipe.quantize, folder, at.progress, keep=keep)
 
 
 def teacher_answers(at: Materials, exported: OnnxModel | None, folder: Path) -> TeacherSignals:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_dynamic,
-    quantize_static,
-)
+from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_dynamic
+from onnxruntime.quantization.calibrate import TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
 from compressor.artifacts import OnnxModel, QuantizedModels, RefusedModel
 from compressor.errors import BundleError, QuantizationError
@@ -23,19 +20,16 @@ from compressor.onnx_file import describe_onnx
 from compressor.onnxrt import open_session
 from compressor.preprocess import Feed, Preprocessor
 from compressor.progress import Progress, without_chatter
+from compressor.quantize.bad_batches import check
+from compressor.quantize.calibration import calibrate
+from compressor.quantize.calibration_file import kept
+from compressor.quantize.statistics import Calibration
+from compressor.quantize.thresholds import Range, ranges
 from compressor.recipe import Precision, Quantization
 
 # Embedding tables are read by Gather; everything else here is a product with constant weights.
 _DYNAMIC_OPERATORS = ["MatMul", "Gemm", "Gather"]
 _STATIC_OPERATORS = ["MatMul", "Gemm", "Gather", "Conv"]
-
-
-class _Feeds(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, feeds: Iterator[Feed]) -> None:
-        self._feeds = feeds
-
-    def get_next(self) -> Feed | None:
-        return next(self._feeds, None)
 
 
 def quantize(
@@ -45,11 +39,14 @@ def quantize(
     settings: Quantization,
     folder: Path,
     progress: Progress,
+    *,
+    keep: Path | None = None,
 ) -> QuantizedModels:
     """Every candidate of the settings, written into `folder`; one that is not smaller than float32 is refused here.
 
-    `calibration` holds encoded training examples. Raises QuantizationError when nothing in the graph was quantized
-    or onnxruntime does not open the result.
+    `calibration` holds encoded training examples; what they gave is kept in the folder `keep`, and taken from there.
+    Raises QuantizationError when nothing in the graph was quantized, onnxruntime does not open the result, or more
+    examples than permitted cannot be calibrated on.
     """
     models: list[OnnxModel] = []
     refused: list[RefusedModel] = []
@@ -67,7 +64,10 @@ def quantize(
             if precision == "dynamic-int8":
                 _write_dynamic(student.path, path)
             else:
-                _write_static(student.path, path, calibration[: settings.calibration_samples], preprocessor)
+                examples = calibration[: settings.calibration_samples]
+                found = _calibrated(student.path, examples, preprocessor, keep, progress)
+                check(found, settings.max_bad_batches)
+                _write_static(student.path, path, ranges(found, settings.calibration))
         _check_quantized(path, name)
         model = describe_onnx(path, name, precision, student.parameters)
         if model.bytes >= student.bytes:
@@ -92,21 +92,34 @@ def _write_dynamic(source: Path, destination: Path) -> None:
     )
 
 
-def _write_static(
-    source: Path, destination: Path, calibration: Sequence[NDArray[Any]], preprocessor: Preprocessor
-) -> None:
-    quantize_static(
-        source,
-        destination,
-        _Feeds(preprocessor.collate([example]) for example in calibration),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=_STATIC_OPERATORS,
+def _calibrated(
+    source: Path, examples: Sequence[NDArray[Any]], preprocessor: Preprocessor, keep: Path | None, progress: Progress
+) -> Calibration:
+    def batches() -> Iterator[Feed]:
+        return (preprocessor.collate([example]) for example in examples)
+
+    if keep is None:
+        return calibrate(source, batches(), _STATIC_OPERATORS)
+    return kept(source, batches, _STATIC_OPERATORS, keep, progress)
+
+
+def _write_static(source: Path, destination: Path, found: Mapping[str, Range]) -> None:
+    """What onnxruntime's quantize_static does once it has calibrated, with ranges that are given."""
+    extremes = {name: (np.float32(low), np.float32(high)) for name, (low, high) in found.items()}
+    quantizer = QDQQuantizer(
+        load_model_with_shape_infer(source),
         per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=CalibrationMethod.MinMax,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, extremes),
+        nodes_to_quantize=[],
+        nodes_to_exclude=[],
+        op_types_to_quantize=_STATIC_OPERATORS,
         extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
     )
+    quantizer.quantize_model()
+    quantizer.model.save_model_to_file(destination, False)
 
 
 def _has_operator(path: Path, operators: list[str]) -> bool:

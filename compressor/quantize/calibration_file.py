@@ -1,0 +1,83 @@
+"""Calibrations on disk, under the SHA-256 of all that they depend on. `docs/quantization.md` describes the file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from compressor import __version__
+from compressor.errors import QuantizationError
+from compressor.preprocess import Feed
+from compressor.progress import Progress
+from compressor.quantize.calibration import calibrate
+from compressor.quantize.statistics import MERGED_BY, Calibration
+from compressor.store import key_of, sha256_file, write_atomic
+
+SCHEMA = "compressor-calibration/1"
+
+
+def save(calibration: Calibration, path: Path) -> None:
+    """Writes a calibration as a compressed .npz, whole or not at all."""
+    head = {
+        "schema": SCHEMA,
+        "tensors": calibration.tensors,
+        "batches": calibration.batches,
+        "not_finite": calibration.not_finite,
+        "all_zero": calibration.all_zero,
+        "first_all_zero": calibration.first_all_zero,
+    }
+    content = io.BytesIO()
+    np.savez_compressed(content, head=np.array(json.dumps(head)), **calibration.counts)
+    write_atomic(path, content.getvalue())
+
+
+def load(path: Path) -> Calibration:
+    """The calibration that `save` wrote. Raises QuantizationError where a file is none, or damaged."""
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            head = json.loads(str(file["head"]))
+            if head.pop("schema", None) != SCHEMA:
+                raise QuantizationError(f"{path}: expected {SCHEMA}; calibrate again")
+            counts = {name: file[name] for name in MERGED_BY}
+            return Calibration(tensors=tuple(head.pop("tensors")), **head, counts=counts)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise QuantizationError(f"{path}: expected a calibration, which cannot be read: {error}") from None
+
+
+def kept(
+    model: Path,
+    batches: Callable[[], Iterable[Feed]],
+    operators: Sequence[str],
+    folder: Path,
+    progress: Progress,
+) -> Calibration:
+    """`calibrate`, kept in `folder` under a key of all that it depends on: the model's bytes, the batches, the
+    operators and this program's version. `batches` gives the same ones each time.
+    """
+    path = folder / f"calibration-{_key(model, batches(), operators)}.npz"
+    if path.is_file():
+        try:
+            return load(path)
+        except QuantizationError as error:
+            progress.log(f"  {error}; calibrating again")
+    found = calibrate(model, batches(), operators)
+    folder.mkdir(parents=True, exist_ok=True)
+    save(found, path)
+    return found
+
+
+def _key(model: Path, batches: Iterable[Feed], operators: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for feed in batches:
+        for name, array in sorted(feed.items()):
+            digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        digest.update(b"\n")
+    return key_of(SCHEMA, __version__, sha256_file(model), digest.hexdigest(), list(operators))
