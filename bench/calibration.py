@@ -3,7 +3,7 @@
 On a transformer of MiniLM-L6's size with random weights and batches of one text of 128 tokens. Each calibration is a
 process of its own; those of one number of batches take turns in random order. First, the ranges are compared: the
 extremes must be onnxruntime's, and the percentiles within a bin of each. Where onnxruntime keeps more than is free, it
-is not run, and the row says what it would have needed by the slope of the smaller runs.
+is not run, and the row says what it would have needed, by the slope of the smaller runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WAYS: list[Way] = [
     *(("compressor", method) for method in ("minmax", "percentile", "entropy", "mse")),
     *(("onnxruntime", method) for method in ("minmax", "percentile", "entropy")),
 ]
-COUNTS, QUICK_COUNTS = (32, 128, 512), (4, 8, 16)
+COUNTS, QUICK_COUNTS = (32, 128, 512), (8, 64)
 ROUNDS = {32: 3, 128: 3, 512: 1}
 MOST_OF_FREE = 0.7
 
@@ -98,7 +98,7 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _bars(found: dict[tuple[Way, int], dict[str, Any]], counts: tuple[int, ...]) -> dict[str, dict[str, Any]]:
-    least, middle, most = counts
+    least, middle, most = counts[0], counts[1], counts[-1]
     ours, theirs = ("compressor", "entropy"), ("onnxruntime", "entropy")
 
     def peak(way: Way, count: int) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
 from compressor import native
@@ -52,14 +53,7 @@ def calibrate(
             all_zero += 1
             first_all_zero = min(first_all_zero, number)
             continue
-        found = dict(feed)
-        if session is not None:
-            try:
-                found.update(zip(fetched, run_one(session, feed), strict=True))
-            except BundleError as error:
-                raise QuantizationError(f"calibration batch {number}: {error}; check its shapes") from None
-        batch = [np.ascontiguousarray(found[name], dtype=np.float32) for name in tensors]
-        if calibrator.observe(batch, number):
+        if calibrator.observe(_computed(session, feed, fetched, tensors, number), number):
             counted += 1
         else:
             not_finite += 1
@@ -105,6 +99,19 @@ def _opened(model: Path, threads: int) -> Any:
         return open_session(model, threads)
     except BundleError as error:
         raise QuantizationError(f"calibration: {error}") from None
+
+
+def _computed(
+    session: Any, feed: Feed, fetched: Sequence[str], tensors: Sequence[str], number: int
+) -> list[NDArray[np.float32]]:
+    """What a batch gives for each of the tensors. The caller keeps none of it while the next one runs."""
+    found = dict(feed)
+    if session is not None:
+        try:
+            found.update(zip(fetched, run_one(session, feed), strict=True))
+        except BundleError as error:
+            raise QuantizationError(f"calibration batch {number}: {error}; check its shapes") from None
+    return [np.ascontiguousarray(found[name], dtype=np.float32) for name in tensors]
 
 
 def _check_feed(feed: Feed, inputs: Mapping[str, np.dtype[Any]], number: int) -> None:

@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,8 @@ def save(calibration: Calibration, path: Path) -> None:
         "first_all_zero": calibration.first_all_zero,
     }
     content = io.BytesIO()
-    np.savez_compressed(content, head=np.array(json.dumps(head)), **calibration.counts)
+    arrays: dict[str, Any] = {"head": np.array(json.dumps(head)), **calibration.counts}
+    np.savez_compressed(content, **arrays)
     write_atomic(path, content.getvalue())
 
 
