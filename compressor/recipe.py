@@ -33,7 +33,10 @@ from compressor.recipe_teacher import (
     TaggerTeacher,
 )
 
-Precision = Literal["dynamic-int8", "static-int8"]
+Precision = Literal[
+    "dynamic-int8", "static-int8", "static-int16", "weight-int8", "weight-int4", "float16", "bfloat16"
+]
+NodePrecision = Literal[Precision, "float32"]
 
 
 class TextPairs(Data):
@@ -134,7 +137,13 @@ class Quantization(Settings):
         strict=False,
         description="candidates beside float32; all are measured, the best ships",
     )
-    calibration_samples: int = Field(128, ge=8, description="training examples that set the ranges of static-int8")
+    overrides: dict[str, NodePrecision] = Field(
+        {}, description="precision of an operator (Gather) or of one node, by its name, in every candidate"
+    )
+    block: Literal[16, 32, 64, 128] = Field(
+        32, description="how many weights share a scale in weight-int8 and weight-int4"
+    )
+    calibration_samples: int = Field(128, ge=8, description="training examples that set the ranges of static precisions")
 
 
 class Gate(Settings):

@@ -1,7 +1,7 @@
-"""int8 candidates of a float32 ONNX model."""
+"""Candidates in few bits of a float32 ONNX model."""
 
 from __future__ import annotations
 
-from compressor.quantize.int8 import quantize
+from compressor.quantize.candidates import quantize
 
 __all__ = ["quantize"]
