@@ -151,11 +151,16 @@ def benchmark(at: Materials, models: Models) -> Latencies:
             feeds = tuple(at.onnx_teacher.feed(feed) for feed in feeds)
         candidates.append(Candidate(model.name, model.path, feeds))
     wanted = at.recipe.benchmark
-    settings = BenchmarkSettings(threads=wanted.threads, min_samples=wanted.min_samples, budget_s=wanted.budget_s)
+    settings = BenchmarkSettings(
+        threads=wanted.threads,
+        min_samples=wanted.min_samples,
+        budget_s=wanted.budget_s,
+        also_against=models.student.name,
+    )
     run = measure(candidates, settings, at.progress)
     if not run.complete:
         raise KeyboardInterrupt
-    return latencies_of(run)
+    return latencies_of(run, models.student.name)
 
 
 def bundle(at: Materials, models: Models, taught_by: Teacher, judged: Quality, folder: Path) -> Bundle:
