@@ -93,16 +93,21 @@ def assign(
         if key not in by_node and key not in operators:
             raise QuantizationError(_unknown(key, sites))
         operator = by_node[key].operator if key in by_node else key
-        if precision != "float32" and precision not in _APPLICABLE[operator]:
+        if not applies(precision, operator):
             raise QuantizationError(
                 f"quantize.overrides: {key}: {precision} does not apply to {operator}; expected float32 or one of"
                 f" {', '.join(_APPLICABLE[operator])}"
             )
     chosen: dict[str, NodePrecision] = {}
     for site in sites:
-        applied: NodePrecision = uniform if uniform in _APPLICABLE[site.operator] else "float32"
+        applied: NodePrecision = uniform if applies(uniform, site.operator) else "float32"
         chosen[site.node] = overrides.get(site.node, overrides.get(site.operator, applied))
     return chosen
+
+
+def applies(precision: NodePrecision, operator: str) -> bool:
+    """Whether nodes of this operator can have this precision."""
+    return precision == "float32" or precision in _APPLICABLE[operator]
 
 
 def applicable_operators(precision: NodePrecision) -> tuple[str, ...]:
