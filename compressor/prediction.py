@@ -24,7 +24,7 @@ from compressor.export import export_onnx
 from compressor.materials import Materials
 from compressor.preprocess import Feed
 from compressor.progress import SILENT
-from compressor.quantize import quantize
+from compressor.quantize import Mixer, quantize
 from compressor.recipe import Recipe
 from compressor.students import blank_student, is_derived
 from compressor.students.derive import count
@@ -161,7 +161,8 @@ def _file_bytes(at: Materials, student: nn.Module) -> Bytes:
         folder = Path(name)
         opset = at.recipe.export.opset
         exported = export_onnx(module, "student", inputs, outputs, feeds, opset, folder / "student.onnx")
-        quantized = quantize(exported, sample, preprocessor, at.recipe.quantize, folder, SILENT)
+        settings = at.recipe.quantize
+        quantized = quantize(exported, Mixer.of(exported, sample, preprocessor, settings), settings, folder, SILENT)
     return {
         "float32": exported.bytes,
         **{model.name.removeprefix("student-"): model.bytes for model in quantized.models},

@@ -131,6 +131,13 @@ class Export(Settings):
     opset: int = Field(20, ge=18, le=23, description="ONNX operator set")
 
 
+class Search(Settings):
+    hours: float = Field(0.25, gt=0, description="no trial begins after so long; the best until then go on")
+    trials: int = Field(40, ge=1, description="mixtures to try at most")
+    max_mb: float | None = Field(None, gt=0, description="megabytes that a mixture may weigh; null: any")
+    max_ms: float | None = Field(None, gt=0, description="milliseconds that an inference may take (median); null: any")
+
+
 class Quantization(Settings):
     precisions: Annotated[tuple[Precision, ...], AfterValidator(distinct)] = Field(
         ("dynamic-int8", "static-int8"),
@@ -142,6 +149,9 @@ class Quantization(Settings):
     )
     block: Literal[16, 32, 64, 128] = Field(
         32, description="how many weights share a scale in weight-int8 and weight-int4"
+    )
+    search: Search | None = Field(
+        None, description="look for the best precision of every node, beside the candidates above; null: do not"
     )
     calibration_samples: int = Field(128, ge=8, description="training examples that set the ranges of static precisions")
 

@@ -33,8 +33,9 @@ from compressor.export import export_onnx
 from compressor.materials import BENCHMARK_INPUTS, Materials
 from compressor.onnxrt import first_outputs
 from compressor.preprocess import Preprocessor, answers_in_order
-from compressor.quantize import quantize
+from compressor.quantize import Mixer, quantize
 from compressor.recipe import portable
+from compressor.searching import search_precisions
 from compressor.students import check_student, make_student
 from compressor.tasks import TaskData
 from compressor.tasks.answered_generation import AnsweredGeneration
@@ -98,10 +99,16 @@ def export_student(at: Materials, distilled: DistilledStudent, folder: Path) -> 
 
 
 def quantize_student(at: Materials, distilled: DistilledStudent, exported: OnnxModel, folder: Path) -> QuantizedModels:
-    """The int8 candidates, calibrated on training inputs."""
+    """The candidates in fewer bits, calibrated on training inputs; those that are asked for, then those that are found."""
+    settings = at.recipe.quantize
     preprocessor = at.task.preprocessor(distilled.student.folder)
-    sample = preprocessor.encode(at.data.train[: at.recipe.quantize.calibration_samples])
-    return quantize(exported, sample, preprocessor, at.recipe.quantize, folder, at.progress)
+    sample = preprocessor.encode(at.data.train[: settings.calibration_samples])
+    mixer = Mixer.of(exported, sample, preprocessor, settings)
+    candidates = quantize(exported, mixer, settings, folder, at.progress)
+    if settings.search is None:
+        return candidates
+    found = search_precisions(at, exported, preprocessor, mixer, settings.search, folder)
+    return replace(candidates, models=(*candidates.models, *found))
 
 
 def teacher_answers(at: Materials, exported: OnnxModel | None, folder: Path) -> TeacherSignals:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from compressor.quantize.candidates import quantize
+from compressor.quantize.candidates import Mixer, quantize
 
-__all__ = ["quantize"]
+__all__ = ["Mixer", "quantize"]

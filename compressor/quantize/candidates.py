@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,76 +16,79 @@ from compressor.onnx_file import describe_onnx
 from compressor.onnxrt import open_session
 from compressor.preprocess import Preprocessor
 from compressor.progress import Progress
-from compressor.quantize.int8 import to_dynamic_int8, to_static
+from compressor.quantize.int8 import StaticPrecision, to_dynamic_int8, to_static
 from compressor.quantize.sites import Site, applicable_operators, assign, find_sites, load_float_model
 from compressor.quantize.weight_only import quantize_weights
 from compressor.recipe import NodePrecision, Precision, Quantization
 from compressor.store import write_atomic
 
 
+@dataclass(frozen=True)
+class Mixer:
+    """A float32 model that can be written in any mixture of precisions; `calibration` are encoded training examples."""
+
+    source: onnx.ModelProto
+    sites: tuple[Site, ...]
+    calibration: Sequence[NDArray[Any]]
+    preprocessor: Preprocessor
+    block: int
+
+    @staticmethod
+    def of(
+        student: OnnxModel, calibration: Sequence[NDArray[Any]], preprocessor: Preprocessor, settings: Quantization
+    ) -> Mixer:
+        """Raises QuantizationError for a model that cannot be quantized."""
+        source = load_float_model(student.path)
+        examples = calibration[: settings.calibration_samples]
+        return Mixer(source, find_sites(source), examples, preprocessor, settings.block)
+
+    def write(self, chosen: Mapping[str, NodePrecision], path: Path) -> None:
+        """The model with every site in the precision that is `chosen` for its node, at `path`, whole or not at all.
+
+        Raises QuantizationError, also where onnxruntime does not open it.
+        """
+        model = onnx.ModelProto()
+        model.CopyFrom(self.source)
+        static: tuple[StaticPrecision, ...] = ("static-int8", "static-int16")
+        for precision in static:
+            if nodes := [node for node, one in chosen.items() if one == precision]:
+                model = to_static(model, nodes, precision, self.calibration, self.preprocessor)
+        if nodes := [node for node, one in chosen.items() if one == "dynamic-int8"]:
+            model = to_dynamic_int8(model, nodes)
+        quantize_weights(model, self.sites, chosen, self.block)
+        write_atomic(path, model.SerializeToString())
+        try:
+            open_session(path)
+        except BundleError as error:
+            path.unlink()
+            raise QuantizationError(str(error)) from None
+
+
 def quantize(
-    student: OnnxModel,
-    calibration: Sequence[NDArray[Any]],
-    preprocessor: Preprocessor,
-    settings: Quantization,
-    folder: Path,
-    progress: Progress,
+    student: OnnxModel, mixer: Mixer, settings: Quantization, folder: Path, progress: Progress
 ) -> QuantizedModels:
     """Every candidate of the settings, written into `folder`; one that is not smaller than float32 is refused here.
 
-    `calibration` holds encoded training examples. Raises QuantizationError for a model that cannot be quantized, an
-    override that names nothing in it, or a result that onnxruntime does not open.
+    Raises QuantizationError for an override that names nothing in the graph.
     """
     models: list[OnnxModel] = []
     refused: list[RefusedModel] = []
-    source = load_float_model(student.path)
-    sites = find_sites(source)
     for precision in settings.precisions:
         name = f"{student.name}-{_short(precision, settings)}"
-        chosen = assign(sites, precision, settings.overrides)
+        chosen = assign(mixer.sites, precision, settings.overrides)
         if all(one == "float32" for one in chosen.values()):
             operators = ", ".join(applicable_operators(precision))
             refused.append(RefusedModel(name, f"{precision} applies to {operators} with constant weights; there are none"))
             continue
         progress.log(f"  {name}: {precision}")
         path = folder / f"{name}.onnx"
-        examples = calibration[: settings.calibration_samples]
-        write_mixture(source, sites, chosen, examples, preprocessor, settings, path)
+        mixer.write(chosen, path)
         model = describe_onnx(path, name, precision, student.parameters)
         if model.bytes >= student.bytes:
             refused.append(RefusedModel(name, f"larger than float32: {model.bytes:,} bytes against {student.bytes:,}"))
         else:
             models.append(model)
     return QuantizedModels(tuple(models), tuple(refused))
-
-
-def write_mixture(
-    source: onnx.ModelProto,
-    sites: tuple[Site, ...],
-    chosen: Mapping[str, NodePrecision],
-    calibration: Sequence[NDArray[Any]],
-    preprocessor: Preprocessor,
-    settings: Quantization,
-    path: Path,
-) -> None:
-    """`source` with every site in the precision that is `chosen` for its node, at `path`, whole or not at all.
-
-    Raises QuantizationError.
-    """
-    model = onnx.ModelProto()
-    model.CopyFrom(source)
-    for precision in ("static-int8", "static-int16"):
-        if nodes := [node for node, one in chosen.items() if one == precision]:
-            model = to_static(model, nodes, precision, calibration, preprocessor)
-    if nodes := [node for node, one in chosen.items() if one == "dynamic-int8"]:
-        model = to_dynamic_int8(model, nodes)
-    quantize_weights(model, sites, chosen, settings.block)
-    write_atomic(path, model.SerializeToString())
-    try:
-        open_session(path)
-    except BundleError as error:
-        path.unlink()
-        raise QuantizationError(str(error)) from None
 
 
 def _short(precision: Precision, settings: Quantization) -> str:

@@ -21,6 +21,8 @@ from onnxruntime.quantization import (
 from compressor.preprocess import Feed, Preprocessor
 from compressor.progress import without_chatter
 
+StaticPrecision = Literal["static-int8", "static-int16"]
+
 _OPERATORS = ["MatMul", "Gemm", "Gather", "Conv"]
 _ACTIVATIONS = {"static-int8": QuantType.QUInt8, "static-int16": QuantType.QUInt16}
 _OPTIONS = {"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT}
@@ -53,7 +55,7 @@ def to_dynamic_int8(model: onnx.ModelProto, nodes: Sequence[str]) -> onnx.ModelP
 def to_static(
     model: onnx.ModelProto,
     nodes: Sequence[str],
-    precision: Literal["static-int8", "static-int16"],
+    precision: StaticPrecision,
     calibration: Sequence[NDArray[Any]],
     preprocessor: Preprocessor,
 ) -> onnx.ModelProto:
