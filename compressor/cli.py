@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _init(verbs)
     _compress(verbs)
+    _quantize(verbs)
     _inspect(verbs)
     _verify(verbs)
     _bench(verbs)
@@ -93,6 +94,21 @@ def _compress(verbs: _Verbs) -> None:
         help="run this stage again, and what depends on it",
     )
     parser.add_argument("--json", action="store_true", help="print the result (or the plan) as JSON")
+
+
+def _quantize(verbs: _Verbs) -> None:
+    parser = _verb(verbs, "quantize", "an ONNX file in fewer bits, where that is faster here and answers alike")
+    parser.add_argument("model", metavar="MODEL", help="a float32 .onnx file")
+    parser.add_argument(
+        "--inputs", required=True, metavar="FILE", help="an .npz with an array for each input, [examples, ...]"
+    )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where model.onnx and quantization.json go")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of quantize, such as block=64"
+    )
+    parser.add_argument("--min-agreement", type=float, default=0.99, metavar="COSINE", help="with float32 (0.99)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of a session (1)")
+    parser.add_argument("--json", action="store_true", help="print the evidence as JSON")
 
 
 def _inspect(verbs: _Verbs) -> None:

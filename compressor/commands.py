@@ -56,6 +56,23 @@ def compress(options: argparse.Namespace) -> None:
     print(f"\nreport: {recipe.out / 'report.html'}\nbundle: {recipe.out / 'bundle'}")
 
 
+def quantize(options: argparse.Namespace) -> None:
+    """`compressor quantize MODEL --inputs FILE --out FOLDER`"""
+    from compressor.quantizing import quantize_file, quantized_lines
+    from compressor.recipe_file import quantization_from
+
+    found = quantize_file(
+        Path(options.model),
+        Path(options.inputs),
+        quantization_from(options.set),
+        Path(options.out),
+        Progress(quiet=options.quiet),
+        min_agreement=options.min_agreement,
+        threads=options.threads,
+    )
+    _print_json(asdict(found)) if options.json else print("\n".join(quantized_lines(found)))
+
+
 def inspect(options: argparse.Namespace) -> None:
     """`compressor inspect MODEL_OR_BUNDLE`, or `compressor inspect --plan RECIPE`"""
     if options.plan is not None:

@@ -136,6 +136,7 @@ class Search(Settings):
     trials: int = Field(40, ge=1, description="mixtures to try at most")
     max_mb: float | None = Field(None, gt=0, description="megabytes that a mixture may weigh; null: any")
     max_ms: float | None = Field(None, gt=0, description="milliseconds that an inference may take (median); null: any")
+    seed: int = Field(0, ge=0, description="of what is tried next")
 
 
 class Quantization(Settings):

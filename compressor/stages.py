@@ -33,9 +33,10 @@ from compressor.export import export_onnx
 from compressor.materials import BENCHMARK_INPUTS, Materials
 from compressor.onnxrt import first_outputs
 from compressor.preprocess import Preprocessor, answers_in_order
+from compressor.progress import SILENT
 from compressor.quantize import Mixer, quantize
 from compressor.recipe import portable
-from compressor.searching import search_precisions
+from compressor.searching import Judging, search_precisions
 from compressor.students import check_student, make_student
 from compressor.tasks import TaskData
 from compressor.tasks.answered_generation import AnsweredGeneration
@@ -45,6 +46,7 @@ from compressor.verify import parity, quality
 CONTROL = "student, hard labels only"
 
 _EVALUATION_BATCH = 16
+_JUDGING_INPUTS, _JUDGING_TEXTS = 256, 32  # the latter where each token of a text is answered
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,9 @@ def quantize_student(at: Materials, distilled: DistilledStudent, exported: OnnxM
     candidates = quantize(exported, mixer, settings, folder, at.progress)
     if settings.search is None:
         return candidates
-    found = search_precisions(at, exported, preprocessor, mixer, settings.search, folder)
+    judging = _judging(at, exported, preprocessor)
+    cache = at.recipe.out / "cache"
+    found = search_precisions(exported, mixer, judging, settings.search, cache, folder, at.progress)
     return replace(candidates, models=(*candidates.models, *found))
 
 
@@ -188,6 +192,21 @@ def bundle(at: Materials, models: Models, taught_by: Teacher, judged: Quality, f
         quality=judged,
     )
     return write_bundle(chosen, contents, at.task.preprocessor(source), target)
+
+
+def _judging(at: Materials, exported: OnnxModel, preprocessor: Preprocessor) -> Judging:
+    """Mixtures are judged on held-out training inputs: the evaluation data are for what goes on."""
+    most = _JUDGING_TEXTS if at.task.per_token else _JUDGING_INPUTS
+    examples = preprocessor.encode(at.data.train[-at.data.holdout :][:most])
+
+    def outputs(path: Path) -> NDArray[np.float32]:
+        return first_outputs(
+            path, preprocessor, examples, batch_size=1, progress=SILENT, title="", keep=at.task.judged
+        )
+
+    expected = outputs(exported.path)
+    feeds = tuple(at.task.timed(preprocessor, one) for one in preprocessor.encode(at.sample(BENCHMARK_INPUTS, 2)))
+    return Judging(lambda path: at.task.agreement(outputs(path), expected), feeds, at.recipe.benchmark.threads)
 
 
 def _export(at: Materials, module: nn.Module, name: str, preprocessor: Preprocessor, folder: Path) -> OnnxModel:

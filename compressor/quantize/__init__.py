@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from compressor.quantize.candidates import Mixer, quantize
+from compressor.quantize.sites import load_float_model
 
-__all__ = ["Mixer", "quantize"]
+__all__ = ["Mixer", "load_float_model", "quantize"]
