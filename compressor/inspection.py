@@ -10,7 +10,6 @@ from compressor.bundle.manifest import MANIFEST, check_files, open_bundle
 from compressor.errors import UsageError
 from compressor.onnxrt import open_session
 
-
 # How many of a model's largest tensors are named.
 _TENSORS = 12
 
@@ -45,7 +44,10 @@ def inspection_lines(found: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     for name, value in found.items():
         if name == "bytes_by_part" and isinstance(value, dict):
-            lines += ["bytes by part", *(f"  {size:12,}  {size / found['bytes']:6.1%}  {part}" for part, size in value.items())]
+            lines += [
+                "bytes by part",
+                *(f"  {size:12,}  {size / found['bytes']:6.1%}  {part}" for part, size in value.items()),
+            ]
         elif name == "largest_tensors":
             lines += ["largest tensors", *map(_tensor_line, value)]
         elif name == "would_save":

@@ -31,7 +31,13 @@ from compressor.students.derive import count
 
 Bytes = dict[str, int]
 # Bytes of a weight of a matrix; in blocks of 32, with the scale and the zero point that they share.
-_WEIGHT_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "weight-int8": 1 + 5 / 32, "weight-int4": 0.5 + 4.5 / 32}
+_WEIGHT_BYTES = {
+    "float32": 4.0,
+    "float16": 2.0,
+    "bfloat16": 2.0,
+    "weight-int8": 1 + 5 / 32,
+    "weight-int4": 0.5 + 4.5 / 32,
+}
 _CALIBRATION = 8  # how many examples set the ranges changes no size
 
 

@@ -17,7 +17,7 @@ from compressor.benchmark import BenchmarkSettings, Candidate, OperatorShare, la
 from compressor.errors import DataError
 from compressor.metrics import mean_cosine
 from compressor.onnx_file import describe_onnx
-from compressor.onnxrt import first_outputs
+from compressor.onnxrt import first_outputs, open_session
 from compressor.preprocess import Feed
 from compressor.progress import SILENT, Progress
 from compressor.quantize import Mixer, load_float_model, quantize
@@ -83,13 +83,15 @@ def quantize_file(
     threads: int = 1,
     budget_s: float = 20.0,
 ) -> Quantized:
-    """Writes into `out` what gains most of the candidates that are faster than float32 beyond doubt and agree with it, or
+    """Writes into `out` what gains most of the candidates that agree with float32 and are faster beyond doubt, or
     float32 itself where none is; and the evidence beside it.
 
-    `inputs` is an .npz with an array for each input of the graph, [examples, ...]: the first calibrate, the last quarter
-    judges. Raises DataError for inputs that do not fit, QuantizationError for a model that cannot be quantized.
+    `inputs` is an .npz with an array for each input of the graph, [examples, ...]: the first calibrate,
+    the last quarter judges. Raises DataError for inputs that do not fit, QuantizationError for a model that cannot be
+    quantized, BundleError for one that onnxruntime does not open.
     """
     load_float_model(model)
+    open_session(model)
     source = describe_onnx(model, FLOAT32, FLOAT32)
     examples = read_examples(inputs, source)
     count = len(next(iter(examples.arrays.values())))
@@ -129,7 +131,9 @@ def read_examples(path: Path, model: OnnxModel) -> ArrayExamples:
         raise DataError(f"{path}: expected an .npz with an array for each input of the model: {error}") from None
     needed = {spec.name: spec for spec in model.inputs}
     if missing := [name for name in needed if name not in arrays]:
-        raise DataError(f"{path}: the model's input {missing[0]!r} is missing; the file has {', '.join(arrays) or 'none'}")
+        raise DataError(
+            f"{path}: the model's input {missing[0]!r} is missing; the file has {', '.join(arrays) or 'none'}"
+        )
     arrays = {name: arrays[name] for name in needed}
     for name, array in arrays.items():
         spec = needed[name]
@@ -150,7 +154,9 @@ def quantized_lines(found: Quantized) -> list[str]:
     for one in found.candidates:
         faster = f"{one.faster.value:.2f}x [{one.faster.low:.2f}, {one.faster.high:.2f}]"
         mark = "*" if one.name == found.chosen else " "
-        lines.append(f"{mark} {one.name:22}  {one.bytes / 1e6:8.2f}  {one.p50_ms:8.3g}  {faster:>26}  {one.agreement:9.4f}")
+        lines.append(
+            f"{mark} {one.name:22}  {one.bytes / 1e6:8.2f}  {one.p50_ms:8.3g}  {faster:>26}  {one.agreement:9.4f}"
+        )
         lines += [f"    {part.share:6.1%} of its time in {part.nodes} {part.operator}" for part in one.operators]
     lines += [f"  {one.name}: {one.reason}" for one in found.refused]
     lines += [f"INVALID: {reason}" for reason in found.timing.reasons]
@@ -192,11 +198,14 @@ def _choose(source: OnnxModel, candidates: Sequence[Judged], min_agreement: floa
         return FLOAT32, "nothing in this graph can be quantized as asked"
     if not alike:
         closest = max(candidates, key=lambda one: one.agreement)
-        return FLOAT32, f"no candidate agrees with it by {min_agreement:g}; the closest, {closest.name}, by {closest.agreement:.4f}"
+        return (
+            FLOAT32,
+            f"none agrees with it by {min_agreement:g}; the closest, {closest.name}, by {closest.agreement:.4f}",
+        )
     fastest = max(alike, key=lambda one: one.faster.low)
     return FLOAT32, (
         f"no candidate is shown to be faster here; the fastest that agrees, {fastest.name}, takes"
-        f" {1 / fastest.faster.value:.2f} times as long ({fastest.faster.low:.2f} to {fastest.faster.high:.2f} times the speed)"
+        f" {1 / fastest.faster.value:.2f} times as long (speed {fastest.faster.low:.2f} to {fastest.faster.high:.2f})"
     )
 
 

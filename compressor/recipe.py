@@ -33,9 +33,7 @@ from compressor.recipe_teacher import (
     TaggerTeacher,
 )
 
-Precision = Literal[
-    "dynamic-int8", "static-int8", "static-int16", "weight-int8", "weight-int4", "float16", "bfloat16"
-]
+Precision = Literal["dynamic-int8", "static-int8", "static-int16", "weight-int8", "weight-int4", "float16", "bfloat16"]
 NodePrecision = Literal[Precision, "float32"]
 
 
@@ -154,7 +152,9 @@ class Quantization(Settings):
     search: Search | None = Field(
         None, description="look for the best precision of every node, beside the candidates above; null: do not"
     )
-    calibration_samples: int = Field(128, ge=8, description="training examples that set the ranges of static precisions")
+    calibration_samples: int = Field(
+        128, ge=8, description="training examples that set the ranges of static precisions"
+    )
 
 
 class Gate(Settings):

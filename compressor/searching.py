@@ -1,4 +1,4 @@
-"""A search for precisions, held together: mixtures are written, judged beside float32, and timed by the native harness."""
+"""A search for precisions, held together: mixtures are written, judged beside float32, and timed natively."""
 
 from __future__ import annotations
 
@@ -54,9 +54,8 @@ def search_precisions(
         mixture = latencies_of(run, exported.name).models[1]
         return searching.Timed(mixture.p50_ms, mixture.speedup.value)
 
-    limits = searching.Limits(
-        settings.hours, settings.trials, settings.max_mb and int(settings.max_mb * 1e6), settings.max_ms
-    )
+    max_bytes = None if settings.max_mb is None else int(settings.max_mb * 1e6)
+    limits = searching.Limits(settings.hours, settings.trials, max_bytes, settings.max_ms)
     kept = cache / f"search-{key_of(sha256_file(exported.path), mixer.block, len(mixer.calibration))[:16]}"
     kept.mkdir(parents=True, exist_ok=True)
     bench = searching.Bench(mixer.write, judging.agreement, timed)

@@ -101,7 +101,7 @@ def export_student(at: Materials, distilled: DistilledStudent, folder: Path) -> 
 
 
 def quantize_student(at: Materials, distilled: DistilledStudent, exported: OnnxModel, folder: Path) -> QuantizedModels:
-    """The candidates in fewer bits, calibrated on training inputs; those that are asked for, then those that are found."""
+    """The candidates in fewer bits, calibrated on training inputs: those asked for, then those found."""
     settings = at.recipe.quantize
     preprocessor = at.task.preprocessor(distilled.student.folder)
     sample = preprocessor.encode(at.data.train[: settings.calibration_samples])
@@ -200,9 +200,7 @@ def _judging(at: Materials, exported: OnnxModel, preprocessor: Preprocessor) -> 
     examples = preprocessor.encode(at.data.train[-at.data.holdout :][:most])
 
     def outputs(path: Path) -> NDArray[np.float32]:
-        return first_outputs(
-            path, preprocessor, examples, batch_size=1, progress=SILENT, title="", keep=at.task.judged
-        )
+        return first_outputs(path, preprocessor, examples, batch_size=1, progress=SILENT, title="", keep=at.task.judged)
 
     expected = outputs(exported.path)
     feeds = tuple(at.task.timed(preprocessor, one) for one in preprocessor.encode(at.sample(BENCHMARK_INPUTS, 2)))

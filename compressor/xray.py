@@ -224,7 +224,9 @@ def _remedies(tensors: tuple[Tensor, ...], parts: Counter[str]) -> tuple[Remedy,
             found.append(Remedy(tensor.bytes, f"leaving out {tensor.name}"))
         elif tensor.dtype == "float" and tensor.kind.startswith(_WEIGHTS):
             precision = "static-int8" if tensor.kind.startswith(_CONVOLUTION) else "weight-int8"
-            found.append(Remedy(tensor.bytes * 3 // 4, f"{precision} for {tensor.readers[0]}: {tensor.name} is float32"))
+            found.append(
+                Remedy(tensor.bytes * 3 // 4, f"{precision} for {tensor.readers[0]}: {tensor.name} is float32")
+            )
     if parts["metadata"] >= _NOTEWORTHY_BYTES:
         found.append(Remedy(parts["metadata"], "leaving out the metadata"))
     return tuple(sorted(found, key=lambda remedy: -remedy.saves_bytes))

@@ -6,7 +6,6 @@ from compressor.artifacts import Interval, Latencies, Latency, TimesShown, Timin
 from compressor.benchmark.result import ComparisonFound, ModelFound, RunFound
 from compressor.errors import BenchmarkError
 
-
 _ALIKE = Interval(1.0, 1.0, 1.0)
 
 

@@ -78,7 +78,9 @@ def quantize(
         chosen = assign(mixer.sites, precision, settings.overrides)
         if all(one == "float32" for one in chosen.values()):
             operators = ", ".join(applicable_operators(precision))
-            refused.append(RefusedModel(name, f"{precision} applies to {operators} with constant weights; there are none"))
+            refused.append(
+                RefusedModel(name, f"{precision} applies to {operators} with constant weights; there are none")
+            )
             continue
         progress.log(f"  {name}: {precision}")
         path = folder / f"{name}.onnx"

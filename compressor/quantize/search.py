@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.storages import JournalStorage
@@ -118,7 +118,7 @@ def search(
 
 
 def pareto(trials: Iterable[Trial]) -> tuple[Trial, ...]:
-    """Those that no other is at least as good as in agreement, bytes and speed, and better in one; best agreement first."""
+    """Those that no other matches in agreement, bytes and speed and beats in one; the best agreement first."""
     all_trials = tuple(trials)
     front = [one for one in all_trials if not any(_dominates(other, one) for other in all_trials)]
     return tuple(sorted(front, key=lambda one: -one.agreement))
@@ -129,9 +129,7 @@ def finalists(trials: Iterable[Trial], limits: Limits) -> tuple[Trial, ...]:
     fit = [
         one
         for one in trials
-        if one.speed > 1
-        and one.bytes <= (limits.max_bytes or math.inf)
-        and one.p50_ms <= (limits.max_ms or math.inf)
+        if one.speed > 1 and one.bytes <= (limits.max_bytes or math.inf) and one.p50_ms <= (limits.max_ms or math.inf)
     ]
     best: dict[str, Trial] = {}
     for tier in _TIERS:
@@ -160,14 +158,14 @@ class _Ranking:
 
     def mixture(self, trial: optuna.Trial) -> dict[str, NodePrecision]:
         """What Optuna proposes, as a precision for every node."""
-        base: NodePrecision = trial.suggest_categorical("base", self.bases)
-        tables: NodePrecision = trial.suggest_categorical("tables", _TABLES)
+        base = cast(NodePrecision, trial.suggest_categorical("base", self.bases))
+        tables = cast(NodePrecision, trial.suggest_categorical("tables", _TABLES))
         revert = trial.suggest_categorical("revert", [True, False])
         in_four_bits = trial.suggest_int("in_four_bits", 0, len(self.products))
         in_float32 = trial.suggest_int("in_float32", 0, len(self.products))
         chosen: dict[str, NodePrecision] = {site.node: tables for site in self.tables}
         for rank, site in enumerate(self.products):
-            precision = base if applies(base, site.operator) else "float32"
+            precision: NodePrecision = base if applies(base, site.operator) else "float32"
             if rank < in_four_bits and applies("weight-int4", site.operator):
                 precision = "weight-int4"
             if rank >= len(self.products) - in_float32 or (revert and site.node in self.losing):
@@ -195,7 +193,8 @@ def _rank(sites: tuple[Site, ...], bench: Bench, folder: Path, progress: Progres
         for site in products:
             if site.node not in known:
                 base = next(one for one in _BASES if applies(one, site.operator))
-                chosen: dict[str, NodePrecision] = {one.node: "float32" for one in sites} | {site.node: base}
+                chosen: dict[str, NodePrecision] = {one.node: "float32" for one in sites}
+                chosen[site.node] = base
                 path = _scratch(folder)
                 bench.write(chosen, path)
                 alike = (site.operator, site.shape)

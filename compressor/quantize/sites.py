@@ -116,7 +116,7 @@ def applicable_operators(precision: NodePrecision) -> tuple[str, ...]:
 
 
 def turned_weights(model: onnx.ModelProto) -> dict[str, str]:
-    """Values that are a float32 matrix of weights transposed, and that matrix: a table, for the product that shares it."""
+    """Values that are a float32 matrix transposed, and that matrix: a table, for the product that shares it."""
     weights = _float_weights(model)
     return {
         node.output[0]: node.input[0]

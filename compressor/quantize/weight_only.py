@@ -45,10 +45,12 @@ def quantize_weights(
     writer = _Writer(model, block, turned_weights(model))
     of_tables = {site.weight for site in sites if site.operator == "Gather"}
     for site in sites:
-        precision, node = chosen[site.node], named[site.node]
+        precision = chosen[site.node]
         if precision in _HALVES:
+            node = named[site.node]
             writer.replace(node, writer.halved(site, node, _HALVES[precision]))
         elif precision in _BITS:
+            node = named[site.node]
             bits = _BITS[precision]
             make = writer.table if site.operator == "Gather" else writer.product
             writer.replace(node, make(site, node, bits, site.weight in of_tables))
@@ -57,7 +59,7 @@ def quantize_weights(
 
 @dataclass(frozen=True)
 class _Stored:
-    """The names of the initialisers that hold a weight in blocks (`blocks.Blocks`); a table's codes are [rows, bytes]."""
+    """The names of initialisers that hold a weight in blocks (`blocks.Blocks`); a table's codes are [rows, bytes]."""
 
     codes: str
     scales: str
@@ -113,7 +115,7 @@ class _Writer:
         axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 0)
         if axis != 0 or len(site.shape) != 2 or site.shape[1] % _NARROWEST:
             raise QuantizationError(
-                f"{site.node}: expected a table whose rows are whole blocks of {_NARROWEST}, got {list(site.shape)} along"
+                f"{site.node}: expected a table of rows of whole blocks of {_NARROWEST}, got {list(site.shape)} along"
                 f" axis {axis}; set quantize.overrides to {{{site.node}: float32}}"
             )
         stored = self._store(site, bits, True, tied)

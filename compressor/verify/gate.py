@@ -1,4 +1,4 @@
-"""What may ship: within the permitted drop, smaller than its teacher, and fewer bits only where that beats float32 here."""
+"""What may ship: within the permitted drop, smaller than its teacher, in fewer bits only where that is faster here."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def _objection(
     faster = latencies[model.name].over_float32
     if model is not student and (faster is None or not faster.low > 1):
         own_ms, float_ms = latencies[model.name].p50_ms, latencies[student.name].p50_ms
-        times = "" if faster is None else f"{faster.value:.2f} times its speed ({faster.low:.2f} to {faster.high:.2f}), "
+        times = (
+            "" if faster is None else f"{faster.value:.2f} times its speed ({faster.low:.2f} to {faster.high:.2f}), "
+        )
         return f"not shown to be faster than float32 here: {times}{own_ms:.3g} ms against {float_ms:.3g} ms"
     return None
 

@@ -51,7 +51,9 @@ def latency(model: Model) -> Latency:
     speedup = Interval(faster, faster, faster)
     of_float32 = STUDENT.ms / ms
     beside_float32 = None if model is TEACHER else Interval(of_float32, of_float32 - model.unsure, of_float32 + 0.1)
-    return Latency(model.name, 500, ms, ms, ms, ms, ms, ms, 1000 / ms, 1, 1, speedup, beside_float32, "", None, 1, 1, "")
+    return Latency(
+        model.name, 500, ms, ms, ms, ms, ms, ms, 1000 / ms, 1, 1, speedup, beside_float32, "", None, 1, 1, ""
+    )
 
 
 def reasons(decision: GateDecision) -> dict[str, str]:

@@ -1,6 +1,4 @@
-"""The search for a precision per node: what it finds on a graph whose every mixture's worth is known, and that it goes on
-where it was.
-"""
+"""The search for a precision per node, where the worth of every mixture is known; and that it goes on where it was."""
 
 from __future__ import annotations
 
@@ -47,7 +45,8 @@ class World:
             raise KeyboardInterrupt
         chosen = json.loads(path.read_bytes())
         ms = sum(
-            {"float32": 1.0}.get(precision, 3.0) if node == "slow" else MS[precision] for node, precision in chosen.items()
+            {"float32": 1.0}.get(precision, 3.0) if node == "slow" else MS[precision]
+            for node, precision in chosen.items()
         )
         return Timed(ms, len(SITES) / ms)
 
@@ -65,11 +64,11 @@ def test_the_node_that_loses_is_reverted_and_the_sensitive_ones_keep_more_bits(t
     plain = World()
     uniform = dict.fromkeys((site.node for site in SITES), "static-int8")
     plain.write(uniform, tmp_path / "plain")
-    for one in found:
-        assert one.chosen["slow"] == "float32"
-        assert one.speed > plain.timed(tmp_path / "plain").speed
-    closest = found[0].chosen
-    assert closest["product_5"] == "float32" or found[0].agreement < 0.999
+    fastest = max(found, key=lambda one: one.speed)
+    assert fastest.chosen["slow"] == "float32"
+    assert fastest.speed > plain.timed(tmp_path / "plain").speed
+    assert found[0].agreement >= 0.999
+    assert found[0].chosen["product_5"] == "float32", "it alone costs five thousandths"
 
 
 def test_every_trial_is_on_disk_and_the_front_is_theirs(tmp_path: Path) -> None:
@@ -121,7 +120,12 @@ def test_the_front_by_hand() -> None:
 
 
 def test_finalists_keep_to_the_limits() -> None:
-    close, small, slow, large = trial(0.9995, 100, 1.2), trial(0.98, 50, 1.5), trial(1.0, 10, 0.9), trial(0.99, 200, 3.0)
+    close, small, slow, large = (
+        trial(0.9995, 100, 1.2),
+        trial(0.98, 50, 1.5),
+        trial(1.0, 10, 0.9),
+        trial(0.99, 200, 3.0),
+    )
     every = [close, small, slow, large]
     limits = Limits(1, 1, max_bytes=150, max_ms=2.0)
     assert finalists(every, limits) == (close, small)

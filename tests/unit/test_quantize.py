@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from compressor.artifacts import OnnxModel, QuantizedModels
-from compressor.errors import QuantizationError
 from compressor.onnx_file import describe_onnx
 from compressor.preprocess import Feed
 from compressor.progress import SILENT

@@ -15,7 +15,11 @@ from compressor.quantize.sites import Site, assign, find_sites, load_float_model
 
 MakeOnnx = Callable[..., Path]
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
-SITES = (Site("embed", "Gather", "table", (50, 16)), Site("up", "MatMul", "w", (16, 32)), Site("conv", "Conv", "k", (8, 3)))
+SITES = (
+    Site("embed", "Gather", "table", (50, 16)),
+    Site("up", "MatMul", "w", (16, 32)),
+    Site("conv", "Conv", "k", (8, 3)),
+)
 
 
 def save(path: Path, opset: int = 20, *nodes: onnx.NodeProto, **kwargs: object) -> Path:
@@ -48,7 +52,11 @@ def test_sites_are_what_has_a_constant_float_weight(make_onnx: MakeOnnx, tmp_pat
     }
     interface = {"ids": (INT64, [16])}, {"y": (FLOAT, [16, 16]), "c": (INT64, [16])}
     found = find_sites(load_float_model(make_onnx(tmp_path / "m.onnx", nodes, *interface, arrays)))
-    assert [(site.operator, site.weight) for site in found] == [("Gather", "table"), ("MatMul", "w"), ("MatMul", "table")]
+    assert [(site.operator, site.weight) for site in found] == [
+        ("Gather", "table"),
+        ("MatMul", "w"),
+        ("MatMul", "table"),
+    ]
     assert len({site.node for site in found}) == 3
 
 

@@ -79,9 +79,7 @@ def test_in_blocks(model: Path, tmp_path: Path) -> None:
 def test_of_external_data_the_bytes_are_counted_too(model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "apart"
     folder.mkdir()
-    onnx.save(
-        onnx.load(model), folder / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=1024
-    )
+    onnx.save(onnx.load(model), folder / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=1024)
     found = xray(folder / "m.onnx")
     assert found.bytes == sum(file.stat().st_size for file in folder.iterdir())
     assert sum(found.parts.values()) == found.bytes
