@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import create_calibrator
 
@@ -61,7 +62,7 @@ def _theirs(method: str, model: Path, count: int, folder: Path) -> Ranges:
 
 
 def _ours(method: RangeMethod, model: Path, count: int) -> Ranges:
-    return ranges(calibrate(model, batches(count), OPERATORS), method)
+    return ranges(calibrate(onnx.load(model), batches(count), OPERATORS), method)
 
 
 def _timing_calibrator(spent_s: list[float]) -> type:

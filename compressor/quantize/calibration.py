@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.shape_inference
 from numpy.typing import NDArray
-from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
 from compressor import native
 from compressor.errors import BundleError, QuantizationError
@@ -27,23 +27,23 @@ _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 
 
 def calibrate(
-    model: Path,
+    model: onnx.ModelProto,
     batches: Iterable[Feed],
     operators: Sequence[str],
     *,
     first_number: int = 0,
     threads: int | None = None,
 ) -> Calibration:
-    """Runs an ONNX model on every batch and counts the float inputs and outputs of its `operators`, constants excepted.
+    """Runs a model on every batch and counts the float inputs and outputs of its `operators`, constants excepted.
 
     Batches are numbered from `first_number` on; the numbers name them in messages. `threads`: None for one a core.
     Raises QuantizationError for a batch that the model does not take.
     """
     threads = threads or len(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory(prefix="compressor-calibration-") as folder:
-        augmented = Path(folder, "model.onnx")
-        inputs, tensors, fetched = _fetching(model, operators, augmented)
-        session = _opened(augmented, threads) if fetched else None
+    inputs = _inputs(model)
+    known = _tensors(model, operators)
+    tensors, fetched = tuple(known), tuple(name for name in known if name not in inputs)
+    session = _session(model, [known[name] for name in fetched], threads) if fetched else None
     calibrator = native.load().Calibrator(len(tensors), threads)
     counted = not_finite = all_zero = 0
     first_all_zero = NO_BATCH
@@ -60,45 +60,62 @@ def calibrate(
     return Calibration(tensors, counted, not_finite, all_zero, first_all_zero, calibrator.statistics())
 
 
-def _fetching(
-    model: Path, operators: Sequence[str], destination: Path
-) -> tuple[dict[str, np.dtype[Any]], tuple[str, ...], tuple[str, ...]]:
-    """Writes the model with the tensors to calibrate as its only outputs, if there are any to compute.
-
-    Returns the types of its inputs, all tensors to calibrate in the order of the graph, and those to fetch: a graph's
-    input is at hand.
-    """
-    loaded = load_model_with_shape_infer(model)
-    graph = loaded.graph
+def _tensors(model: onnx.ModelProto, operators: Sequence[str]) -> dict[str, onnx.ValueInfoProto]:
+    """The float inputs and outputs of the operators that are no constants, in the order of the graph."""
+    graph = model.graph
+    inferred = onnx.shape_inference.infer_shapes(_without_weights(model)).graph
+    known = {value.name: value for value in (*inferred.value_info, *graph.output, *graph.input)}
     constants = {tensor.name for tensor in graph.initializer}
-    inputs = {
+    return {
+        name: known[name]
+        for node in graph.node
+        if node.op_type in operators
+        for name in (*node.input, *node.output)
+        if name in known and name not in constants and known[name].type.tensor_type.elem_type in _FLOATS
+    }
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its float constants turned into inputs: as good for finding shapes, and small."""
+    graph = model.graph
+    shapes = [tensor for tensor in graph.initializer if tensor.data_type not in _FLOATS]
+    weights = [
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in graph.initializer
+        if tensor.data_type in _FLOATS
+    ]
+    sketch = onnx.helper.make_graph(
+        graph.node, graph.name, [*graph.input, *weights], graph.output, shapes, value_info=graph.value_info
+    )
+    return onnx.helper.make_model(sketch, opset_imports=model.opset_import, ir_version=model.ir_version)
+
+
+def _write_fetching(model: onnx.ModelProto, outputs: Iterable[onnx.ValueInfoProto], destination: Path) -> None:
+    """The model with other outputs."""
+    augmented = onnx.ModelProto()
+    augmented.CopyFrom(model)
+    del augmented.graph.output[:]
+    augmented.graph.output.extend(outputs)
+    onnx.save(augmented, destination)
+
+
+def _session(model: onnx.ModelProto, outputs: Iterable[onnx.ValueInfoProto], threads: int) -> Any:
+    with tempfile.TemporaryDirectory(prefix="compressor-calibration-") as folder:
+        path = Path(folder, "model.onnx")
+        _write_fetching(model, outputs, path)
+        try:
+            return open_session(path, threads)
+        except BundleError as error:
+            raise QuantizationError(f"calibration: {error}") from None
+
+
+def _inputs(model: onnx.ModelProto) -> dict[str, np.dtype[Any]]:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return {
         value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        for value in graph.input
+        for value in model.graph.input
         if value.name not in constants
     }
-    known = {value.name: value for value in (*graph.value_info, *graph.output, *graph.input)}
-    tensors = tuple(
-        dict.fromkeys(
-            name
-            for node in graph.node
-            if node.op_type in operators
-            for name in (*node.input, *node.output)
-            if name in known and name not in constants and known[name].type.tensor_type.elem_type in _FLOATS
-        )
-    )
-    fetched = tuple(name for name in tensors if name not in inputs)
-    if fetched:
-        del graph.output[:]
-        graph.output.extend(known[name] for name in fetched)
-        onnx.save(loaded, destination)
-    return inputs, tensors, fetched
-
-
-def _opened(model: Path, threads: int) -> Any:
-    try:
-        return open_session(model, threads)
-    except BundleError as error:
-        raise QuantizationError(f"calibration: {error}") from None
 
 
 def _computed(

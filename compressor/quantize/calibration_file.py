@@ -8,18 +8,19 @@ import json
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from compressor import __version__
 from compressor.errors import QuantizationError
 from compressor.preprocess import Feed
-from compressor.progress import Progress
 from compressor.quantize.calibration import calibrate
 from compressor.quantize.statistics import MERGED_BY, Calibration
-from compressor.store import key_of, sha256_file, write_atomic
+from compressor.store import key_of, write_atomic
 
 SCHEMA = "compressor-calibration/1"
 
@@ -54,32 +55,29 @@ def load(path: Path) -> Calibration:
 
 
 def kept(
-    model: Path,
-    batches: Callable[[], Iterable[Feed]],
-    operators: Sequence[str],
-    folder: Path,
-    progress: Progress,
+    model: onnx.ModelProto, batches: Callable[[], Iterable[Feed]], operators: Sequence[str], folder: Path | None
 ) -> Calibration:
-    """`calibrate`, kept in `folder` under a key of all that it depends on: the model's bytes, the batches, the
-    operators and this program's version. `batches` gives the same ones each time.
+    """`calibrate`, kept in `folder`, if there is one, under a key of all that it depends on: the model's bytes, the
+    batches, the operators and this program's version. `batches` gives the same ones each time. A kept file that cannot
+    be read is written again.
     """
+    if folder is None:
+        return calibrate(model, batches(), operators)
     path = folder / f"calibration-{_key(model, batches(), operators)}.npz"
-    if path.is_file():
-        try:
-            return load(path)
-        except QuantizationError as error:
-            progress.log(f"  {error}; calibrating again")
+    with suppress(QuantizationError):
+        return load(path)
     found = calibrate(model, batches(), operators)
     folder.mkdir(parents=True, exist_ok=True)
     save(found, path)
     return found
 
 
-def _key(model: Path, batches: Iterable[Feed], operators: Sequence[str]) -> str:
-    digest = hashlib.sha256()
+def _key(model: onnx.ModelProto, batches: Iterable[Feed], operators: Sequence[str]) -> str:
+    fed = hashlib.sha256()
     for feed in batches:
         for name, array in sorted(feed.items()):
-            digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-            digest.update(np.ascontiguousarray(array).data)
-        digest.update(b"\n")
-    return key_of(SCHEMA, __version__, sha256_file(model), digest.hexdigest(), list(operators))
+            fed.update(f"{name} {array.dtype} {array.shape}\n".encode())
+            fed.update(np.ascontiguousarray(array).data)
+        fed.update(b"\n")
+    bytes_of_model = hashlib.sha256(model.SerializeToString(deterministic=True))
+    return key_of(SCHEMA, __version__, bytes_of_model.hexdigest(), fed.hexdigest(), list(operators))
