@@ -56,6 +56,27 @@ def distill_loss(problem: DistillProblem, instruction_set: str, threads: int) ->
 def instruction_sets() -> list[str]:
     """Those of baseline, avx2, avx512, neon that this build has and this processor runs, the preferred one last."""
 
+@final
+class Calibrator:
+    """Statistics of tensors while batches pass, as calibrate.h describes them; some 70 KB for each tensor."""
+
+    def __init__(self, tensors: int, threads: int) -> None: ...
+    def observe(self, batch: Sequence[NDArray[np.float32]], number: int) -> bool:
+        """Counts one array for each tensor, without the interpreter lock. A batch with NaN or infinity in any of them
+        is left out of all, and False returned.
+
+        Raises ValueError on another number of arrays, and on one that is not float32 in row-major order.
+        """
+
+    def statistics(self) -> dict[str, NDArray[Any]]:
+        """A copy by the members of TensorStatistics, [tensors] or [tensors, width] each."""
+
+def entropy_half_width(counts: ArrayLike, levels: int) -> int:
+    """The half-width in bins of the range around the middle of `counts` that diverges least in `levels` steps.
+
+    `counts` is [bins], an even number from `levels` (even) on; else ValueError is raised.
+    """
+
 def quantiles(samples: ArrayLike, shares: Sequence[float]) -> list[float]:
     """The quantiles of `samples` at `shares` (in 0..1), linear between neighbours.
 

@@ -235,8 +235,9 @@ class Latency:
 
     Percentiles are of the clock's times; null where there are too few samples for one. `corrected_p50_ms` is less what
     the threads waited for a processor; null where the system does not tell. `speedup` is the median over rounds of
-    (baseline time / this time), with its interval, and `verdict` what it amounts to; 1 for the baseline. `session_ms`
-    and `peak_memory_mib` come from a fresh process that holds this model alone.
+    (baseline time / this time), with its interval, and `verdict` what it amounts to; 1 for the baseline. `over_float32`
+    is the same against the float32 student; null for models that came before it. `session_ms` and `peak_memory_mib`
+    come from a fresh process that holds this model alone.
     """
 
     name: str
@@ -251,6 +252,7 @@ class Latency:
     session_ms: float
     peak_memory_mib: float
     speedup: Interval
+    over_float32: Interval | None
     verdict: str
     distribution: TimesShown | None
     threads: int

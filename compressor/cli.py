@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _init(verbs)
     _compress(verbs)
+    _quantize(verbs)
     _inspect(verbs)
     _verify(verbs)
     _bench(verbs)
@@ -76,6 +77,9 @@ def _compress(verbs: _Verbs) -> None:
     parser.add_argument("--data", metavar="FILE", help="training data")
     parser.add_argument("--eval", metavar="FILE", help="held-out data")
     parser.add_argument("--max-drop", metavar="SHARE", help="largest permitted loss of the metric, such as 2%%")
+    parser.add_argument("--max-mb", type=float, metavar="MB", help="search precisions: what the model may weigh")
+    parser.add_argument("--max-ms", type=float, metavar="MS", help="search precisions: what an inference may take here")
+    parser.add_argument("--hours", type=float, help="search precisions: for so long at most")
     parser.add_argument("--out", metavar="FOLDER", help="run folder")
     parser.add_argument("--cache", metavar="FOLDER", help="where run folders share what was recorded of their teachers")
     parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan, train nothing")
@@ -90,6 +94,21 @@ def _compress(verbs: _Verbs) -> None:
         help="run this stage again, and what depends on it",
     )
     parser.add_argument("--json", action="store_true", help="print the result (or the plan) as JSON")
+
+
+def _quantize(verbs: _Verbs) -> None:
+    parser = _verb(verbs, "quantize", "an ONNX file in fewer bits, where that is faster here and answers alike")
+    parser.add_argument("model", metavar="MODEL", help="a float32 .onnx file")
+    parser.add_argument(
+        "--inputs", required=True, metavar="FILE", help="an .npz with an array for each input, [examples, ...]"
+    )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where model.onnx and quantization.json go")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of quantize, such as block=64"
+    )
+    parser.add_argument("--min-agreement", type=float, default=0.99, metavar="COSINE", help="with float32 (0.99)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of a session (1)")
+    parser.add_argument("--json", action="store_true", help="print the evidence as JSON")
 
 
 def _inspect(verbs: _Verbs) -> None:

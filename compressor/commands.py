@@ -56,6 +56,23 @@ def compress(options: argparse.Namespace) -> None:
     print(f"\nreport: {recipe.out / 'report.html'}\nbundle: {recipe.out / 'bundle'}")
 
 
+def quantize(options: argparse.Namespace) -> None:
+    """`compressor quantize MODEL --inputs FILE --out FOLDER`"""
+    from compressor.quantizing import quantize_file, quantized_lines
+    from compressor.recipe_file import quantization_from
+
+    found = quantize_file(
+        Path(options.model),
+        Path(options.inputs),
+        quantization_from(options.set),
+        Path(options.out),
+        Progress(quiet=options.quiet),
+        min_agreement=options.min_agreement,
+        threads=options.threads,
+    )
+    _print_json(asdict(found)) if options.json else print("\n".join(quantized_lines(found)))
+
+
 def inspect(options: argparse.Namespace) -> None:
     """`compressor inspect MODEL_OR_BUNDLE`, or `compressor inspect --plan RECIPE`"""
     if options.plan is not None:
@@ -189,11 +206,18 @@ def _overrides(options: argparse.Namespace) -> list[str]:
         "data.train": options.data,
         "data.eval": options.eval,
         "gate.max_drop": options.max_drop,
+        **{f"quantize.search.{name}": value for name, value in _search(options).items()},
         "out": options.out,
         "cache": options.cache,
     }
     given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value is not None]
     return given + list(options.set)
+
+
+def _search(options: argparse.Namespace) -> dict[str, float]:
+    """What flags ask of a search for precisions; nothing: no search."""
+    flags = {"max_mb": options.max_mb, "max_ms": options.max_ms, "hours": options.hours}
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 def _permission(options: argparse.Namespace) -> str | None:
@@ -212,6 +236,8 @@ def _values_from_flags(options: argparse.Namespace) -> dict[str, Any]:
         "data": {"train": options.data, "eval": options.eval},
         "gate": {} if options.max_drop is None else {"max_drop": options.max_drop},
     }
+    if search := _search(options):
+        values["quantize"] = {"search": search}
     folders = {"out": options.out, "cache": options.cache}
     return values | {key: folder for key, folder in folders.items() if folder is not None}
 

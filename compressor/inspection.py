@@ -11,6 +11,9 @@ from compressor.bundle.verify import certified
 from compressor.errors import UsageError
 from compressor.onnxrt import open_session
 
+# How many of a model's largest tensors are named.
+_TENSORS = 12
+
 
 def inspect_path(path: Path) -> dict[str, Any]:
     """Facts about an .onnx file or a bundle folder. Raises UsageError for anything else, BundleError if damaged."""
@@ -42,7 +45,16 @@ def inspection_lines(found: dict[str, Any]) -> list[str]:
     """The facts for a reader."""
     lines: list[str] = []
     for name, value in found.items():
-        if isinstance(value, dict):
+        if name == "bytes_by_part" and isinstance(value, dict):
+            lines += [
+                "bytes by part",
+                *(f"  {size:12,}  {size / found['bytes']:6.1%}  {part}" for part, size in value.items()),
+            ]
+        elif name == "largest_tensors":
+            lines += ["largest tensors", *map(_tensor_line, value)]
+        elif name == "would_save":
+            lines += ["would save", *(f"  {one['saves_bytes']:12,}  {one['words']}" for one in value)] if value else []
+        elif isinstance(value, dict):
             lines.append(f"{name}")
             lines += [f"  {key}: {inner}" for key, inner in value.items() if not isinstance(inner, dict)]
         elif isinstance(value, list):
@@ -50,6 +62,12 @@ def inspection_lines(found: dict[str, Any]) -> list[str]:
         else:
             lines.append(f"{name}  {value}")
     return lines
+
+
+def _tensor_line(tensor: dict[str, Any]) -> str:
+    shape = "x".join(map(str, tensor["shape"])) or "scalar"
+    readers = ", ".join(tensor["readers"]) or "nothing"
+    return f"  {tensor['bytes']:12,}  {tensor['dtype']} {shape}  {tensor['name']}, read by {readers}"
 
 
 def _model_facts(path: Path) -> dict[str, Any]:
@@ -63,12 +81,16 @@ def _model_facts(path: Path) -> dict[str, Any]:
     try:
         import onnx
 
-        from compressor.onnx_file import where_bytes_are
+        from compressor.xray import xray
     except ImportError:
         facts["bytes_by_part"] = "install compressor[train] to see them"
         return facts
     model = onnx.load(path, load_external_data=False)
     facts["opset"] = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
     facts["nodes"] = len(model.graph.node)
-    facts["bytes_by_part"] = {share.part: share.bytes for share in where_bytes_are(path, path.stem)}
+    found = xray(path)
+    facts["bytes_by_part"] = found.parts
+    largest = sorted(found.tensors, key=lambda tensor: -tensor.bytes)[:_TENSORS]
+    facts["largest_tensors"] = [asdict(tensor) for tensor in largest]
+    facts["would_save"] = [asdict(remedy) for remedy in found.remedies]
     return facts

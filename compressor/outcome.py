@@ -25,12 +25,12 @@ from compressor.artifacts import (
 )
 from compressor.errors import GateError
 from compressor.materials import Materials
-from compressor.onnx_file import where_bytes_are
 from compressor.recipe import Recipe, portable
 from compressor.report.html import write_report
-from compressor.result import RESULT_SCHEMA_VERSION, Environment, ModelResult, Result
+from compressor.result import RESULT_SCHEMA_VERSION, Environment, ModelResult, Result, SizeShare
 from compressor.stages import CONTROL, Models
 from compressor.store import Run, replace_folder, write_atomic
+from compressor.xray import by_role, xray
 
 _PACKAGES = (
     "compressor",
@@ -109,7 +109,11 @@ def _result(
         lineage=outcome.teacher.provenance,
         data=at.data.described,
         history=history,
-        sizes=tuple(share for model in outcome.models.onnx for share in where_bytes_are(model.path, model.name)),
+        sizes=tuple(
+            SizeShare(model.name, part, size)
+            for model in outcome.models.onnx
+            for part, size in by_role(xray(model.path)).items()
+        ),
         refused=(*outcome.refused, *passed_over),
         stages=tuple(run.times),
         control=outcome.qualities.get(CONTROL),

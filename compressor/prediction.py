@@ -24,12 +24,20 @@ from compressor.export import export_onnx
 from compressor.materials import Materials
 from compressor.preprocess import Feed
 from compressor.progress import SILENT
-from compressor.quantize import quantize
+from compressor.quantize import Mixer, quantize
 from compressor.recipe import Recipe
 from compressor.students import blank_student, is_derived
 from compressor.students.derive import count
 
 Bytes = dict[str, int]
+# Bytes of a weight of a matrix; in blocks of 32, with the scale and the zero point that they share.
+_WEIGHT_BYTES = {
+    "float32": 4.0,
+    "float16": 2.0,
+    "bfloat16": 2.0,
+    "weight-int8": 1 + 5 / 32,
+    "weight-int4": 0.5 + 4.5 / 32,
+}
 _CALIBRATION = 8  # how many examples set the ranges changes no size
 
 
@@ -83,11 +91,11 @@ def extrapolate(
 
 
 def weight_bytes(student: nn.Module, precision: str) -> int:
-    """Four bytes a weight, in int8 one byte a weight of a matrix; shared ones are stored once."""
+    """Four bytes a weight, of a matrix what `precision` takes, one in int8; shared ones are stored once."""
     weights = list(student.parameters())
     matrices = sum(weight.numel() for weight in weights if weight.ndim > 1)
     vectors = sum(weight.numel() for weight in weights if weight.ndim <= 1)
-    return 4 * vectors + matrices * (4 if precision == "float32" else 1)
+    return 4 * vectors + round(matrices * _WEIGHT_BYTES.get(precision, 1))
 
 
 def choice_lines(choices: Sequence[Choice]) -> list[str]:
@@ -159,7 +167,8 @@ def _file_bytes(at: Materials, student: nn.Module) -> Bytes:
         folder = Path(name)
         opset = at.recipe.export.opset
         exported = export_onnx(module, "student", inputs, outputs, feeds, opset, folder / "student.onnx")
-        quantized = quantize(exported, sample, preprocessor, at.recipe.quantize, folder, SILENT)
+        settings = at.recipe.quantize
+        quantized = quantize(exported, Mixer.of(exported, sample, preprocessor, settings), settings, folder, SILENT)
     return {
         "float32": exported.bytes,
         **{model.name.removeprefix("student-"): model.bytes for model in quantized.models},

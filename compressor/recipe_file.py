@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, TypeGuard, cast, get_args
 
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic.fields import FieldInfo
@@ -18,7 +18,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from compressor.errors import RecipeError
-from compressor.recipe import ENDPOINT_RECIPES, RECIPES, Recipe, recipe_class
+from compressor.recipe import ENDPOINT_RECIPES, RECIPES, Quantization, Recipe, recipe_class
 from compressor.recipe_data import DataSource
 
 _MAX_RECIPE_BYTES = 1_000_000
@@ -71,6 +71,17 @@ def recipe_from_values(values: Mapping[str, Any], place: str, overrides: Sequenc
     for override in overrides:
         _apply(draft, override)
     return _validate(draft)
+
+
+def quantization_from(overrides: Sequence[str]) -> Quantization:
+    """The settings `quantize` alone, from `--set` overrides such as "block=64". Raises RecipeError."""
+    draft = _Draft({}, {(): "--set"})
+    for override in overrides:
+        _apply(draft, override)
+    try:
+        return Quantization.model_validate(draft.values)
+    except ValidationError as error:
+        raise RecipeError(_describe(error, draft, Quantization)) from None
 
 
 def recipe_template(task: str) -> str:
@@ -226,10 +237,14 @@ def _model_at(model: type[BaseModel], place: Key) -> type[BaseModel]:
             model = kinds[str(part)]
         elif field is None:
             break
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            model = field.annotation
+        elif groups := [one for one in (field.annotation, *get_args(field.annotation)) if _is_group(one)]:
+            model = groups[0]
         kinds = _kinds(field) if field else {}
     return model
+
+
+def _is_group(annotation: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _kinds(field: FieldInfo) -> dict[str, type[BaseModel]]:

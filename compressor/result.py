@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from compressor.artifacts import Latency, Parity, Provenance, Quality, RefusedModel, Timing, TrainingHistory
 
-RESULT_SCHEMA_VERSION = 2
+RESULT_SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,10 @@ from compressor.export import export_onnx
 from compressor.materials import BENCHMARK_INPUTS, Materials
 from compressor.onnxrt import first_outputs
 from compressor.preprocess import Preprocessor, answers_in_order
-from compressor.quantize import quantize
+from compressor.progress import SILENT
+from compressor.quantize import Mixer, quantize
 from compressor.recipe import portable
+from compressor.searching import Judging, search_precisions
 from compressor.students import check_student, make_student
 from compressor.tasks import TaskData
 from compressor.tasks.answered_generation import AnsweredGeneration
@@ -44,6 +46,7 @@ from compressor.verify import parity, quality
 CONTROL = "student, hard labels only"
 
 _EVALUATION_BATCH = 16
+_JUDGING_INPUTS, _JUDGING_TEXTS = 256, 32  # the latter where each token of a text is answered
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,18 @@ def export_student(at: Materials, distilled: DistilledStudent, folder: Path) -> 
 
 
 def quantize_student(at: Materials, distilled: DistilledStudent, exported: OnnxModel, folder: Path) -> QuantizedModels:
-    """The int8 candidates, calibrated on training inputs."""
+    """The candidates in fewer bits, calibrated on training inputs: those asked for, then those found."""
+    settings = at.recipe.quantize
     preprocessor = at.task.preprocessor(distilled.student.folder)
-    sample = preprocessor.encode(at.data.train[: at.recipe.quantize.calibration_samples])
-    return quantize(exported, sample, preprocessor, at.recipe.quantize, folder, at.progress)
+    sample = preprocessor.encode(at.data.train[: settings.calibration_samples])
+    cache = at.recipe.out / "cache"
+    mixer = Mixer.of(exported, sample, preprocessor, settings, cache)
+    candidates = quantize(exported, mixer, settings, folder, at.progress)
+    if settings.search is None:
+        return candidates
+    judging = _judging(at, exported, preprocessor)
+    found = search_precisions(exported, mixer, judging, settings.search, cache, folder, at.progress)
+    return replace(candidates, models=(*candidates.models, *found))
 
 
 def teacher_answers(at: Materials, exported: OnnxModel | None, folder: Path) -> TeacherSignals:
@@ -151,11 +162,16 @@ def benchmark(at: Materials, models: Models) -> Latencies:
             feeds = tuple(at.onnx_teacher.feed(feed) for feed in feeds)
         candidates.append(Candidate(model.name, model.path, feeds))
     wanted = at.recipe.benchmark
-    settings = BenchmarkSettings(threads=wanted.threads, min_samples=wanted.min_samples, budget_s=wanted.budget_s)
+    settings = BenchmarkSettings(
+        threads=wanted.threads,
+        min_samples=wanted.min_samples,
+        budget_s=wanted.budget_s,
+        also_against=models.student.name,
+    )
     run = measure(candidates, settings, at.progress)
     if not run.complete:
         raise KeyboardInterrupt
-    return latencies_of(run)
+    return latencies_of(run, models.student.name)
 
 
 def bundle(at: Materials, models: Models, taught_by: Teacher, judged: Quality, folder: Path) -> Bundle:
@@ -176,6 +192,19 @@ def bundle(at: Materials, models: Models, taught_by: Teacher, judged: Quality, f
         quality=judged,
     )
     return write_bundle(chosen, contents, at.task.preprocessor(source), target)
+
+
+def _judging(at: Materials, exported: OnnxModel, preprocessor: Preprocessor) -> Judging:
+    """Mixtures are judged on held-out training inputs: the evaluation data are for what goes on."""
+    most = _JUDGING_TEXTS if at.task.per_token else _JUDGING_INPUTS
+    examples = preprocessor.encode(at.data.train[-at.data.holdout :][:most])
+
+    def outputs(path: Path) -> NDArray[np.float32]:
+        return first_outputs(path, preprocessor, examples, batch_size=1, progress=SILENT, title="", keep=at.task.judged)
+
+    expected = outputs(exported.path)
+    feeds = tuple(at.task.timed(preprocessor, one) for one in preprocessor.encode(at.sample(BENCHMARK_INPUTS, 2)))
+    return Judging(lambda path: at.task.agreement(outputs(path), expected), feeds, at.recipe.benchmark.threads)
 
 
 def _export(at: Materials, module: nn.Module, name: str, preprocessor: Preprocessor, folder: Path) -> OnnxModel:

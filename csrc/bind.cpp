@@ -282,6 +282,7 @@ PYBIND11_MODULE(_native, module) {
     return py::make_tuple(use.resident_bytes, use.peak_bytes);
   });
   module.def("thin_out", &thin_out, py::arg("times"), py::arg("most"), py::arg("seed"));
+  bind_calibrate(module);
   bind_stats(module);
   bind_emulate(module);
   bind_machine(module);

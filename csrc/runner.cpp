@@ -39,6 +39,7 @@ constexpr char kHelp[] =
     "  --model FILE               a model; again for more, the first is the baseline (needed)\n"
     "  --name NAME                of the model before it (its file's name)\n"
     "  --cases FOLDER             inputs of the model before it, or of all: a folder with cases.tsv; else made up\n"
+    "  --also-against             the model before it is one that those after it are compared with too\n"
     "  --shape NAME=SIZE          size of a dynamic dimension of made-up inputs; again for more\n"
     "  --batch N                  size of a first dimension that --shape does not name (1)\n"
     "  --scenario NAME            stream (default), paced, throughput, sustained, cold\n"
@@ -144,8 +145,8 @@ void add_shape(Request& request, const std::string& text) {
 }
 
 enum Flag : int {
-  kOrt = 256, kModel, kName, kCases, kShape, kBatch, kScenario, kThreads, kOptimization, kSpin, kProvider, kSamples,
-  kBudget, kPeriod, kSessions, kCallers, kDuration, kProcesses, kLeastEffect, kSittings, kSeed, kProfile, kOutputs,
+  kOrt = 256, kModel, kName, kCases, kAlsoAgainst, kShape, kBatch, kScenario, kThreads, kOptimization, kSpin, kProvider,
+  kSamples,  kBudget, kPeriod, kSessions, kCallers, kDuration, kProcesses, kLeastEffect, kSittings, kSeed, kProfile, kOutputs,
   kMemoryLimit, kSilence,
   kJson, kEvents, kVersion, kHelpFlag,
 };
@@ -155,6 +156,7 @@ constexpr option kFlags[] = {
     {"model", required_argument, nullptr, kModel},
     {"name", required_argument, nullptr, kName},
     {"cases", required_argument, nullptr, kCases},
+    {"also-against", no_argument, nullptr, kAlsoAgainst},
     {"shape", required_argument, nullptr, kShape},
     {"batch", required_argument, nullptr, kBatch},
     {"scenario", required_argument, nullptr, kScenario},
@@ -190,6 +192,10 @@ void take(Options& options, int flag, const char* value) {
     case kModel: request.models.push_back({printable(stem_of(value)), value, ""}); break;
     case kName: last_model(request, "name").name = printable(value); break;
     case kCases: (request.models.empty() ? options.cases : request.models.back().cases) = value; break;
+    case kAlsoAgainst:
+      last_model(request, "also-against");
+      request.also_against = request.models.size() - 1;
+      break;
     case kShape: add_shape(request, value); break;
     case kBatch: request.batch = whole("batch", value, 1); break;
     case kScenario:

@@ -25,7 +25,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 GROUND = (
     "native", "store", "locks", "artifacts", "result", "recipe", "recipe_base", "recipe_data", "recipe_teacher",
     "recipe_student", "recipe_distill", "recipe_file", "preprocess", "answered", "images", "onnx_file", "onnxrt",
-    "metrics", "progress", "own_task", "token_map", "certificate",
+    "metrics", "progress", "own_task", "token_map", "xray", "certificate",
 )  # fmt: skip
 STAGE_PACKAGES = ("students", "distill", "export", "quantize", "verify", "benchmark", "bundle", "report")
 LAYERS = (
@@ -33,15 +33,15 @@ LAYERS = (
     GROUND,
     ("tasks", "teachers", "kernels"),
     STAGE_PACKAGES,
-    ("materials",),
+    ("materials", "searching"),
     ("stages", "learning"),
     ("outcome",),
-    ("pipeline", "plan", "prediction", "inspection", "bench_options"),
+    ("pipeline", "plan", "prediction", "inspection", "bench_options", "quantizing"),
     ("commands",),
     ("cli",),
     ("__main__",),
 )
-HEAVY = ("torch", "transformers", "onnx", "onnxscript", "optimum", "datasets", "accelerate", "triton")
+HEAVY = ("torch", "transformers", "onnx", "onnxscript", "optimum", "datasets", "accelerate", "triton", "optuna")
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:

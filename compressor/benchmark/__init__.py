@@ -5,13 +5,14 @@ from compressor.benchmark.device import Device, device_of
 from compressor.benchmark.latency import latencies_of
 from compressor.benchmark.measure import measure
 from compressor.benchmark.request import BenchmarkSettings, Candidate, Tolerance
-from compressor.benchmark.result import BenchResult, RunFound, bench_json, bench_schema
+from compressor.benchmark.result import BenchResult, OperatorShare, RunFound, bench_json, bench_schema
 
 __all__ = [
     "BenchResult",
     "BenchmarkSettings",
     "Candidate",
     "Device",
+    "OperatorShare",
     "RunFound",
     "Tolerance",
     "bench",

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from compressor.artifacts import Interval, Latencies, Latency, TimesShown, Timing
-from compressor.benchmark.result import ModelFound, RunFound
+from compressor.benchmark.result import ComparisonFound, ModelFound, RunFound
 from compressor.errors import BenchmarkError
 
+_ALIKE = Interval(1.0, 1.0, 1.0)
 
-def latencies_of(run: RunFound) -> Latencies:
-    """The timings of a run of scenario stream. Raises BenchmarkError where there were too few rounds to compare."""
-    speedups = {comparison.model: comparison for comparison in run.comparisons}
+
+def latencies_of(run: RunFound, float32: str) -> Latencies:
+    """The timings of a run of scenario stream, each against the first and against the model of the name `float32`.
+
+    Raises BenchmarkError where there were too few rounds to compare.
+    """
+    found = {(one.model, one.baseline): one for one in run.comparisons}
+    intervals = {pair: _interval(one, run) for pair, one in found.items()}
+    first = run.models[0].name
     timed = []
     for model in run.models:
-        comparison = speedups.get(model.name)
-        interval, verdict = Interval(1.0, 1.0, 1.0), "baseline"
-        if comparison is not None:
-            low, high = comparison.speedup.low, comparison.speedup.high
-            if low is None or high is None:
-                raise BenchmarkError(
-                    f"{comparison.rounds} rounds are too few to compare {len(run.models)} models; raise the budget of"
-                    f" {run.conditions.budget_s:g} s, or measure fewer models"
-                )
-            interval, verdict = Interval(comparison.speedup.value, low, high), comparison.verdict
-        timed.append(_latency(model, interval, verdict, run))
+        verdict = "baseline" if model.name == first else found[model.name, first].verdict
+        over_first = intervals.get((model.name, first), _ALIKE)
+        over_float32 = _ALIKE if model.name == float32 else intervals.get((model.name, float32))
+        timed.append(_latency(model, over_first, over_float32, verdict, run))
     validity = run.validity
     if validity is None:
         raise BenchmarkError("the timing was ended before it could be judged; run it again")
@@ -30,7 +30,19 @@ def latencies_of(run: RunFound) -> Latencies:
     return Latencies(tuple(timed), timing)
 
 
-def _latency(model: ModelFound, speedup: Interval, verdict: str, run: RunFound) -> Latency:
+def _interval(comparison: ComparisonFound, run: RunFound) -> Interval:
+    low, high = comparison.speedup.low, comparison.speedup.high
+    if low is None or high is None:
+        raise BenchmarkError(
+            f"{comparison.rounds} rounds are too few to compare {len(run.models)} models; raise the budget of"
+            f" {run.conditions.budget_s:g} s, or measure fewer models"
+        )
+    return Interval(comparison.speedup.value, low, high)
+
+
+def _latency(
+    model: ModelFound, speedup: Interval, over_float32: Interval | None, verdict: str, run: RunFound
+) -> Latency:
     found, drawn, session_ms = model.latency, model.distribution, model.load.session_ms
     if found is None or drawn is None or session_ms is None or model.cpu_ms is None:
         emulator = run.target.emulator
@@ -54,6 +66,7 @@ def _latency(model: ModelFound, speedup: Interval, verdict: str, run: RunFound) 
         session_ms=session_ms,
         peak_memory_mib=memory.peak - memory.start,
         speedup=speedup,
+        over_float32=over_float32,
         verdict=verdict,
         distribution=TimesShown(drawn.corrected, drawn.shares, drawn.ms),
         threads=run.conditions.threads,

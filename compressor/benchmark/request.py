@@ -50,7 +50,8 @@ class BenchmarkSettings:
     and is overrun up to three times for as many rounds as a comparison needs (two models six). `batch` says how
     many examples one feed holds. `shapes` gives sizes of dynamic dimensions of made-up inputs. `period_ms` belongs
     to paced, `sessions` and `callers` (threads that call each session) to throughput, `duration_s` to sustained,
-    `processes` to cold. A difference below `least_effect` is no verdict. `library` is an ONNX Runtime library other
+    `processes` to cold. `also_against` names a candidate that those after it are compared with, beside the first.
+    A difference below `least_effect` is no verdict. `library` is an ONNX Runtime library other
     than the installed one, `runner` another measuring program. `memory_limit_mib` bounds the address space of the
     process that opens the models; `silence_s` is how long it may say nothing. `profile` asks for the time of each
     operator.
@@ -70,6 +71,7 @@ class BenchmarkSettings:
     callers: int = 1
     duration_s: float = 60.0
     processes: int = 5
+    also_against: str | None = None
     least_effect: float = 0.02
     seed: int = 0
     library: Path | None = None

@@ -72,6 +72,8 @@ def runner_flags(
     flags = ["--events", "--ort", library]
     for number, candidate in enumerate(work.candidates):
         flags += ["--model", model_path(number), "--name", candidate.name]
+        if candidate.name == settings.also_against and number > 0:
+            flags.append("--also-against")
         if candidate.inputs:
             flags += ["--cases", f"{folder}/cases-{number}"]
     for name, size in settings.shapes.items():

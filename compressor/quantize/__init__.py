@@ -1,7 +1,8 @@
-"""int8 candidates of a float32 ONNX model."""
+"""Candidates in few bits of a float32 ONNX model."""
 
 from __future__ import annotations
 
-from compressor.quantize.int8 import quantize
+from compressor.quantize.candidates import Mixer, quantize
+from compressor.quantize.sites import load_float_model
 
-__all__ = ["quantize"]
+__all__ = ["Mixer", "load_float_model", "quantize"]

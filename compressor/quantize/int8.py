@@ -1,134 +1,76 @@
-"""int8 candidates by onnxruntime's quantizer: dynamic, and static QDQ calibrated on training data."""
+"""Integer products by onnxruntime's quantizer: dynamic int8, and static QDQ in given ranges."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_dynamic,
-    quantize_static,
-)
+import onnx.version_converter
+from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_dynamic
+from onnxruntime.quantization.calibrate import TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
 
-from compressor.artifacts import OnnxModel, QuantizedModels, RefusedModel
-from compressor.certificate import certificate_beside, dump_certificate, summary
-from compressor.errors import BundleError, QuantizationError
-from compressor.onnx_file import describe_onnx
-from compressor.onnxrt import open_session
-from compressor.preprocess import Feed, Preprocessor
-from compressor.progress import Progress, without_chatter
-from compressor.quantize.saturation import same_everywhere
-from compressor.recipe import Precision, Quantization
-from compressor.store import write_atomic
+from compressor.progress import without_chatter
+from compressor.quantize.thresholds import Range
 
-# Embedding tables are read by Gather; everything else here is a product with constant weights.
-_DYNAMIC_OPERATORS = ["MatMul", "Gemm", "Gather"]
-_STATIC_OPERATORS = ["MatMul", "Gemm", "Gather", "Conv"]
+StaticPrecision = Literal["static-int8", "static-int16"]
+
+OPERATORS = ["MatMul", "Gemm", "Gather", "Conv"]
+_ACTIVATIONS = {"static-int8": QuantType.QUInt8, "static-int16": QuantType.QUInt16}
+_OPSET_OF_INT16 = 21  # where QuantizeLinear gives 16 bits
+_OPTIONS = {"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT}
 
 
-class _Feeds(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, feeds: Iterator[Feed]) -> None:
-        self._feeds = feeds
-
-    def get_next(self) -> Feed | None:
-        return next(self._feeds, None)
-
-
-def quantize(
-    student: OnnxModel,
-    calibration: Sequence[NDArray[Any]],
-    preprocessor: Preprocessor,
-    settings: Quantization,
-    folder: Path,
-    progress: Progress,
-) -> QuantizedModels:
-    """Every candidate of the settings, written into `folder` with its certificate beside it; one that is not smaller
-    than float32 is refused here.
-
-    `calibration` holds encoded training examples. Raises QuantizationError when nothing in the graph was quantized
-    or onnxruntime does not open the result.
-    """
-    models: list[OnnxModel] = []
-    refused: list[RefusedModel] = []
-    for precision in settings.precisions:
-        name = f"{student.name}-{_short(precision, settings)}"
-        path = folder / f"{name}.onnx"
-        if precision == "dynamic-int8" and not _has_operator(student.path, _DYNAMIC_OPERATORS):
-            refused.append(
-                RefusedModel(name, "dynamic int8 applies to matrix products and embeddings; the graph has none")
-            )
-            continue
-        progress.log(f"  {name}: {precision}")
-        # It advises a pre-processing that fails on dynamic graphs; a user can act on none of it.
-        with without_chatter():
-            if precision == "dynamic-int8":
-                _write_dynamic(student.path, path)
-            else:
-                _write_static(student.path, path, calibration[: settings.calibration_samples], preprocessor)
-        _check_quantized(path, name)
-        feeds = [preprocessor.collate([example]) for example in calibration[: settings.calibration_samples]]
-        certified = same_everywhere(path, feeds, narrow=settings.same_everywhere)
-        write_atomic(certificate_beside(path), dump_certificate(certified))
-        for line in summary(certified).items():
-            progress.log(f"    {': '.join(line)}")
-        model = describe_onnx(path, name, precision, student.parameters)
-        if model.bytes >= student.bytes:
-            refused.append(RefusedModel(name, f"larger than float32: {model.bytes:,} bytes against {student.bytes:,}"))
-        else:
-            models.append(model)
-    return QuantizedModels(tuple(models), tuple(refused))
-
-
-def _short(precision: Precision, settings: Quantization) -> str:
-    return "int8" if precision == settings.precisions[0] else precision
-
-
-def _write_dynamic(source: Path, destination: Path) -> None:
-    quantize_dynamic(
-        source,
-        destination,
-        op_types_to_quantize=_DYNAMIC_OPERATORS,
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
-    )
-
-
-def _write_static(
-    source: Path, destination: Path, calibration: Sequence[NDArray[Any]], preprocessor: Preprocessor
-) -> None:
-    quantize_static(
-        source,
-        destination,
-        _Feeds(preprocessor.collate([example]) for example in calibration),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=_STATIC_OPERATORS,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=CalibrationMethod.MinMax,
-        extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
-    )
-
-
-def _has_operator(path: Path, operators: list[str]) -> bool:
-    return any(node.op_type in operators for node in onnx.load(path, load_external_data=False).graph.node)
-
-
-def _check_quantized(path: Path, name: str) -> None:
-    model = onnx.load(path, load_external_data=False)
-    if not any("Quantize" in node.op_type or "Integer" in node.op_type for node in model.graph.node):
-        raise QuantizationError(
-            f"{name}: onnxruntime's quantizer left every operator in float32; drop it from quantize.precisions"
+def to_dynamic_int8(model: onnx.ModelProto, nodes: Sequence[str]) -> onnx.ModelProto:
+    """`model` with these nodes in dynamic int8: activations are scaled per inference. int8 weights per channel."""
+    with tempfile.TemporaryDirectory() as folder, without_chatter():
+        written = Path(folder) / "model.onnx"
+        quantize_dynamic(
+            model,
+            written,
+            op_types_to_quantize=OPERATORS,
+            nodes_to_quantize=list(nodes),
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            extra_options=dict(_OPTIONS),
         )
-    try:
-        open_session(path)
-    except BundleError as error:
-        raise QuantizationError(str(error)) from None
+        return onnx.load(written)
+
+
+def to_static(
+    model: onnx.ModelProto, nodes: Sequence[str], precision: StaticPrecision, found: Mapping[str, Range]
+) -> onnx.ModelProto:
+    """`model` with these nodes in QDQ form: activations uint8 or uint16 in the range of each tensor; int8 weights per
+    channel.
+
+    What onnxruntime's quantize_static does once it has calibrated.
+    """
+    if precision == "static-int16" and _opset(model) < _OPSET_OF_INT16:
+        model = onnx.version_converter.convert_version(model, _OPSET_OF_INT16)
+    extremes = {name: (np.float32(low), np.float32(high)) for name, (low, high) in found.items()}
+    with tempfile.TemporaryDirectory() as folder, without_chatter():
+        written = Path(folder) / "model.onnx"
+        quantizer = QDQQuantizer(
+            save_and_reload_model_with_shape_infer(model),
+            per_channel=True,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=_ACTIVATIONS[precision],
+            tensors_range=TensorsData(CalibrationMethod.MinMax, extremes),
+            nodes_to_quantize=list(nodes),
+            nodes_to_exclude=[],
+            op_types_to_quantize=OPERATORS,
+            extra_options=dict(_OPTIONS),
+        )
+        quantizer.quantize_model()
+        quantizer.model.save_model_to_file(written, False)
+        return onnx.load(written)
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next(int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx"))

@@ -82,7 +82,7 @@ def find_products(graph: Graph) -> tuple[list[IntegerProduct], list[str]]:
             product = _matmul_integer(graph, node)
         elif node.op_type in ("MatMul", "Gemm", "Conv"):
             activations, weights = (graph.dequantized(value) for value in node.input[:2])
-            if activations is None or weights is None or _of_activations(graph, weights):
+            if activations is None or weights is None or not _in_integers(graph, activations, weights):
                 continue
             product = _between_dequantizers(graph, node, activations, weights)
         elif node.op_type in _OTHERS:
@@ -96,12 +96,20 @@ def find_products(graph: Graph) -> tuple[list[IntegerProduct], list[str]]:
     return found, unexamined
 
 
-def _of_activations(graph: Graph, second: onnx.NodeProto) -> bool:
-    """Whether the second operand is no constant and unsigned, as in attention: exact on every processor."""
-    zero = second.input[2] if len(second.input) > 2 else ""
-    tensor = graph.initializers.get(zero)
-    unsigned = tensor is None if not zero else tensor is not None and tensor.data_type == TensorProto.UINT8
-    return second.input[0] not in graph.initializers and unsigned
+def _in_integers(graph: Graph, first: onnx.NodeProto, second: onnx.NodeProto) -> bool:
+    """Whether the product of what these give may differ: not in float, where onnxruntime leaves 16-bit activations, and
+    not of two unsigned activations, as in attention, which is exact on every processor."""
+    if _type_of(graph, first) in (TensorProto.INT16, TensorProto.UINT16):
+        return False
+    return second.input[0] in graph.initializers or _type_of(graph, second) != TensorProto.UINT8
+
+
+def _type_of(graph: Graph, dequantizer: onnx.NodeProto) -> int | None:
+    """That of what it reads, as its zero point has it, or uint8 without one; None where that is no constant."""
+    if len(dequantizer.input) < 3:
+        return int(TensorProto.UINT8)
+    tensor = graph.initializers.get(dequantizer.input[2])
+    return None if tensor is None else int(tensor.data_type)
 
 
 def _matmul_integer(graph: Graph, node: onnx.NodeProto) -> IntegerProduct | None:

@@ -1,4 +1,4 @@
-"""What may ship: within the permitted drop, smaller than its teacher, and int8 only where it beats float32 here."""
+"""What may ship: within the permitted drop, smaller than its teacher, in fewer bits only where that is faster here."""
 
 from __future__ import annotations
 
@@ -71,11 +71,13 @@ def _objection(
         return f"not smaller than its teacher: {model.bytes:,} bytes against {teacher.bytes:,}"
     if not parity.holds:
         return f"departs from {parity.reference}: mean cosine {parity.mean_cosine:.4f}, expected {parity.bound}"
-    # Both are paired with the teacher's blocks of the same rounds, so their ratio is free of the machine's drift.
-    faster = latencies[model.name].speedup.value / latencies[student.name].speedup.value
-    if model is not student and faster <= 1:
+    faster = latencies[model.name].over_float32
+    if model is not student and (faster is None or not faster.low > 1):
         own_ms, float_ms = latencies[model.name].p50_ms, latencies[student.name].p50_ms
-        return f"not faster than float32 here: {faster:.2f} times its speed, {own_ms:.3g} ms against {float_ms:.3g} ms"
+        times = (
+            "" if faster is None else f"{faster.value:.2f} times its speed ({faster.low:.2f} to {faster.high:.2f}), "
+        )
+        return f"not shown to be faster than float32 here: {times}{own_ms:.3g} ms against {float_ms:.3g} ms"
     return None
 
 

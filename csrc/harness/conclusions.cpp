@@ -113,12 +113,13 @@ Findings findings_of(const Loaded& model, const Request& request) {
 double rate_of(const Block& block) { return static_cast<double>(block.inferences) * 1e9 / block.span_ns; }
 
 // ln(baseline's time / the model's), or of rates the other way round, for each round that both have, by sitting.
-std::vector<std::vector<double>> log_ratios(const Measured& measured, const Conclusions& found, std::size_t index) {
-  const Loaded& baseline = measured.models[0];
+std::vector<std::vector<double>> log_ratios(const Measured& measured, const Conclusions& found, std::size_t index,
+                                            std::size_t against) {
+  const Loaded& baseline = measured.models[against];
   const Loaded& model = measured.models[index];
   std::vector<std::vector<double>> sittings;
   const std::size_t rounds = std::min(baseline.blocks.size(), model.blocks.size());
-  const std::vector<double>& base = found.models[0]->block_medians;
+  const std::vector<double>& base = found.models[against]->block_medians;
   const std::vector<double>& own = found.models[index]->block_medians;
   for (std::size_t i = 0; i < rounds; ++i) {
     const double ratio = measured.request.scenario == Scenario::kThroughput
@@ -131,18 +132,21 @@ std::vector<std::vector<double>> log_ratios(const Measured& measured, const Conc
   return sittings;
 }
 
-std::optional<AgainstBaseline> against_baseline(const Measured& measured, const Conclusions& found,
-                                                std::size_t index) {
+// Adds the comparisons of all models after `against` with it.
+void compare_with(const Measured& measured, std::size_t against, Conclusions& found) {
   const Request& request = measured.request;
   // Models that ran one after the other have no common rounds.
-  if (index == 0 || request.scenario == Scenario::kSustained) return std::nullopt;
-  if (!found.models[0] || !found.models[index]) return std::nullopt;
-  const auto ratios = log_ratios(measured, found, index);
-  if (ratios.empty()) return std::nullopt;
-  const double confidence = each_confidence(kConfidence, measured.models.size() - 1);
-  std::size_t rounds = 0;
-  for (const std::vector<double>& sitting : ratios) rounds += sitting.size();
-  return AgainstBaseline{compare(ratios, confidence, request.least_effect), rounds, ratios.size(), confidence};
+  if (request.scenario == Scenario::kSustained || !found.models[against]) return;
+  const double confidence = each_confidence(kConfidence, request.comparisons());
+  for (std::size_t index = against + 1; index < measured.models.size(); ++index) {
+    if (!found.models[index]) continue;
+    const auto ratios = log_ratios(measured, found, index, against);
+    if (ratios.empty()) continue;
+    std::size_t rounds = 0;
+    for (const std::vector<double>& sitting : ratios) rounds += sitting.size();
+    found.comparisons.push_back({index, against, compare(ratios, confidence, request.least_effect), rounds,
+                                 ratios.size(), confidence});
+  }
 }
 
 // Where more threads are asked for than there are processors, they wait for each other: that disturbs nothing.
@@ -178,7 +182,8 @@ std::vector<std::string> warnings_of(const Measured& measured, const Conclusions
                          ") to tell whether its time changed on the way");
     }
     if (!model.warmed_up.settled) warnings.push_back(model.name + ": its time had not settled when the warm-up ended");
-    if (found.comparisons[i] && found.comparisons[i]->sittings < 2) {
+    const AgainstBaseline* compared = against_first(found, i);
+    if (compared && compared->sittings < 2) {
       warnings.push_back(model.name + ": was opened once, and where its memory lies is worth some percent: no verdict");
     }
   }
@@ -190,6 +195,13 @@ std::vector<std::string> warnings_of(const Measured& measured, const Conclusions
 }
 
 }  // namespace
+
+const AgainstBaseline* against_first(const Conclusions& found, std::size_t model) {
+  for (const AgainstBaseline& each : found.comparisons) {
+    if (each.baseline == 0 && each.model == model) return &each;
+  }
+  return nullptr;
+}
 
 double quantile_of(std::vector<double> values, double share) {
   if (values.empty()) return std::nan("");
@@ -212,11 +224,11 @@ Conclusions conclude(const Measured& measured) {
   for (std::size_t i = 0; i < measured.models.size(); ++i) {
     const Loaded& model = measured.models[i];
     all.models.emplace_back();
-    all.comparisons.emplace_back();
     if (!measured.target.emulator.empty() || model.blocks.empty()) continue;
     all.models.back() = findings_of(model, measured.request);
-    all.comparisons.back() = against_baseline(measured, all, i);
   }
+  compare_with(measured, 0, all);
+  if (measured.request.also_against > 0) compare_with(measured, measured.request.also_against, all);
   all.warnings = warnings_of(measured, all);
   if (measured.after) all.validity = judged(measured);
   return all;

@@ -76,6 +76,7 @@ struct Findings {
 };
 
 struct AgainstBaseline {
+  std::size_t model, baseline;
   Comparison comparison;
   std::size_t rounds, sittings;
   double confidence;
@@ -83,12 +84,15 @@ struct AgainstBaseline {
 
 struct Conclusions {
   std::vector<std::optional<Findings>> models;               // none where nothing was timed, or on an emulator
-  std::vector<std::optional<AgainstBaseline>> comparisons;   // of each model; none of the first
+  std::vector<AgainstBaseline> comparisons;                  // those with the first model come first
   std::optional<Validity> validity;                          // none while the rounds still run
   std::vector<std::string> warnings;                         // what does not spoil a measurement, but should be known
 };
 
 Conclusions conclude(const Measured& measured);
+
+// Of `model` with the first, or nullptr.
+const AgainstBaseline* against_first(const Conclusions& found, std::size_t model);
 
 // The `share` quantile of values in any order; NaN of none.
 double quantile_of(std::vector<double> values, double share);

@@ -149,15 +149,15 @@ void write_model(Json& json, const Measured& measured, const std::optional<Findi
 
 void write_comparisons(Json& json, const Measured& measured, const Conclusions& conclusions) {
   json.array("comparisons");
-  for (std::size_t i = 0; i < conclusions.comparisons.size(); ++i) {
-    const std::optional<AgainstBaseline>& found = conclusions.comparisons[i];
-    if (!found) continue;
-    json.object().member("model", measured.models[i].name).member("baseline", measured.models[0].name);
-    write_estimate(json, "speedup", found->comparison.speedup, 1.0);
-    json.member("rounds", found->rounds)
-        .member("sittings", found->sittings)
-        .member("confidence", found->confidence)
-        .member("verdict", name_of(found->comparison.verdict))
+  for (const AgainstBaseline& found : conclusions.comparisons) {
+    json.object()
+        .member("model", measured.models[found.model].name)
+        .member("baseline", measured.models[found.baseline].name);
+    write_estimate(json, "speedup", found.comparison.speedup, 1.0);
+    json.member("rounds", found.rounds)
+        .member("sittings", found.sittings)
+        .member("confidence", found.confidence)
+        .member("verdict", name_of(found.comparison.verdict))
         .end();
   }
   json.end();

@@ -101,7 +101,7 @@ Rounds in_turn(const Request& request, std::vector<Loaded>& models, Rounds round
                const RoundHooks& hooks) {
   Orders orders(models.size(), request.seed);
   // So many give the median an interval: it lies beyond all of n values with 2 * 0.5^n.
-  const std::size_t fewest = samples_for(0.5, (1.0 + each_confidence(kConfidence, models.size() - 1)) / 2.0);
+  const std::size_t fewest = samples_for(0.5, (1.0 + each_confidence(kConfidence, request.comparisons())) / 2.0);
   const std::int64_t begin = monotonic_ns();
   while (rounds.done < rounds.wanted && !stop) {
     const double spent_s = since_s(begin);

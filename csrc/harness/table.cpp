@@ -36,7 +36,7 @@ std::string percentile_text(const Findings& found, std::size_t index) {
   return ns ? printed("%.4g", ns->value / 1e6) : "-";
 }
 
-std::string speedup_text(const std::optional<AgainstBaseline>& against) {
+std::string speedup_text(const AgainstBaseline* against) {
   if (!against) return "-";
   const Comparison& found = against->comparison;
   return printed("%.3g", found.speedup.value) + " [" + printed("%.3g", found.speedup.low) + ", " +
@@ -59,7 +59,7 @@ std::vector<std::string> table_of(const Measured& measured, const Conclusions& c
       row.insert(row.end(), 5, "-");
     }
     row.push_back(printed("%.1f", load.peak_mib - load.start_mib));
-    row.push_back(speedup_text(conclusions.comparisons[i]));
+    row.push_back(speedup_text(against_first(conclusions, i)));
     rows.push_back(row);
   }
   std::vector<std::string> lines = aligned(rows);

@@ -15,6 +15,7 @@ import pytest
 from made_models import save
 
 from compressor import native
+from compressor.artifacts import Interval
 from compressor.benchmark import BenchmarkSettings, Candidate, Tolerance, latencies_of, measure
 from compressor.benchmark.measure import problems_of
 from compressor.errors import BenchmarkError, MissingDependencyError
@@ -61,12 +62,29 @@ def test_measures_in_order_against_the_first(models):
     assert all(comparison.confidence == pytest.approx(0.975) for comparison in run.comparisons)
     assert run.validity is not None
     assert run.target.emulator is None
-    timed = latencies_of(run)
+    timed = latencies_of(run, "mlp")
+    assert [latency.over_float32 is None for latency in timed.models] == [True, False, True]
     assert [latency.name for latency in timed.models] == wanted
     assert timed.models[0].verdict == "baseline"
     assert timed.models[1].speedup.low <= timed.models[1].speedup.value <= timed.models[1].speedup.high
     assert timed.models[1].peak_memory_mib == run.models[1].load.memory_mib.peak - run.models[1].load.memory_mib.start
     assert timed.timing.valid == run.validity.valid
+
+
+def test_the_models_after_it_are_also_compared_with_a_second_one(models):
+    wanted = ["cnn", "mlp", "mixed"]
+    settings = replace(QUICK, also_against="mlp")
+    run = measure([candidate(models, name) for name in wanted], settings, SILENT)
+    by_pair = {(one.model, one.baseline): one for one in run.comparisons}
+    assert list(by_pair) == [("mlp", "cnn"), ("mixed", "cnn"), ("mixed", "mlp")]
+    assert all(one.confidence == pytest.approx(1 - 0.05 / 3) for one in run.comparisons)
+    # Medians of products are not products of medians, but of the same rounds they are near.
+    through = by_pair["mixed", "cnn"].speedup.value / by_pair["mlp", "cnn"].speedup.value
+    assert by_pair["mixed", "mlp"].speedup.value == pytest.approx(through, rel=0.3)
+    timed = {latency.name: latency for latency in latencies_of(run, "mlp").models}
+    assert timed["cnn"].over_float32 is None
+    assert timed["mlp"].over_float32 == Interval(1.0, 1.0, 1.0)
+    assert timed["mixed"].over_float32.value == by_pair["mixed", "mlp"].speedup.value
 
 
 def test_a_percentile_that_the_samples_do_not_support_is_absent(models):

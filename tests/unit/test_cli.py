@@ -227,7 +227,7 @@ def test_inspect_prints_facts(model: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["inspect", str(model), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["bytes"] == model.stat().st_size
-    assert found["bytes_by_part"]["linear weights"] >= 48
+    assert found["bytes_by_part"]["linear weights, float"] >= 48
     assert sum(found["bytes_by_part"].values()) == found["bytes"]
     assert main(["inspect", str(model)]) == 0
     assert "model.onnx" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from compressor.onnxrt import open_session, run_one
 from compressor.prediction import Bytes, Choice, choice_lines, extrapolate, weight_bytes
 from compressor.preprocess import ImagePreprocessor
 from compressor.progress import SILENT
-from compressor.quantize import quantize
+from compressor.quantize import Mixer, quantize
 from compressor.recipe import Quantization
 from compressor.recipe_student import TextStudent
 from compressor.students.derive import blank_model, derive_model
@@ -59,9 +59,9 @@ def files_of(model: PreTrainedModel, folder: Path) -> Bytes:
     if of_tokens:
         found = found * inputs_of(model)["attention_mask"][..., None]
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
-    quantized = quantize(
-        exported, [], ImagePreprocessor(1, 1, 1), Quantization(precisions=("dynamic-int8",)), folder, SILENT
-    )
+    settings = Quantization(precisions=("dynamic-int8",))
+    mixer = Mixer.of(exported, [], ImagePreprocessor(1, 1, 1), settings)
+    quantized = quantize(exported, mixer, settings, folder, SILENT)
     (int8,) = quantized.models
     return {"float32": exported.bytes, "int8": int8.bytes}
 

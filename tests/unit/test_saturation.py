@@ -308,18 +308,23 @@ def test_what_is_not_emulated_is_not_vouched_for(dynamic: Path) -> None:
     assert set(equality(claims).values()) == {("unknown", ("other",))}
 
 
-@pytest.mark.parametrize(("zero", "unexamined"), [(np.uint8(0), []), (np.int8(0), ["attention"])])
-def test_activations_with_activations_are_exact_if_unsigned(
-    zero: Any, unexamined: list[str], make_onnx: MakeOnnx, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    ("q_zero", "k_zero", "unexamined"),
+    [
+        (np.uint8(0), np.uint8(0), []),
+        (np.uint8(0), np.int8(0), ["attention"]),
+        (np.uint16(0), np.int8(0), []),  # in float
+    ],
+)
+def test_activations_with_activations_are_exact_if_unsigned(q_zero: Any, k_zero: Any, unexamined: list[str]) -> None:
     nodes = []
-    for value, offset in (("q", "zero"), ("k", "k.zero")):
+    for value, offset in (("q", "q.zero"), ("k", "k.zero")):
         nodes.append(helper.make_node("QuantizeLinear", [value, "one", offset], [f"{value}.quantized"]))
         nodes.append(helper.make_node("DequantizeLinear", [f"{value}.quantized", "one", offset], [f"{value}.real"]))
     nodes.append(helper.make_node("MatMul", ["q.real", "k.real"], ["y"], name="attention"))
-    arrays = {"one": np.float32(1), "zero": np.uint8(0), "k.zero": zero}
-    interface = {name: (TensorProto.FLOAT, [4, 4]) for name in ("q", "k")}, {"y": (TensorProto.FLOAT, [4, 4])}
-    graph = Graph(onnx.load(make_onnx(tmp_path / "attention.onnx", nodes, *interface, arrays)))
+    arrays = {"one": np.float32(1), "q.zero": q_zero, "k.zero": k_zero}
+    held = [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()]
+    graph = Graph(helper.make_model(helper.make_graph(nodes, "attention", [], [], held)))
     assert find_products(graph) == ([], unexamined)
 
 

@@ -37,6 +37,7 @@ struct ModelRequest {
 struct Request {
   std::string library;
   std::vector<ModelRequest> models;  // the first is the baseline
+  std::size_t also_against = 0;      // a later model that those after it are compared with too; 0: none
   Scenario scenario = Scenario::kStream;
   ort::SessionSettings session;
   std::map<std::string, std::int64_t> shapes;  // sizes of dynamic dimensions of made-up inputs
@@ -55,6 +56,12 @@ struct Request {
   int callers = 1;          // and threads that call each
   double duration_s = 60.0; // kSustained, each model
   int processes = 5;        // kCold, each model and state of the disk cache
+
+  // Of models that are timed in turn.
+  std::size_t comparisons() const {
+    const std::size_t first = models.empty() ? 0 : models.size() - 1;
+    return also_against == 0 ? first : first + models.size() - 1 - also_against;
+  }
 
   std::string outputs;      // a folder for each model's outputs, or ""
 };

@@ -1,0 +1,223 @@
+"""`compressor quantize`: a float32 ONNX file in fewer bits, as far as that is faster here and answers alike."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.artifacts import Interval, Latencies, OnnxModel, RefusedModel, Timing
+from compressor.benchmark import BenchmarkSettings, Candidate, OperatorShare, latencies_of, measure
+from compressor.errors import DataError
+from compressor.metrics import mean_cosine
+from compressor.onnx_file import describe_onnx
+from compressor.onnxrt import first_outputs, open_session
+from compressor.preprocess import Feed
+from compressor.progress import SILENT, Progress
+from compressor.quantize import Mixer, load_float_model, quantize
+from compressor.recipe import Quantization
+from compressor.searching import Judging, search_precisions
+from compressor.store import write_atomic
+
+MODEL, EVIDENCE = "model.onnx", "quantization.json"
+FLOAT32 = "float32"
+# Of the examples, those that a model's answers are compared on and that it is timed on; the others calibrate.
+_HELD_OUT, _MOST_HELD_OUT, _TIMED = 0.25, 256, 64
+_FEWEST = 16
+# How many operators are named where fewer bits are not faster.
+_OPERATORS = 5
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A candidate: `agreement` is the mean cosine of its first output with float32's, `faster` its speed beside it."""
+
+    name: str
+    precision: str
+    bytes: int
+    agreement: float
+    p50_ms: float
+    faster: Interval
+    operators: tuple[OperatorShare, ...] = ()
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What was chosen and why; every candidate, and those that were refused before they were measured."""
+
+    chosen: str
+    reason: str
+    candidates: tuple[Judged, ...]
+    refused: tuple[RefusedModel, ...]
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class ArrayExamples:
+    """Arrays by input name, each [examples, ...]; an encoded example is its number, int64 [1]."""
+
+    arrays: Feed
+
+    def encode(self, inputs: Sequence[Any] | NDArray[Any]) -> list[NDArray[Any]]:
+        return [np.array([number]) for number in inputs]
+
+    def collate(self, examples: Sequence[NDArray[Any]]) -> Feed:
+        rows = np.concatenate(examples)
+        return {name: array[rows] for name, array in self.arrays.items()}
+
+
+def quantize_file(
+    model: Path,
+    inputs: Path,
+    settings: Quantization,
+    out: Path,
+    progress: Progress,
+    *,
+    min_agreement: float = 0.99,
+    threads: int = 1,
+    budget_s: float = 20.0,
+) -> Quantized:
+    """Writes into `out` what gains most of the candidates that agree with float32 and are faster beyond doubt, or
+    float32 itself where none is; and the evidence beside it.
+
+    `inputs` is an .npz with an array for each input of the graph, [examples, ...]: the first calibrate,
+    the last quarter judges. Raises DataError for inputs that do not fit, QuantizationError for a model that cannot be
+    quantized, BundleError for one that onnxruntime does not open.
+    """
+    load_float_model(model)
+    open_session(model)
+    source = describe_onnx(model, FLOAT32, FLOAT32)
+    examples = read_examples(inputs, source)
+    count = len(next(iter(examples.arrays.values())))
+    held_out = min(max(int(count * _HELD_OUT), 1), _MOST_HELD_OUT)
+    calibration, judging = (examples.encode(range(*ends)) for ends in ((count - held_out,), (count - held_out, count)))
+    with tempfile.TemporaryDirectory() as folder:
+        mixer = Mixer.of(source, calibration, examples, settings)
+        made = quantize(source, mixer, settings, Path(folder), progress)
+        feeds = tuple(examples.collate([one]) for one in judging[:_TIMED])
+        expected = _outputs(source.path, examples, judging)
+        models = (source, *made.models)
+        if settings.search is not None:
+            judge = Judging(lambda path: _agreement(_outputs(path, examples, judging), expected), feeds, threads)
+            models += search_precisions(source, mixer, judge, settings.search, out, Path(folder), progress)
+        wanted = BenchmarkSettings(threads=threads, budget_s=budget_s)
+        timed = _timed(models, feeds, wanted, progress)
+        candidates = tuple(
+            _judged(one, timed, _agreement(_outputs(one.path, examples, judging), expected)) for one in models[1:]
+        )
+        chosen, reason = _choose(source, candidates, min_agreement)
+        if chosen == FLOAT32 and candidates:
+            candidates = _with_operators(models, candidates, feeds, wanted, progress)
+        found = Quantized(chosen, reason, candidates, made.refused, timed.timing)
+        content = next(one.path for one in models if one.name == chosen).read_bytes()
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / MODEL, content)
+        write_atomic(out / EVIDENCE, (json.dumps(asdict(found), indent=1) + "\n").encode())
+    return found
+
+
+def read_examples(path: Path, model: OnnxModel) -> ArrayExamples:
+    """The arrays of an .npz, held against the graph's inputs. Raises DataError."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected an .npz with an array for each input of the model: {error}") from None
+    needed = {spec.name: spec for spec in model.inputs}
+    if missing := [name for name in needed if name not in arrays]:
+        raise DataError(
+            f"{path}: the model's input {missing[0]!r} is missing; the file has {', '.join(arrays) or 'none'}"
+        )
+    arrays = {name: arrays[name] for name in needed}
+    for name, array in arrays.items():
+        spec = needed[name]
+        if array.dtype.name != spec.dtype or array.ndim != len(spec.shape):
+            shape = f"{spec.dtype} [{', '.join(map(str, spec.shape))}]"
+            raise DataError(f"{path}: {name}: expected {shape}, got {array.dtype.name} {list(array.shape)}")
+    counts = {name: len(array) for name, array in arrays.items()}
+    if len(set(counts.values())) > 1:
+        raise DataError(f"{path}: expected as many examples of each input, got {counts}")
+    if min(counts.values()) < _FEWEST:
+        raise DataError(f"{path}: expected {_FEWEST} examples or more, got {min(counts.values())}")
+    return ArrayExamples(arrays)
+
+
+def quantized_lines(found: Quantized) -> list[str]:
+    """For a reader."""
+    lines = [f"{'model':24}  {'MB':>8}  {'p50 ms':>8}  {'faster than float32 [95%]':>26}  {'agreement':>9}"]
+    for one in found.candidates:
+        faster = f"{one.faster.value:.2f}x [{one.faster.low:.2f}, {one.faster.high:.2f}]"
+        mark = "*" if one.name == found.chosen else " "
+        lines.append(
+            f"{mark} {one.name:22}  {one.bytes / 1e6:8.2f}  {one.p50_ms:8.3g}  {faster:>26}  {one.agreement:9.4f}"
+        )
+        lines += [f"    {part.share:6.1%} of its time in {part.nodes} {part.operator}" for part in one.operators]
+    lines += [f"  {one.name}: {one.reason}" for one in found.refused]
+    lines += [f"INVALID: {reason}" for reason in found.timing.reasons]
+    return [*lines, "", f"{found.chosen}: {found.reason}"]
+
+
+def _timed(
+    models: Sequence[OnnxModel], feeds: tuple[Feed, ...], settings: BenchmarkSettings, progress: Progress
+) -> Latencies:
+    run = measure([Candidate(one.name, one.path, feeds) for one in models], settings, progress)
+    if not run.complete:
+        raise KeyboardInterrupt
+    return latencies_of(run, models[0].name)
+
+
+def _outputs(path: Path, examples: ArrayExamples, judging: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+    return first_outputs(path, examples, judging, batch_size=1, progress=SILENT, title="")
+
+
+def _agreement(outputs: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    return mean_cosine(outputs, expected) if np.isfinite(outputs).all() else 0.0
+
+
+def _judged(model: OnnxModel, timed: Latencies, agreement: float) -> Judged:
+    latency = next(one for one in timed.models if one.name == model.name)
+    return Judged(model.name, model.precision, model.bytes, agreement, latency.p50_ms, latency.speedup)
+
+
+def _choose(source: OnnxModel, candidates: Sequence[Judged], min_agreement: float) -> tuple[str, str]:
+    passing = [one for one in candidates if one.faster.low > 1 and one.agreement >= min_agreement]
+    if passing:
+        best = max(passing, key=lambda one: one.faster.value / one.bytes)
+        return best.name, (
+            f"{source.bytes / best.bytes:.1f} times smaller and {best.faster.value:.2f} times faster than float32,"
+            f" agreement {best.agreement:.4f}"
+        )
+    alike = [one for one in candidates if one.agreement >= min_agreement]
+    if not candidates:
+        return FLOAT32, "nothing in this graph can be quantized as asked"
+    if not alike:
+        closest = max(candidates, key=lambda one: one.agreement)
+        return (
+            FLOAT32,
+            f"none agrees with it by {min_agreement:g}; the closest, {closest.name}, by {closest.agreement:.4f}",
+        )
+    fastest = max(alike, key=lambda one: one.faster.low)
+    return FLOAT32, (
+        f"no candidate is shown to be faster here; the fastest that agrees, {fastest.name}, takes"
+        f" {1 / fastest.faster.value:.2f} times as long (speed {fastest.faster.low:.2f} to {fastest.faster.high:.2f})"
+    )
+
+
+def _with_operators(
+    models: Sequence[OnnxModel],
+    candidates: tuple[Judged, ...],
+    feeds: tuple[Feed, ...],
+    settings: BenchmarkSettings,
+    progress: Progress,
+) -> tuple[Judged, ...]:
+    """The candidates with where their time goes, by ONNX Runtime's profiler."""
+    profiled = replace(settings, profile=True, min_samples=50, budget_s=min(settings.budget_s, 5.0))
+    run = measure([Candidate(one.name, one.path, feeds) for one in models], profiled, progress)
+    shares = {model.name: (model.profile or ())[:_OPERATORS] for model in run.models}
+    return tuple(replace(one, operators=shares[one.name]) for one in candidates)
