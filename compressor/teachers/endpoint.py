@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +20,19 @@ import requests
 from compressor.errors import TeacherError
 from compressor.recipe_teacher import EndpointTeacher
 from compressor.teachers.answer_cache import AnswerCache
+from compressor.teachers.completion import (
+    BrokenOff,
+    Completion,
+    NoCompletion,
+    from_json,
+    message_of,
+    read_completion,
+    to_json,
+)
 from compressor.teachers.pacing import LONGEST_ASKED_WAIT_S, Pace, Stopped, asked_wait_s, backoff_s
 
 _LARGEST_ANSWER = 4 << 20
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
-_CUT_OFF = ("length", "content_filter")  # the reasons of an API for ending an answer that has not ended
-
-
-@dataclass(frozen=True)
-class Token:
-    """One generated token: its text, and the most probable tokens at its place with their log-probabilities."""
-
-    text: str
-    top: tuple[tuple[str, float], ...]
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What the endpoint said: the text, and its tokens where log-probabilities were asked for. `ended`: it stopped by
-    itself, and was not cut off.
-    """
-
-    text: str
-    tokens: tuple[Token, ...]
-    ended: bool = True
 
 
 class _Passing(Exception):  # noqa: N818 (a user never meets it)
@@ -85,7 +72,7 @@ class Endpoint:
         new = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self.cache}
         if new:
             self._ask_all(new)
-        return [_completion_of(self.cache.get(key)) for key in keys]
+        return [from_json(self.cache.get(key)) for key in keys]
 
     def _ask_all(self, bodies: dict[str, dict[str, Any]]) -> None:
         with ThreadPoolExecutor(self.teacher.concurrency) as pool:
@@ -129,7 +116,7 @@ class Endpoint:
                     ) from None
                 self._hold_back(failure, tries)
             else:
-                self.cache.put(key, self._without_key(completion))
+                self.cache.put(key, self._without_key(to_json(completion)))
                 return
 
     def _hold_back(self, failure: _Passing, tries: int) -> None:
@@ -144,8 +131,8 @@ class Endpoint:
         self.pace.slow_down(failure.wait_s)  # it is the server that is busy: all requests wait
         self.pace.wait(failure.wait_s + backoff_s(1))
 
-    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer to one request, as it goes into the cache. Raises TeacherError, _Passing."""
+    def _post(self, body: dict[str, Any]) -> Completion:
+        """The answer to one request. Raises TeacherError, _Passing."""
         try:
             with self._session.post(
                 f"{self.teacher.endpoint}/chat/completions",
@@ -186,35 +173,13 @@ class Endpoint:
             )
         return TeacherError(f"{where}: refuses the request with status {status}: {said}")
 
-    def _parsed(self, content: bytes) -> dict[str, Any]:
-        where = self.teacher.endpoint
+    def _parsed(self, content: bytes) -> Completion:
         try:
-            answer = json.loads(content)
-        except (ValueError, RecursionError):
-            if content.lstrip()[:1] == b"{":
-                raise _Passing("its answer breaks off") from None
-            kind = "an HTML page" if content.lstrip()[:1] == b"<" else "no JSON"
-            raise TeacherError(f"{where}: expected a chat completion, got {kind}; check teacher.endpoint") from None
-        try:
-            choice = answer["choices"][0]
-            text, ended = _text_of(choice["message"]["content"]), choice.get("finish_reason") not in _CUT_OFF
-            if not self.top_logprobs:
-                return {"text": text, "tokens": [], "ended": ended}
-            entries = (choice.get("logprobs") or {}).get("content")
-            if not entries:
-                raise TeacherError(
-                    f"{where}: gives no log-probabilities; set teacher.top_logprobs to 0 to take labels alone"
-                )
-            tokens = [
-                {
-                    "text": str(entry["token"]),
-                    "top": [[str(top["token"]), _finite(top["logprob"])] for top in entry["top_logprobs"]],
-                }
-                for entry in entries
-            ]
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-            raise TeacherError(f"{where}: expected a chat completion with choices, got {self._said(content)}") from None
-        return {"text": text, "tokens": tokens, "ended": ended}
+            return read_completion(content, with_tokens=self.top_logprobs > 0)
+        except BrokenOff:
+            raise _Passing("its answer breaks off") from None
+        except NoCompletion as other:
+            raise TeacherError(f"{self.teacher.endpoint}: {self._safe(str(other))[:300]}") from None
 
     def _authorise(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         if self._key:
@@ -226,7 +191,7 @@ class Endpoint:
 
     def _said(self, content: bytes) -> str:
         """What a body says, in one short line; cut after the key is out of it, or a part of it would stay."""
-        return self._safe(_message(content))[:200] or "nothing"
+        return self._safe(message_of(content))[:200] or "nothing"
 
     def _without_key(self, answer: Any) -> Any:
         """A server may echo what it was sent."""
@@ -261,42 +226,6 @@ def _read(response: requests.Response, timeout_s: float) -> bytes:
         if time.monotonic() > deadline:
             raise TimeoutError
     return bytes(content)
-
-
-def _text_of(content: Any) -> str:
-    """The text of a message; none is sent where nothing was said. JSON may hold halves of characters, which no file of
-    text can: they become U+FFFD, which stands for what is no text.
-    """
-    if content is None:
-        return ""
-    if not isinstance(content, str):
-        raise TypeError
-    return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _finite(value: Any) -> float:
-    if not math.isfinite(value):
-        raise ValueError(value)
-    return float(value)
-
-
-def _completion_of(cached: dict[str, Any]) -> Completion:
-    tokens = tuple(
-        Token(token["text"], tuple((text, logprob) for text, logprob in token["top"])) for token in cached["tokens"]
-    )
-    return Completion(cached["text"], tokens, cached.get("ended", True))
-
-
-def _message(content: bytes) -> str:
-    """What an error body says, in one line."""
-    text = content.decode("utf-8", "replace")
-    try:
-        body = json.loads(text)
-        error = body["error"] if "error" in body else body["detail"]
-        text = str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _first_line(error: Exception) -> str:

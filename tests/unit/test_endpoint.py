@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from compressor.errors import TeacherError
 from compressor.recipe_teacher import EndpointClassifier
 from compressor.teachers.answer_cache import AnswerCache
+from compressor.teachers.completion import Completion, Token
 from compressor.teachers.endpoint import Endpoint
 from compressor.teachers.labels import EndpointClassifierModel, class_log_probabilities, matched_class, open_endpoint
 from compressor.teachers.pacing import asked_wait_s, backoff_s
@@ -395,8 +396,6 @@ def test_soft_labels_that_cannot_be_had(server: Server, teacher: Make, cache_fil
 
 
 def test_every_answer_is_a_distribution(teacher: Make) -> None:
-    from compressor.teachers.endpoint import Completion, Token
-
     generator = np.random.default_rng(0)
     classes = ["alpha", "beta", "gamma", "delta"]
     one = teacher(classes=classes, top_logprobs=5)
