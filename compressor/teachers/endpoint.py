@@ -32,6 +32,7 @@ from compressor.teachers.completion import (
 from compressor.teachers.pacing import LONGEST_ASKED_WAIT_S, Pace, Stopped, asked_wait_s, backoff_s
 
 _LARGEST_ANSWER = 4 << 20
+_SECRET_LENGTH = 16  # characters
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -116,7 +117,7 @@ class Endpoint:
                     ) from None
                 self._hold_back(failure, tries)
             else:
-                self.cache.put(key, self._without_key(to_json(completion)))
+                self.cache.put(key, to_json(self._without_key(completion)))
                 return
 
     def _hold_back(self, failure: _Passing, tries: int) -> None:
@@ -187,21 +188,22 @@ class Endpoint:
         return request
 
     def _safe(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key else text
+        """A message without the key. A short one, such as EMPTY for a local server, is no secret but may be a word."""
+        return text.replace(self._key, "[key]") if len(self._key) >= _SECRET_LENGTH else text
 
     def _said(self, content: bytes) -> str:
         """What a body says, in one short line; cut after the key is out of it, or a part of it would stay."""
         return self._safe(message_of(content))[:200] or "nothing"
 
-    def _without_key(self, answer: Any) -> Any:
-        """A server may echo what it was sent."""
-        if isinstance(answer, str):
-            return self._safe(answer)
-        if isinstance(answer, list):
-            return [self._without_key(one) for one in answer]
-        if isinstance(answer, dict):
-            return {name: self._without_key(one) for name, one in answer.items()}
-        return answer
+    def _without_key(self, completion: Completion) -> Completion:
+        """The same. Raises TeacherError where a server echoes what it was sent: the key must not reach the disk."""
+        texts = [completion.text, *(text for token in completion.tokens for text in (token.text, *dict(token.top)))]
+        if any(self._safe(text) != text for text in texts):
+            raise TeacherError(
+                f"{self.teacher.endpoint}: answers with the key of {self.teacher.key_env}, so nothing of that is kept;"
+                " ask whoever runs it, and change the key"
+            )
+        return completion
 
 
 def opened(teacher: EndpointTeacher, cache_file: Path, tell: Callable[[str], None], top_logprobs: int = 0) -> Endpoint:

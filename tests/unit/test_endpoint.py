@@ -259,7 +259,7 @@ def test_a_ctrl_c_keeps_what_was_answered(
 def test_the_key_is_written_nowhere(
     server: Server, teacher: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A server that echoes it in every way it can is answered without it."""
+    """Whatever a server echoes it in."""
     caplog.set_level("DEBUG")
     echo = f"sport {KEY}"
     said = []
@@ -288,6 +288,30 @@ def test_the_key_is_written_nowhere(
     assert all(KEY[:8] not in place for place in said), "nor a part of it"
     for place in (*said, written.decode(), out, err, caplog.text, repr(Endpoint(teacher(), tmp_path / "e.jsonl"))):
         assert KEY not in place
+
+
+@pytest.mark.parametrize("key", ["o", "EMPTY", "none"])
+def test_a_key_that_is_a_word_alters_no_answer(
+    server: Server, teacher: Make, cache_file: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("COMPRESSOR_TEACHER_KEY", key)
+    said = f"food: none of the pots is {key}, {key}."
+    server.answer = lambda _: completion(said, [[("food", -0.1), (key, -3.0)]])
+    endpoint = Endpoint(teacher(), cache_file, top_logprobs=2)
+    for _ in range(2):  # asked, and from the cache
+        (found,) = endpoint.complete(["soup"])
+        assert found.text == said
+        assert found.tokens == (Token("food", (("food", -0.1), (key, -3.0))),)
+
+
+@pytest.mark.parametrize("echo", [completion(f"food {KEY}", [[("food", -0.1)]]), completion("food", [[("food", -0.1), (KEY, -3.0)]])])
+def test_an_answer_with_the_key_in_it_is_refused(
+    server: Server, teacher: Make, cache_file: Path, echo: Reply
+) -> None:
+    server.answer = lambda _: echo
+    with pytest.raises(TeacherError, match="answers with the key of COMPRESSOR_TEACHER_KEY.* change the key"):
+        Endpoint(teacher(), cache_file, top_logprobs=2).complete(["soup"])
+    assert len(AnswerCache(cache_file)) == 0
 
 
 def test_a_key_that_no_header_can_hold(teacher: Make, cache_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
