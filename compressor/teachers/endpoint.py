@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -17,7 +18,7 @@ from typing import Any
 
 import requests
 
-from compressor.errors import TeacherError
+from compressor.errors import TeacherError, first_line
 from compressor.recipe_teacher import EndpointTeacher
 from compressor.teachers.answer_cache import AnswerCache
 from compressor.teachers.completion import (
@@ -33,6 +34,7 @@ from compressor.teachers.pacing import LONGEST_ASKED_WAIT_S, Pace, Stopped, aske
 
 _LARGEST_ANSWER = 4 << 20
 _SECRET_LENGTH = 16  # characters
+_NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"}  # OpenSSL's reasons: the bytes are none
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -143,17 +145,24 @@ class Endpoint:
                 stream=True,
             ) as response:
                 content = _read(response, self.teacher.timeout_s)
-        except requests.exceptions.SSLError as error:
-            raise TeacherError(
-                f"{self.teacher.endpoint}: its certificate is not trusted: {_first_line(error)}"
-            ) from None
         except (requests.exceptions.Timeout, TimeoutError):
             raise _Passing(f"no answer within {self.teacher.timeout_s:g} s") from None
         except requests.exceptions.RequestException as error:
-            raise _Passing(self._safe(f"the connection fails: {_cause(error)}")) from None
+            raise self._no_connection(_cause(error)) from None
         if response.status_code != 200:
             raise self._refusal(response, content)
         return self._parsed(content)
+
+    def _no_connection(self, cause: BaseException) -> Exception:
+        said = self._safe(first_line(cause))[:200]
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return TeacherError(f"{self.teacher.endpoint}: its certificate is not trusted: {said}")
+        if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
+            return TeacherError(
+                f"{self.teacher.endpoint}: does not speak https there: {said}; check the port, or set teacher.endpoint"
+                " to http://"
+            )
+        return _Passing(f"the connection fails: {said}")
 
     def _refusal(self, response: requests.Response, content: bytes) -> Exception:
         status, where = response.status_code, self.teacher.endpoint
@@ -230,19 +239,11 @@ def _read(response: requests.Response, timeout_s: float) -> bytes:
     return bytes(content)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
-
-
-def _cause(error: BaseException) -> str:
+def _cause(error: BaseException) -> BaseException:
     """The innermost reason: requests and urllib3 wrap it several times, with the whole URL."""
-    inner: BaseException = error
-    while reason := getattr(inner, "reason", None) or next(
-        (a for a in inner.args if isinstance(a, BaseException)), None
-    ):
-        if not isinstance(reason, BaseException):
-            break
-        inner = reason
-    return (
-        _first_line(inner if isinstance(inner, Exception) else Exception(type(inner).__name__)) or type(inner).__name__
-    )
+    inner: BaseException | None = error
+    while inner is not None:
+        error = inner
+        reason = getattr(error, "reason", None)
+        inner = next((cause for cause in (reason, *error.args) if isinstance(cause, BaseException)), None)
+    return error
