@@ -13,6 +13,7 @@ import ssl
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,9 @@ class _Passing(Exception):  # noqa: N818 (a user never meets it)
 class Endpoint:
     """Asks prompts, several at once. One for a run: it holds the cache, the pace and the connections."""
 
-    def __init__(self, teacher: EndpointTeacher, cache_file: Path, top_logprobs: int = 0) -> None:
-        self.teacher, self.top_logprobs = teacher, top_logprobs
-        self.cache = AnswerCache(cache_file)
+    def __init__(self, teacher: EndpointTeacher, cache: AnswerCache, top_logprobs: int = 0) -> None:
+        """Raises TeacherError where the key cannot be one."""
+        self.teacher, self.cache, self.top_logprobs = teacher, cache, top_logprobs
         self.pace = Pace(teacher.requests_per_minute, teacher.max_requests)
         self._key = os.environ.get(teacher.key_env, "")
         if not (self._key.isascii() and self._key.isprintable()):
@@ -72,9 +73,10 @@ class Endpoint:
         """
         bodies = [self._body(prompt) for prompt in prompts]
         keys = [self._cache_key(body) for body in bodies]
-        new = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self.cache}
-        if new:
-            self._ask_all(new)
+        if any(key not in self.cache for key in keys):
+            with self.cache.held():  # another run that asks the same is waited for, and what it was told is known then
+                asked = zip(keys, bodies, strict=True)
+                self._ask_all({key: body for key, body in asked if key not in self.cache})
         return [from_json(self.cache.get(key)) for key in keys]
 
     def _ask_all(self, bodies: dict[str, dict[str, Any]]) -> None:
@@ -216,13 +218,18 @@ class Endpoint:
 
 
 def opened(teacher: EndpointTeacher, cache_file: Path, tell: Callable[[str], None], top_logprobs: int = 0) -> Endpoint:
-    """An endpoint that is asked nothing yet; `tell` hears what of its cache is damaged. Raises TeacherError where the
-    key cannot be one.
+    """An endpoint that is asked nothing yet; `tell` hears what of its cache is damaged, and that another run is waited
+    for. Raises TeacherError where the key cannot be one.
     """
-    endpoint = Endpoint(teacher, cache_file, top_logprobs)
-    if endpoint.cache.damaged:
-        tell(f"  {cache_file.name}: {endpoint.cache.damaged} damaged lines, which are asked for again")
-    return endpoint
+
+    @cache  # to say so once is enough
+    def waits() -> None:
+        tell(f"  waits for another compressor, which is asking {teacher.endpoint}")
+
+    kept = AnswerCache(cache_file, waits)
+    if kept.damaged:
+        tell(f"  {cache_file.name}: {kept.damaged} damaged lines, which are asked for again")
+    return Endpoint(teacher, kept, top_logprobs)
 
 
 def _read(response: requests.Response, timeout_s: float) -> bytes:
