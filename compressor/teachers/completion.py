@@ -75,7 +75,9 @@ def to_json(completion: Completion) -> dict[str, Any]:
 
 def from_json(kept: dict[str, Any]) -> Completion:
     """What `to_json` was given."""
-    tokens = (Token(token["text"], tuple((text, logprob) for text, logprob in token["top"])) for token in kept["tokens"])
+    tokens = (
+        Token(token["text"], tuple((text, logprob) for text, logprob in token["top"])) for token in kept["tokens"]
+    )
     return Completion(kept["text"], tuple(tokens), kept.get("ended", True))
 
 

@@ -152,7 +152,7 @@ def test_a_server_that_is_not_there(teacher: Make, cache_file: Path) -> None:
 
 def test_https_to_a_server_without_it(server: Server, teacher: Make, cache_file: Path) -> None:
     one = teacher(endpoint=server.url.replace("http:", "https:"))
-    with pytest.raises(TeacherError, match="does not speak https there.* set teacher.endpoint to http://") as raised:
+    with pytest.raises(TeacherError, match=r"does not speak https there.* set teacher.endpoint to http://") as raised:
         open_endpoint(one, cache_file).answers(["a goal"])
     assert "\n" not in str(raised.value)
 
@@ -191,9 +191,7 @@ def test_a_certificate_of_ones_own_and_a_broken_handshake(
         open_endpoint(teacher(endpoint=f"https://127.0.0.1:{port}/v1", retries=2), cache_file).answers(["a goal"])
 
 
-def test_a_failure_without_words_is_named(
-    teacher: Make, cache_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_without_words_is_named(teacher: Make, cache_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def silent(*_: Any, **__: Any) -> Any:
         raise requests.exceptions.ChunkedEncodingError
 
@@ -370,7 +368,8 @@ def test_the_key_is_written_nowhere(
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     out, err = capfd.readouterr()
     assert all(KEY[:8] not in place for place in said), "nor a part of it"
-    for place in (*said, written.decode(), out, err, caplog.text, repr(Endpoint(teacher(), AnswerCache(tmp_path / "e.jsonl")))):
+    shown = repr(Endpoint(teacher(), AnswerCache(tmp_path / "e.jsonl")))
+    for place in (*said, written.decode(), out, err, caplog.text, shown):
         assert KEY not in place
 
 
@@ -388,12 +387,14 @@ def test_a_key_that_is_a_word_alters_no_answer(
         assert found.tokens == (Token("food", (("food", -0.1), (key, -3.0))),)
 
 
-@pytest.mark.parametrize("echo", [completion(f"food {KEY}", [[("food", -0.1)]]), completion("food", [[("food", -0.1), (KEY, -3.0)]])])
-def test_an_answer_with_the_key_in_it_is_refused(
-    server: Server, teacher: Make, cache_file: Path, echo: Reply
-) -> None:
+@pytest.mark.parametrize(
+    "echo",
+    [completion(f"food {KEY}", [[("food", -0.1)]]), completion("food", [[("food", -0.1), (KEY, -3.0)]])],
+    ids=["text", "token"],
+)
+def test_an_answer_with_the_key_in_it_is_refused(server: Server, teacher: Make, cache_file: Path, echo: Reply) -> None:
     server.answer = lambda _: echo
-    with pytest.raises(TeacherError, match="answers with the key of COMPRESSOR_TEACHER_KEY.* change the key"):
+    with pytest.raises(TeacherError, match=r"answers with the key of COMPRESSOR_TEACHER_KEY.* change the key"):
         Endpoint(teacher(), AnswerCache(cache_file), top_logprobs=2).complete(["soup"])
     assert len(AnswerCache(cache_file)) == 0
 
