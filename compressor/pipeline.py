@@ -188,7 +188,7 @@ def _signals(run: Run, at: Materials, record: Callable[[Path], TeacherSignals]) 
         (source, data),
         taken,
         keep_partial=True,
-        intact=lambda recorded: all(intact(shard) for shard in recorded.shards),
+        mends=True,
         shared=recipe.cache,
     )
 
