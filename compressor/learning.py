@@ -37,9 +37,10 @@ from compressor.errors import StudentError, TeacherError
 from compressor.kernels import SparseTeacher
 from compressor.materials import Materials
 from compressor.preprocess import Preprocessor, TextPreprocessor
-from compressor.recipe import Recipe, portable
+from compressor.recipe import Recipe
 from compressor.recipe_base import is_on
 from compressor.recipe_distill import ClassDistillation, Distillation, NextTokenDistillation, TokenDistillation
+from compressor.recipe_portable import portable
 from compressor.store import write_atomic
 from compressor.students import write_student
 from compressor.teachers import Answers, load_teacher

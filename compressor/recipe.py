@@ -293,22 +293,3 @@ def recipe_class(task: str, teacher: object) -> type[Recipe]:
     """Which recipe is meant, by its task and its `teacher` as it is written."""
     recipes = {**RECIPES, **ENDPOINT_RECIPES} if isinstance(teacher, dict) and "endpoint" in teacher else RECIPES
     return recipes[task]
-
-
-def portable(recipe: Recipe) -> dict[str, object]:
-    """The recipe without the folders of this machine, for results and bundles: none that it writes to, and of every
-    path its name.
-    """
-    return {key: _portable(value) for key, value in recipe.model_dump(exclude={"out", "cache"}).items()}
-
-
-def _portable(value: object) -> object:
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, dict):
-        return {key: _portable(inner) for key, inner in value.items()}
-    if isinstance(value, tuple):
-        return [_portable(inner) for inner in value]
-    if isinstance(value, str) and value.count(":") == 1 and "/" in value and ".py:" in value:
-        return value.rpartition("/")[2]
-    return value

@@ -16,8 +16,9 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from compressor.errors import RecipeError
-from compressor.recipe import ENDPOINT_RECIPES, RECIPES, OwnTaskRecipe, portable
+from compressor.recipe import ENDPOINT_RECIPES, RECIPES, OwnTaskRecipe
 from compressor.recipe_file import read_recipe, recipe_from_values, recipe_template
+from compressor.recipe_portable import portable
 from compressor.recipe_student import ImageStudent
 from compressor.recipe_teacher import (
     EndpointClassifier,
@@ -376,6 +377,13 @@ def test_a_portable_recipe_holds_no_folder(write: Any, tmp_path: Path, text: str
     assert "deep" not in written
     assert "out" not in content
     assert content["task"] == recipe.task
+
+
+def test_a_portable_recipe_changes_paths_and_nothing_else(write: Any) -> None:
+    reference = "contract of legal/terms.py:3 signed"
+    found: Any = portable(read_recipe(write(IMAGES.replace("own-model", f'own-model, reference: "{reference}"'))))
+    assert found["teacher"]["reference"] == reference
+    assert found["teacher"]["module"] == "big.py:make"
 
 
 def test_a_portable_recipe_reads_back_as_the_same_settings(write: Any) -> None:
