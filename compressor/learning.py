@@ -108,8 +108,7 @@ def _record(at: Materials, start: Student, folder: Path, teacher: _Asked, crew: 
     pairs: tuple[TapPair, ...] = ()
     taps = None
     if inside_signals(settings) and isinstance(settings, TokenDistillation):
-        if teacher.module is None:
-            raise TeacherError("a black box shows nothing of its inside; set hidden_weight and relation_weight to 0")
+        assert teacher.module is not None
         pairs = tap_pairs(settings, at.student(start.folder), teacher.module)
         taps = Taps(teacher.module, [pair.teacher for pair in pairs], TeacherError)
     try:

@@ -8,7 +8,7 @@ violation into one line with its place.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -21,15 +21,18 @@ from compressor.recipe_distill import (
     NextTokenDistillation,
     OwnDistillation,
     TextDistillation,
+    TokenDistillation,
 )
 from compressor.recipe_student import AnsweringStudent, DecoderStudent, ImageStudent, OwnStudent, TextStudent
 from compressor.recipe_teacher import (
     ClassifierTeacher,
     EmbeddingTeacher,
+    EndpointTeacher,
     EndpointWriter,
     GenerativeTeacher,
     ImageTeacher,
     ModuleTeacher,
+    OnnxTeacher,
     TaggerTeacher,
 )
 
@@ -183,6 +186,18 @@ class _Recipe(Settings):
     cache: FilePath | None = Field(
         None, description="folder where run folders share what was recorded of their teachers; null keeps it in out"
     )
+
+    @model_validator(mode="after")
+    def _inside_is_in_reach(self) -> Self:
+        teacher, settings = getattr(self, "teacher", None), getattr(self, "distill", None)
+        inside = isinstance(settings, TokenDistillation) and (
+            is_on(settings.hidden_weight) or is_on(settings.relation_weight)
+        )
+        if inside and isinstance(teacher, OnnxTeacher | EndpointTeacher):
+            raise ValueError(
+                "a black box shows nothing of its inside: set distill.hidden_weight and distill.relation_weight to 0"
+            )
+        return self
 
 
 class SentenceEmbeddingRecipe(_Recipe):

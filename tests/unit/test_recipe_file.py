@@ -475,6 +475,17 @@ def test_the_template_shows_every_kind_of_teacher(task: str) -> None:
     assert settings & {"path", "hub", "gguf", "onnx", "endpoint", "module"} == OTHER_TEACHERS[task]
 
 
+@pytest.mark.parametrize("setting", ["hidden_weight: 1.0", "relation_weight: [0.0, 1.0]"])
+@pytest.mark.parametrize(
+    "teacher",
+    ["endpoint: https://host/v1\n  model: big", "onnx: a.onnx\n  tokenizer: t.json"],
+    ids=["endpoint", "onnx"],
+)
+def test_nothing_is_learnt_from_inside_a_black_box(write: Any, teacher: str, setting: str) -> None:
+    text = ENDPOINT.replace("endpoint: https://host/v1\n  model: big", teacher) + f"distill: {{{setting}}}\n"
+    assert "a black box shows nothing of its inside: set distill.hidden_weight" in refusal(write(text))
+
+
 def test_an_endpoint_tags_no_words(write: Any) -> None:
     path = write(ENDPOINT.replace("text-classification", "token-classification"))
     assert refusal(path) == (
