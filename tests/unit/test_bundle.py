@@ -28,6 +28,7 @@ from compressor.bundle.manifest import check_files, dump_manifest, open_bundle
 from compressor.bundle.predictor import Predictor, load
 from compressor.bundle.verify import verify_bundle
 from compressor.errors import BundleError, DataError
+from compressor.inspection import inspect_path, inspection_lines
 from compressor.onnx_file import describe_onnx
 from compressor.preprocess import ImagePreprocessor, TextPreprocessor
 from compressor.store import sha256_file
@@ -147,6 +148,22 @@ def test_the_manifest_reads_back_as_it_was_written(text_bundle: Path) -> None:
     card = (text_bundle / "README.md").read_text()
     assert 'license: "MIT"' in card
     assert "0.9000 (95% interval 0.8800 to 0.9200)" in card
+
+
+def test_inspect_shows_what_was_found(text_bundle: Path) -> None:
+    lines = inspection_lines(inspect_path(text_bundle))
+    begin = lines.index("  quality:")
+    assert lines[begin : begin + 9] == [
+        "  quality:",
+        "    name: student",
+        "    metric: AUROC",
+        "    quality:",
+        "      value: 0.9",
+        "      low: 0.88",
+        "      high: 0.92",
+        "    kept:",
+        "      value: 0.99",
+    ]
 
 
 @pytest.mark.parametrize(
