@@ -19,14 +19,15 @@ from compressor.artifacts import (
     Teacher,
     TeacherSignals,
 )
-from compressor.distill import inside_signals, intact, team
+from compressor.distill import inside_signals, team
 from compressor.errors import GateError, UsageError
 from compressor.materials import Materials
 from compressor.outcome import Outcome, measured_on, publish, withdraw
 from compressor.progress import SILENT, Progress
-from compressor.recipe import Recipe, portable
+from compressor.recipe import Recipe
 from compressor.recipe_distill import ClassDistillation, NextTokenDistillation
 from compressor.recipe_file import read_recipe
+from compressor.recipe_portable import portable
 from compressor.recipe_teacher import EndpointTeacher
 from compressor.result import Result
 from compressor.store import Keyed, Run, WorkAhead, key_of, sha256_file
@@ -188,7 +189,7 @@ def _signals(run: Run, at: Materials, record: Callable[[Path], TeacherSignals]) 
         (source, data),
         taken,
         keep_partial=True,
-        intact=lambda recorded: all(intact(shard) for shard in recorded.shards),
+        mends=True,
         shared=recipe.cache,
     )
 
