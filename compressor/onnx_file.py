@@ -12,6 +12,10 @@ from compressor.result import SizeShare
 
 _PART_OF_OPERATOR = {
     "Gather": "embedding tables",
+    "EmbedLayerNormalization": "embedding tables",
+    "QEmbedLayerNormalization": "embedding tables",
+    "Attention": "linear weights",
+    "QAttention": "linear weights",
     "MatMul": "linear weights",
     "Gemm": "linear weights",
     "MatMulInteger": "linear weights",

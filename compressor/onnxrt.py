@@ -29,17 +29,24 @@ _FAILURES = (
 )
 
 
-def open_session(model: Path, threads: int = 1) -> ort.InferenceSession:
-    """A CPU session, spinning off so that waiting threads leave the cores to others. Raises BundleError."""
+def open_session(model: Path | bytes, threads: int = 1, *, as_it_is: bool = False) -> ort.InferenceSession:
+    """A CPU session, spinning off so that waiting threads leave the cores to others. Raises BundleError.
+
+    `model` is a file, or what such a file holds. `as_it_is`: without ONNX Runtime's own optimizations.
+    """
     options = ort.SessionOptions()
+    if as_it_is:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        content = model if isinstance(model, bytes) else str(model)
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except _FAILURES as error:
-        raise BundleError(f"{model}: onnxruntime does not open it: {str(error).splitlines()[0]}") from None
+        name = "the model" if isinstance(model, bytes) else model
+        raise BundleError(f"{name}: onnxruntime does not open it: {str(error).splitlines()[0]}") from None
 
 
 def run_one(session: ort.InferenceSession, feed: Feed) -> list[NDArray[Any]]:

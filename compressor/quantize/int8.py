@@ -26,7 +26,7 @@ from compressor.progress import Progress, without_chatter
 from compressor.recipe import Precision, Quantization
 
 # Embedding tables are read by Gather; everything else here is a product with constant weights.
-_DYNAMIC_OPERATORS = ["MatMul", "Gemm", "Gather"]
+_DYNAMIC_OPERATORS = ["MatMul", "Gemm", "Gather", "Attention", "EmbedLayerNormalization"]
 _STATIC_OPERATORS = ["MatMul", "Gemm", "Gather", "Conv"]
 
 
@@ -67,7 +67,7 @@ def quantize(
             if precision == "dynamic-int8":
                 _write_dynamic(student.path, path)
             else:
-                _write_static(student.path, path, calibration[: settings.calibration_samples], preprocessor)
+                _write_static(student.open_path or student.path, path, calibration[: settings.calibration_samples], preprocessor)
         _check_quantized(path, name)
         model = describe_onnx(path, name, precision, student.parameters)
         if model.bytes >= student.bytes:
