@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compressor.distill import outputs_of
-from compressor.export import export_onnx, rewrite
+from compressor.export import export_onnx, rewrite_onnx
 from compressor.materials import Materials
 from compressor.preprocess import Feed
 from compressor.progress import SILENT
@@ -159,7 +159,7 @@ def _file_bytes(at: Materials, student: nn.Module) -> Bytes:
         folder = Path(name)
         opset = at.recipe.export.opset
         exported = export_onnx(module, "student", inputs, outputs, feeds, opset, folder / "exported.onnx")
-        rewritten = rewrite(exported, feeds[:1], folder)
+        rewritten = rewrite_onnx(exported, feeds[:1], folder)
         quantized = quantize(rewritten, sample, preprocessor, at.recipe.quantize, folder, SILENT)
     return {
         "float32": rewritten.bytes,

@@ -30,7 +30,7 @@ from compressor.artifacts import (
 from compressor.benchmark import BenchmarkSettings, Candidate, latencies_of, measure
 from compressor.bundle.build import GOLDEN_CASES, Contents, write_bundle
 from compressor.distill import SignalReader, outputs_of, write_outputs
-from compressor.export import export_onnx, rewrite
+from compressor.export import export_onnx, rewrite_onnx
 from compressor.materials import BENCHMARK_INPUTS, Materials
 from compressor.onnxrt import first_outputs
 from compressor.preprocess import Preprocessor, answers_in_order
@@ -199,7 +199,7 @@ def _export(at: Materials, module: nn.Module, name: str, preprocessor: Preproces
 
 
 def _rewrite(at: Materials, exported: OnnxModel, preprocessor: Preprocessor, folder: Path) -> OnnxModel:
-    rewritten = rewrite(exported, at.task.shape_feeds(preprocessor), folder)
+    rewritten = rewrite_onnx(exported, at.task.shape_feeds(preprocessor), folder)
     for applied in rewritten.rewrites:
         at.progress.log(f"  {applied.name}: {applied.times} times, {applied.nodes} nodes left")
     return rewritten

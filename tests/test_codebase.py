@@ -41,7 +41,7 @@ LAYERS = (
     ("cli",),
     ("__main__",),
 )
-HEAVY = ("torch", "transformers", "onnx", "onnxscript", "optimum", "datasets", "accelerate", "triton")
+HEAVY = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "optimum", "datasets", "accelerate", "triton")
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from compressor.export.onnx_model import export_onnx
-from compressor.export.rewrite import rewrite
+from compressor.export.rewrite import rewrite_onnx
 
-__all__ = ["export_onnx", "rewrite"]
+__all__ = ["export_onnx", "rewrite_onnx"]

@@ -26,7 +26,7 @@ from compressor.store import write_atomic
 RELATIVE, OF_LARGEST = 1e-4, 1e-5
 
 
-def rewrite(exported: OnnxModel, feeds: Sequence[Feed], folder: Path) -> OnnxModel:
+def rewrite_onnx(exported: OnnxModel, feeds: Sequence[Feed], folder: Path) -> OnnxModel:
     """The same function as `exported` in fewer nodes, written into `folder`, once more with what quantizers open.
 
     After every rewrite that applied, onnxruntime runs the graph beside the exported one, which it leaves as it is, on

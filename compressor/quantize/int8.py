@@ -67,7 +67,9 @@ def quantize(
             if precision == "dynamic-int8":
                 _write_dynamic(student.path, path)
             else:
-                _write_static(student.open_path or student.path, path, calibration[: settings.calibration_samples], preprocessor)
+                _write_static(
+                    student.open_path or student.path, path, calibration[: settings.calibration_samples], preprocessor
+                )
         _check_quantized(path, name)
         model = describe_onnx(path, name, precision, student.parameters)
         if model.bytes >= student.bytes:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxscript.rewriter import pattern
 
 from compressor.export.rewrites.masks import KeyMask, key_mask
-from compressor.export.rewrites.symbols import constant, dimensions, scalar
+from compressor.export.rewrites.symbols import constant, dimensions, known, maker, scalar
 
 MICROSOFT = "com.microsoft"
 
@@ -142,13 +142,13 @@ def _are_constant(
     b_v: ir.Value | None = None,
     **_: Any,
 ) -> bool:
-    weights, biases = [constant(w) for w in (w_q, w_k, w_v)], [constant(b) for b in (b_q, b_k, b_v)]
-    if any(weight is None or weight.ndim != 2 for weight in weights):
+    weights = [constant(w) for w in (w_q, w_k, w_v)]
+    if any(w is None or w.ndim != 2 or w.shape != weights[0].shape for w in weights):  # type: ignore[union-attr]
         return False
     # A weight that something else reads too would be in the file twice.
     if any(len(w.uses()) > 1 for w in (w_q, w_k, w_v)):
         return False
-    return b_q is None or all(bias is not None and bias.ndim == 1 for bias in biases)
+    return b_q is None or all((b := constant(bias)) is not None and b.ndim == 1 for bias in (b_q, b_k, b_v))
 
 
 def _merged(
@@ -163,46 +163,37 @@ def _merged(
     b_k: ir.Value | None = None,
     b_v: ir.Value | None = None,
 ) -> Any:
-    weights = [constant(w) for w in (w_q, w_k, w_v)]
-    biases = [constant(b) for b in (b_q, b_k, b_v)]
-    weight = op.initializer(ir.tensor(np.concatenate(weights, axis=1)), f"{w_q.name}_qkv")  # type: ignore[arg-type]
-    bias = None
+    weights = np.concatenate([known(w) for w in (w_q, w_k, w_v)], axis=1)
+    product, bias = op.MatMul(x, op.initializer(ir.tensor(weights), f"{w_q.name}_qkv")), None
     if b_q is not None:
-        bias = op.initializer(ir.tensor(np.concatenate(biases)), f"{b_q.name}_qkv")  # type: ignore[arg-type]
-    parts = op.Split(op.MatMul(x, weight), axis=-1, num_outputs=3, _outputs=3)
-    node = attended.producer()
+        biases = np.concatenate([known(b) for b in (b_q, b_k, b_v)])
+        bias = op.initializer(ir.tensor(biases), f"{b_q.name}_qkv")
+    parts = op.Split(product, axis=-1, num_outputs=3, _outputs=3)
+    return op.MultiHeadAttention(*parts, bias, mask, **_attributes(attended), _domain=MICROSOFT)
+
+
+def _attributes(output: ir.Value) -> dict[str, Any]:
+    node = maker(output)
     assert node is not None
-    return op.MultiHeadAttention(*parts, bias, mask, **_attributes(node), _domain=MICROSOFT)
-
-
-def _attributes(node: ir.Node) -> dict[str, Any]:
     return {name: attribute.value for name, attribute in node.attributes.items()}
 
 
 MERGED = pattern.RewriteRuleSet(
-    [
-        pattern.RewriteRule(_three_products(biased), _merged, _are_constant, name="merged")
-        for biased in (True, False)
-    ]
+    [pattern.RewriteRule(_three_products(biased), _merged, _are_constant, name="merged") for biased in (True, False)]
 )
 
 
 def _product_and_heads(op: Any, x: Any, weight: Any) -> Any:
     parts = op.Split(op.MatMul(x, weight), axis=-1, num_outputs=3, _outputs=3)
-    return op.MultiHeadAttention(
-        *parts, _optional("bias"), _optional("mask"), _domain=MICROSOFT, _outputs=["attended"]
-    )
+    return op.MultiHeadAttention(*parts, _optional("bias"), _optional("mask"), _domain=MICROSOFT, _outputs=["attended"])
 
 
 def _whole(
     op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value | None, mask: ir.Value | None, attended: ir.Value
 ) -> Any:
-    node, array = attended.producer(), constant(weight)
-    assert node is not None
-    assert array is not None
     if bias is None:
-        bias = op.initializer(ir.tensor(np.zeros(array.shape[1], np.float32)), f"{weight.name}_bias")
-    return op.Attention(x, weight, bias, mask, **_attributes(node), _domain=MICROSOFT)
+        bias = op.initializer(ir.tensor(np.zeros(known(weight).shape[1], np.float32)), f"{weight.name}_bias")
+    return op.Attention(x, weight, bias, mask, **_attributes(attended), _domain=MICROSOFT)
 
 
 WHOLE = pattern.RewriteRuleSet([pattern.RewriteRule(_product_and_heads, _whole, name="whole")])

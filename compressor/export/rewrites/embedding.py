@@ -1,8 +1,8 @@
 """The sum of token, position and segment embeddings, and the layer normalization after it, in two steps.
 
 1. `segments`: where every token is of one segment, that segment's row is added to the table of positions, once for all.
-2. `whole`: the look-ups, their sum and the normalization become one operator. It is quantized with one scale for each
-   table and its vectors in int8 too, so int8 is made from the graph without this step.
+2. `whole`: the look-ups, their sum and the normalization become one operator, where positions count from the first
+   token. It would take others too, but onnxruntime's quantizer (1.31) loses them. That of static int8 does not know it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import onnx_ir as ir
 from onnxscript.rewriter import pattern
 
 from compressor.export.rewrites.attention import MICROSOFT
-from compressor.export.rewrites.symbols import Dimension, constant, dimensions, spelled
+from compressor.export.rewrites.symbols import Dimension, constant, dimensions, known, maker, spelled
 
 
 def _three_tables(op: Any, word: Any, ids: Any, segment: Any, segment_ids: Any, position: Any, places: Any) -> Any:
     words = op.Gather(word, ids, axis=0, _outputs=["words"])
     return op.Add(
-        op.Add(words, op.Gather(segment, segment_ids, axis=0, _outputs=["segments"])), op.Gather(position, places, axis=0)
+        op.Add(words, op.Gather(segment, segment_ids, axis=0, _outputs=["segments"])),
+        op.Gather(position, places, axis=0),
     )
 
 
@@ -39,13 +40,13 @@ def _one_segment(
     return _only_number(segment_ids) is not None and dimensions(words) == dimensions(segments) is not None
 
 
-def _only_number(value: ir.Value) -> int | None:
+def _only_number(value: ir.Value | None) -> int | None:
     """The number that all elements are equal to, whatever the inputs; None if there is none."""
     if (array := constant(value)) is not None:
         return int(array.flat[0]) if array.size and (array == array.flat[0]).all() else None
-    node = value.producer()
+    node = maker(value)
     if node is not None and node.op_type in ("Expand", "GatherElements"):
-        return _only_number(node.inputs[0])  # type: ignore[arg-type]
+        return _only_number(node.inputs[0])
     return None
 
 
@@ -58,11 +59,8 @@ def _segment_in_positions(
     words: ir.Value,
     **_: Any,
 ) -> Any:
-    number, table, rows = _only_number(segment_ids), constant(position), constant(segment)
-    assert number is not None
-    assert table is not None
-    assert rows is not None
-    summed = op.initializer(ir.tensor(table + rows[number]), f"{position.name}_with_segment")
+    row = known(segment)[_only_number(segment_ids)]
+    summed = op.initializer(ir.tensor(known(position) + row), f"{position.name}_with_segment")
     return op.Add(words, op.Gather(summed, places, axis=0))
 
 
@@ -92,11 +90,11 @@ def _is_embedding(
     sizes, node = dimensions(ids), normalized.producer()
     if sizes is None or len(sizes) != 2 or node is None or node.attributes.get_int("stash_type", 1) != 1:
         return False
-    return dimensions(places) in (sizes, (1, sizes[1])) or _from_the_first(places, sizes[1])
+    return _from_the_first(places, sizes[1])
 
 
 def _from_the_first(places: ir.Value, length: Dimension) -> bool:
-    """Whether these are 0, 1, 2, ... for so many tokens: the operator's own positions."""
+    """Whether these are 0, 1, 2, ... for so many tokens."""
     node = places.producer()
     if node is None or node.op_type != "Slice" or len(node.inputs) < 5:
         return False
@@ -112,20 +110,16 @@ def _whole(
     word: ir.Value,
     ids: ir.Value,
     position: ir.Value,
-    places: ir.Value,
     gamma: ir.Value,
     beta: ir.Value,
     normalized: ir.Value,
+    **_: Any,
 ) -> Any:
-    sizes, node = dimensions(ids), normalized.producer()
-    assert sizes is not None
+    node = normalized.producer()
     assert node is not None
     inputs = [op.Cast(ids, to=ir.DataType.INT32), None, word, position, None, gamma, beta]
-    if not _from_the_first(places, sizes[1]):
-        inputs += [None, op.Cast(places, to=ir.DataType.INT32)]
-    return op.EmbedLayerNormalization(
-        *inputs, epsilon=node.attributes.get_float("epsilon", 1e-5), _domain=MICROSOFT, _outputs=2
-    )[0]
+    epsilon = node.attributes.get_float("epsilon", 1e-5)
+    return op.EmbedLayerNormalization(*inputs, epsilon=epsilon, _domain=MICROSOFT, _outputs=2)[0]
 
 
 WHOLE = pattern.RewriteRuleSet([pattern.RewriteRule(_looked_up, _whole, _is_embedding, name="embedding")])

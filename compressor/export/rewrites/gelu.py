@@ -15,10 +15,10 @@ def _gelu(op: Any, x: Any, bias: Any) -> Any:
     return op.Gelu(pattern.OrValue([op.Add(x, bias), op.Add(bias, x)]), approximate="none")
 
 
-# Before opset 20: x / 2 * (1 + erf(x / sqrt 2)), Hendrycks & Gimpel 2016.
+# Before operator set 20: x (1 + erf(x / sqrt 2)) / 2, Hendrycks & Gimpel 2016.
 def _gelu_by_erf(op: Any, x: Any, bias: Any) -> Any:
     added = op.Add(x, bias)
-    return op.Mul(op.Mul(0.5, added), op.Add(op.Erf(op.Div(added, 2**0.5)), 1.0))
+    return op.Mul(added, op.Mul(0.5, op.Add(op.Erf(op.Div(added, 2**0.5)), 1.0)))
 
 
 def _bias_is_a_vector(context: Any, bias: ir.Value, **_: Any) -> bool:  # noqa: ARG001

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from compressor.export.rewrites.symbols import constant, dimensions, scalar, spelled
+from compressor.export.rewrites.symbols import constant, dimensions, maker, scalar, spelled
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class KeyMask:
     keys: ir.Value | None
 
 
-def key_mask(mask: ir.Value) -> KeyMask | None:
+def key_mask(mask: ir.Value | None) -> KeyMask | None:
     """What a boolean mask [batch or 1, 1, queries or 1, keys] says of the keys; None unless it is the same for every
     query.
     """
     if always_true(mask):
         return KeyMask(None)
-    node = mask.producer()
+    node = maker(mask)
     if node is None:
         return None
     if node.op_type == "Expand":
@@ -46,11 +46,11 @@ def _both(first: KeyMask | None, second: KeyMask | None) -> KeyMask | None:
     return None
 
 
-def always_true(value: ir.Value) -> bool:
+def always_true(value: ir.Value | None) -> bool:
     """Whether every element of a boolean value is true, whatever the inputs."""
     if (array := constant(value)) is not None:
         return bool(array.all())
-    node = value.producer()
+    node = maker(value)
     if node is None:
         return False
     if node.op_type in ("Expand", "Unsqueeze"):
@@ -63,10 +63,10 @@ def always_true(value: ir.Value) -> bool:
     return False
 
 
-def _least(value: ir.Value) -> float | None:
+def _least(value: ir.Value | None) -> float | None:
     """A lower bound of the elements of a range of ascending numbers."""
-    source = _seen_through_unsqueeze(value).producer()
-    if source is None or source.op_type != "Range" or (scalar(source.inputs[2]) or 0) <= 0:
+    source = _range(value)
+    if source is None or (scalar(source.inputs[2]) or 0) <= 0:
         return None
     return scalar(source.inputs[0])
 
@@ -74,7 +74,7 @@ def _least(value: ir.Value) -> float | None:
 def _gathered(node: ir.Node) -> KeyMask | None:
     """GatherND of [batch, keys] at (b, k) for every b along the first dimension and every k along the last."""
     table, indices = node.inputs
-    joined = indices.producer()
+    joined = maker(indices)
     sizes = dimensions(table)
     if joined is None or joined.op_type != "Concat" or sizes is None or len(sizes) != 2:
         return None
@@ -88,27 +88,28 @@ def _gathered(node: ir.Node) -> KeyMask | None:
     return None
 
 
-def _counted(value: ir.Value) -> tuple[int | str, ...] | None:
+def _counted(value: ir.Value | None) -> tuple[int | str, ...] | None:
     """The dimensions of the numbers 0, 1, 2, ... that were expanded to one index of a GatherND [..., 1]."""
-    unsqueezed = value.producer()
+    unsqueezed = maker(value)
     if unsqueezed is None or unsqueezed.op_type != "Unsqueeze" or spelled(unsqueezed.inputs[1]) not in ((-1,), (4,)):
         return None
-    expanded = unsqueezed.inputs[0].producer()
+    expanded = maker(unsqueezed.inputs[0])
     if expanded is None or expanded.op_type != "Expand":
         return None
     counted = expanded.inputs[0]
-    source = _seen_through_unsqueeze(counted).producer()
-    if source is None or source.op_type != "Range" or scalar(source.inputs[0]) != 0 or scalar(source.inputs[2]) != 1:
+    source = _range(counted)
+    if source is None or scalar(source.inputs[0]) != 0 or scalar(source.inputs[2]) != 1:
         return None
     return dimensions(counted)
 
 
-def _seen_through_unsqueeze(value: ir.Value) -> ir.Value:
-    while (node := value.producer()) is not None and node.op_type == "Unsqueeze":
+def _range(value: ir.Value | None) -> ir.Node | None:
+    """The Range that this is, but for dimensions of size 1."""
+    while (node := maker(value)) is not None and node.op_type == "Unsqueeze":
         value = node.inputs[0]
-    return value
+    return node if node is not None and node.op_type == "Range" else None
 
 
-def _is_4d(value: ir.Value) -> bool:
+def _is_4d(value: ir.Value | None) -> bool:
     sizes = dimensions(value)
     return sizes is not None and len(sizes) == 4

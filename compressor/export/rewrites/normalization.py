@@ -74,9 +74,7 @@ def _fused(shared: bool) -> Any:
 
 RULES = pattern.RewriteRuleSet(
     [
-        pattern.RewriteRule(
-            _residual(biased, shared), _fused(shared), _is_residual, name="skip-layer-norm"
-        )
+        pattern.RewriteRule(_residual(biased, shared), _fused(shared), _is_residual, name="skip-layer-norm")
         for shared in (False, True)
         for biased in (True, False)
     ]

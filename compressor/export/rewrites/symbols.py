@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -18,11 +19,23 @@ def dimensions(value: ir.Value | None) -> tuple[Dimension, ...] | None:
     return None if None in found else found  # type: ignore[return-value]
 
 
-def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
+def constant(value: ir.Value | None) -> NDArray[Any] | None:
     """What a weight or constant holds; None for what is computed or given."""
     if value is None or value.const_value is None or value.is_graph_input():
         return None
     return value.const_value.numpy()
+
+
+def known(value: ir.Value | None) -> NDArray[Any]:
+    """The same where a rule has found that it is one."""
+    array = constant(value)
+    assert array is not None
+    return array
+
+
+def maker(value: ir.Value | None) -> ir.Node | None:
+    """The node whose output this is; None for a weight, an input, or nothing."""
+    return None if value is None else value.producer()
 
 
 def scalar(value: ir.Value | None) -> float | None:
@@ -32,10 +45,10 @@ def scalar(value: ir.Value | None) -> float | None:
 
 
 def spelled(value: ir.Value | None) -> tuple[Dimension, ...] | None:
-    """The numbers in an integer vector (or scalar) that is made of constants and of sizes of values; None if unknown."""
+    """The numbers in an integer vector (or scalar) made of constants and of sizes of values; None if unknown."""
     if (array := constant(value)) is not None:
         return tuple(int(number) for number in array.reshape(-1))
-    node = None if value is None else value.producer()
+    node = maker(value)
     if node is None:
         return None
     if node.op_type == "Shape":
