@@ -1,4 +1,4 @@
-"""The way through: teacher, student, distil, export, quantize, verify, benchmark, bundle, report."""
+"""The way through: teacher, student, distil, export, rewrite, quantize, verify, benchmark, bundle, report."""
 
 from __future__ import annotations
 
@@ -129,7 +129,12 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
             ),
         )
 
-    small = stage("export", OnnxModel, lambda out: stages.export_student(at, distilled.value, out), (distilled,), graph)
+    exported = stage(
+        "export", OnnxModel, lambda out: stages.export_student(at, distilled.value, out), (distilled,), graph
+    )
+    small = stage(
+        "rewrite", OnnxModel, lambda out: stages.rewrite_student(at, distilled.value, exported.value, out), (exported,)
+    )
     quantized = stage(
         "quantize",
         QuantizedModels,

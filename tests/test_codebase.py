@@ -41,7 +41,18 @@ LAYERS = (
     ("cli",),
     ("__main__",),
 )
-HEAVY = ("torch", "transformers", "onnx", "onnxscript", "optimum", "datasets", "accelerate", "triton", "optuna")
+HEAVY = (
+    "torch",
+    "transformers",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "optimum",
+    "datasets",
+    "accelerate",
+    "triton",
+    "optuna",
+)
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
