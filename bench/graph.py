@@ -4,8 +4,8 @@ An encoder of MiniLM's size (random weights) with mean pooling, at batch 1 and 1
 torch.export; `rewritten` from that, as a run of `compressor compress` ships it; `fused`, traced by torch's older
 exporter and fused by onnxruntime.transformers. Each in float32 and, by this program's quantizer, in dynamic and static
 int8; of the fused graph onnxruntime makes no static int8. First all must answer alike. Then the ways of a precision
-take turns in the harness of `compressor bench`; `speedup` is over the first of them. The last rows apply the rewrites one
-after the other, `speedup` then being over what was exported.
+take turns in the harness of `compressor bench`; `speedup` is over the first of them. The last rows apply the rewrites
+one after the other; their `speedup` is over what was exported.
 
 Nodes are those of the file without constants, and those that onnxruntime runs after its own optimizations, by its
 profile. An inference reads every weight once, and of an embedding table one row a token: `read_mb`. `gb_per_s` is that
@@ -46,7 +46,7 @@ from compressor.onnx_file import describe_onnx
 from compressor.onnxrt import open_session
 from compressor.preprocess import Feed
 from compressor.progress import SILENT, without_chatter
-from compressor.quantize import quantize
+from compressor.quantize import Mixer, quantize
 from compressor.recipe import Quantization
 from compressor.tasks.sentence_embedding import SentenceEncoder
 from compressor.teachers.sentence import SentenceHead
@@ -154,7 +154,8 @@ def _int8(model: OnnxModel, precisions: list[str], way: str, sizes: Sizes, folde
     rows = list(np.random.default_rng(1).integers(1000, sizes.vocabulary, (16, TOKENS)))
     target = folder / f"int8-{way}"
     target.mkdir()
-    return list(quantize(replace(model, name=way), rows, _Rows(), settings, target, SILENT).models)
+    mixer = Mixer.of(model, rows, _Rows(), settings)
+    return list(quantize(replace(model, name=way), mixer, settings, target, SILENT).models)
 
 
 def _feed(batch: int, tokens: int, sizes: Sizes) -> Feed:

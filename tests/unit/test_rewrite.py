@@ -27,14 +27,15 @@ from compressor.artifacts import OnnxModel, TensorSpec
 from compressor.errors import ExportError
 from compressor.export import export_onnx, rewrite_onnx
 from compressor.export.rewrites import REWRITES, Rewrite
-from compressor.onnx_file import describe_onnx, where_bytes_are
+from compressor.onnx_file import describe_onnx
 from compressor.preprocess import Feed
 from compressor.progress import SILENT
-from compressor.quantize import quantize
+from compressor.quantize import Mixer, quantize
 from compressor.recipe import Quantization
 from compressor.tasks.decoder import CausalLanguageModel
 from compressor.tasks.sentence_embedding import SentenceEncoder
 from compressor.teachers.sentence import SentenceHead
+from compressor.xray import by_role, xray
 
 TEXT = [
     TensorSpec("input_ids", "int64", ("batch", "sequence")),
@@ -203,7 +204,8 @@ def test_int8_leaves_no_weight_in_float32(case: Case, tmp_path: Path) -> None:
         pytest.skip("its examples are images")
     settings = Quantization.model_validate({"precisions": ["dynamic-int8", "static-int8"], "calibration_samples": 8})
     rows = list(np.random.default_rng(0).integers(3, VOCAB, (8, 9)))
-    found = quantize(case.rewritten, rows, Rows(), settings, tmp_path, SILENT)
+    mixer = Mixer.of(case.rewritten, rows, Rows(), settings)
+    found = quantize(case.rewritten, mixer, settings, tmp_path, SILENT)
     feed = Rows().collate(rows)
     expected = run(case.exported.path, feed)[0]
     for model in found.models:
@@ -404,7 +406,7 @@ def test_a_decoder_stays_causal_and_its_tied_table_is_stored_once(tmp_path: Path
             np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
     tables = [t for t in onnx.load(rewritten.path).graph.initializer if sorted(t.dims) == [HIDDEN, VOCAB]]
     assert len(tables) == 1
-    parts = {share.part: share.bytes for share in where_bytes_are(rewritten.path, "student")}
+    parts = by_role(xray(rewritten.path))
     assert parts["embedding tables"] == pytest.approx(4 * HIDDEN * VOCAB, rel=0.01)
 
 

@@ -23,7 +23,7 @@ def _reshape_by_numbers(op: Any, x: ir.Value, shape: ir.Value, reshaped: ir.Valu
 def _numbers(x: ir.Value, reshaped: ir.Value, shape: ir.Value) -> list[int] | None:
     """0 for a size that stays where it is, else a number, -1 for at most one."""
     old, new, asked = dimensions(x), dimensions(reshaped), spelled(shape)
-    if constant(shape) is not None or old is None or asked is None:
+    if constant(shape) is not None or old is None or asked is None or 0 in asked:
         return None
     sizes: list[Dimension] = [
         new[place] if size == -1 and new is not None else size for place, size in enumerate(asked)
