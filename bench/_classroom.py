@@ -19,9 +19,10 @@ from compressor.distill import Inputs, SignalReader, TrainingData, answers_at, r
 from compressor.errors import BenchmarkError, DataError, TeacherError
 from compressor.materials import Materials
 from compressor.progress import Progress
-from compressor.recipe import ImageClassificationRecipe, SentenceEmbeddingRecipe, portable
+from compressor.recipe import ImageClassificationRecipe, SentenceEmbeddingRecipe
 from compressor.recipe_distill import ClassDistillation, Distillation
 from compressor.recipe_file import read_recipe
+from compressor.recipe_portable import portable
 from compressor.store import key_of
 from compressor.students import new_student
 from compressor.tasks.tables import read_columns

@@ -19,6 +19,7 @@ STAGES = (
     "distill",
     "control",
     "export",
+    "rewrite",
     "quantize",
     "verify",
     "benchmark",
@@ -150,8 +151,21 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class AppliedRewrite:
+    """A rewrite of an exported graph: how often it applied, and how many nodes were left."""
+
+    name: str
+    times: int
+    nodes: int
+
+
+@dataclass(frozen=True)
 class OnnxModel:
-    """An ONNX file that has passed the checker and loads in onnxruntime."""
+    """An ONNX file that has passed the checker and loads in onnxruntime.
+
+    `rewrites` made it from what was exported. `open_path`: the same function without those operators that hide weights
+    from a quantizer that does not know them; null where the file itself has none.
+    """
 
     name: str
     precision: str
@@ -161,6 +175,8 @@ class OnnxModel:
     opset: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    rewrites: tuple[AppliedRewrite, ...] = ()
+    open_path: Path | None = None
 
 
 @dataclass(frozen=True)

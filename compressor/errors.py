@@ -95,3 +95,8 @@ def missing_extra(package: str) -> MissingDependencyError:
     return MissingDependencyError(
         f"this needs the package {package!r}, which is not installed; run: pip install 'compressor[train]'"
     )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what it says; of an empty message the name of its class."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

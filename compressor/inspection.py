@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,21 @@ def inspection_lines(found: dict[str, Any]) -> list[str]:
         elif name == "would_save":
             lines += ["would save", *(f"  {one['saves_bytes']:12,}  {one['words']}" for one in value)] if value else []
         elif isinstance(value, dict):
-            lines.append(f"{name}")
-            lines += [f"  {key}: {inner}" for key, inner in value.items() if not isinstance(inner, dict)]
+            lines += [name, *_indented(value, "  ")]
         elif isinstance(value, list):
             lines += [f"{name}  {item}" for item in value]
         else:
             lines.append(f"{name}  {value}")
     return lines
+
+
+def _indented(values: dict[str, Any], indent: str) -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield f"{indent}{key}:"
+            yield from _indented(value, indent + "  ")
+        else:
+            yield f"{indent}{key}: {value}"
 
 
 def _tensor_line(tensor: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from compressor.progress import Progress
 from compressor.recipe import ImageClassificationRecipe, OwnTaskRecipe, Recipe
 from compressor.recipe_distill import NextTokenDistillation
 from compressor.recipe_teacher import EndpointClassifier, EndpointTeacher, EndpointWriter, OnnxTeacher
-from compressor.store import sha256_file, sha256_tree
+from compressor.store import key_of, sha256_file, sha256_tree
 from compressor.students import load_student
 from compressor.tasks import Task, TaskData, task_for
 from compressor.tasks.answered_generation import AnsweredGeneration
@@ -134,7 +134,10 @@ class Materials:
 
     @property
     def _asked_before(self) -> Path:
-        return self.recipe.out / "cache" / "endpoint.jsonl"
+        """A file for each model behind each endpoint: runs that share one take turns at asking."""
+        assert isinstance(self.recipe.teacher, EndpointTeacher)
+        asked = key_of(self.recipe.teacher.endpoint, self.recipe.teacher.model)
+        return (self.recipe.cache or self.recipe.out / "cache") / f"endpoint-{asked[:16]}.jsonl"
 
     def lessons(self, recorded: TeacherSignals) -> TaskData:
         """The data that training works on; of a teacher that writes, with what it wrote. Raises DataError."""

@@ -25,7 +25,8 @@ from compressor.artifacts import (
 )
 from compressor.errors import GateError
 from compressor.materials import Materials
-from compressor.recipe import Recipe, portable
+from compressor.recipe import Recipe
+from compressor.recipe_portable import portable
 from compressor.report.html import write_report
 from compressor.result import RESULT_SCHEMA_VERSION, Environment, ModelResult, Result, SizeShare
 from compressor.stages import CONTROL, Models

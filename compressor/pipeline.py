@@ -1,4 +1,4 @@
-"""The way through: teacher, student, distil, export, quantize, verify, benchmark, bundle, report."""
+"""The way through: teacher, student, distil, export, rewrite, quantize, verify, benchmark, bundle, report."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from compressor.artifacts import (
     Teacher,
     TeacherSignals,
 )
-from compressor.distill import inside_signals, intact, team
+from compressor.distill import inside_signals, team
 from compressor.errors import GateError, UsageError
 from compressor.materials import Materials
 from compressor.outcome import Outcome, measured_on, publish, withdraw
 from compressor.progress import SILENT, Progress
-from compressor.recipe import Recipe, portable
+from compressor.recipe import Recipe
 from compressor.recipe_distill import ClassDistillation, NextTokenDistillation
 from compressor.recipe_file import read_recipe
+from compressor.recipe_portable import portable
 from compressor.recipe_teacher import EndpointTeacher
 from compressor.result import Result
 from compressor.store import Keyed, Run, WorkAhead, key_of, sha256_file
@@ -128,7 +129,12 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
             ),
         )
 
-    small = stage("export", OnnxModel, lambda out: stages.export_student(at, distilled.value, out), (distilled,), graph)
+    exported = stage(
+        "export", OnnxModel, lambda out: stages.export_student(at, distilled.value, out), (distilled,), graph
+    )
+    small = stage(
+        "rewrite", OnnxModel, lambda out: stages.rewrite_student(at, distilled.value, exported.value, out), (exported,)
+    )
     quantized = stage(
         "quantize",
         QuantizedModels,
@@ -188,7 +194,7 @@ def _signals(run: Run, at: Materials, record: Callable[[Path], TeacherSignals]) 
         (source, data),
         taken,
         keep_partial=True,
-        intact=lambda recorded: all(intact(shard) for shard in recorded.shards),
+        mends=True,
         shared=recipe.cache,
     )
 

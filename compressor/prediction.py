@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compressor.distill import outputs_of
-from compressor.export import export_onnx
+from compressor.export import export_onnx, rewrite_onnx
 from compressor.materials import Materials
 from compressor.preprocess import Feed
 from compressor.progress import SILENT
@@ -166,11 +166,13 @@ def _file_bytes(at: Materials, student: nn.Module) -> Bytes:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         opset = at.recipe.export.opset
-        exported = export_onnx(module, "student", inputs, outputs, feeds, opset, folder / "student.onnx")
+        exported = export_onnx(module, "student", inputs, outputs, feeds, opset, folder / "exported.onnx")
+        rewritten = rewrite_onnx(exported, feeds[:1], folder)
         settings = at.recipe.quantize
-        quantized = quantize(exported, Mixer.of(exported, sample, preprocessor, settings), settings, folder, SILENT)
+        mixer = Mixer.of(rewritten, sample, preprocessor, settings)
+        quantized = quantize(rewritten, mixer, settings, folder, SILENT)
     return {
-        "float32": exported.bytes,
+        "float32": rewritten.bytes,
         **{model.name.removeprefix("student-"): model.bytes for model in quantized.models},
     }
 

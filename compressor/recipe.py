@@ -8,7 +8,7 @@ violation into one line with its place.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -21,15 +21,18 @@ from compressor.recipe_distill import (
     NextTokenDistillation,
     OwnDistillation,
     TextDistillation,
+    TokenDistillation,
 )
 from compressor.recipe_student import AnsweringStudent, DecoderStudent, ImageStudent, OwnStudent, TextStudent
 from compressor.recipe_teacher import (
     ClassifierTeacher,
     EmbeddingTeacher,
+    EndpointTeacher,
     EndpointWriter,
     GenerativeTeacher,
     ImageTeacher,
     ModuleTeacher,
+    OnnxTeacher,
     TaggerTeacher,
 )
 
@@ -190,6 +193,18 @@ class _Recipe(Settings):
         None, description="folder where run folders share what was recorded of their teachers; null keeps it in out"
     )
 
+    @model_validator(mode="after")
+    def _inside_is_in_reach(self) -> Self:
+        teacher, settings = getattr(self, "teacher", None), getattr(self, "distill", None)
+        inside = isinstance(settings, TokenDistillation) and (
+            is_on(settings.hidden_weight) or is_on(settings.relation_weight)
+        )
+        if inside and isinstance(teacher, OnnxTeacher | EndpointTeacher):
+            raise ValueError(
+                "a black box shows nothing of its inside: set distill.hidden_weight and distill.relation_weight to 0"
+            )
+        return self
+
 
 class SentenceEmbeddingRecipe(_Recipe):
     task: Literal["sentence-embedding"]
@@ -299,22 +314,3 @@ def recipe_class(task: str, teacher: object) -> type[Recipe]:
     """Which recipe is meant, by its task and its `teacher` as it is written."""
     recipes = {**RECIPES, **ENDPOINT_RECIPES} if isinstance(teacher, dict) and "endpoint" in teacher else RECIPES
     return recipes[task]
-
-
-def portable(recipe: Recipe) -> dict[str, object]:
-    """The recipe without the folders of this machine, for results and bundles: none that it writes to, and of every
-    path its name.
-    """
-    return {key: _portable(value) for key, value in recipe.model_dump(exclude={"out", "cache"}).items()}
-
-
-def _portable(value: object) -> object:
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, dict):
-        return {key: _portable(inner) for key, inner in value.items()}
-    if isinstance(value, tuple):
-        return [_portable(inner) for inner in value]
-    if isinstance(value, str) and value.count(":") == 1 and "/" in value and ".py:" in value:
-        return value.rpartition("/")[2]
-    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,13 +30,13 @@ from compressor.artifacts import (
 from compressor.benchmark import BenchmarkSettings, Candidate, latencies_of, measure
 from compressor.bundle.build import GOLDEN_CASES, Contents, write_bundle
 from compressor.distill import SignalReader, outputs_of, write_outputs
-from compressor.export import export_onnx
+from compressor.export import export_onnx, rewrite_onnx
 from compressor.materials import BENCHMARK_INPUTS, Materials
 from compressor.onnxrt import first_outputs
 from compressor.preprocess import Preprocessor, answers_in_order
 from compressor.progress import SILENT
 from compressor.quantize import Mixer, quantize
-from compressor.recipe import portable
+from compressor.recipe_portable import portable
 from compressor.searching import Judging, search_precisions
 from compressor.students import check_student, make_student
 from compressor.tasks import TaskData
@@ -75,12 +76,18 @@ def teacher(at: Materials) -> Teacher:
 
 
 def export_teacher(at: Materials, folder: Path) -> OnnxModel:
-    """The teacher as ONNX, float32 unless it came as a file: what the student is compared with on the same runtime."""
+    """The teacher as ONNX, float32 unless it came as a file: what the student is compared with on the same runtime.
+
+    Rewritten as the student is: what the student gains is not what its graph gained. A file stays as it came.
+    """
     if at.onnx_teacher is not None:
         copy = folder / "teacher.onnx"
         shutil.copyfile(at.onnx_teacher.file.path, copy)
         return replace(at.onnx_teacher.file, path=copy)
-    return _export(at, at.task.deployable(at.teacher), "teacher", at.teacher_preprocessor, folder)
+    preprocessor = at.teacher_preprocessor
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        exported = _export(at, at.task.deployable(at.teacher), "teacher", preprocessor, Path(scratch))
+        return _rewrite(at, exported, preprocessor, folder)
 
 
 def student(at: Materials, folder: Path) -> Student:
@@ -100,18 +107,23 @@ def export_student(at: Materials, distilled: DistilledStudent, folder: Path) -> 
     return _export(at, at.student(source), "student", at.task.preprocessor(source), folder)
 
 
-def quantize_student(at: Materials, distilled: DistilledStudent, exported: OnnxModel, folder: Path) -> QuantizedModels:
+def rewrite_student(at: Materials, distilled: DistilledStudent, exported: OnnxModel, folder: Path) -> OnnxModel:
+    """The exported student in fewer nodes, proven equal: what is quantized, judged, timed and shipped."""
+    return _rewrite(at, exported, at.task.preprocessor(distilled.student.folder), folder)
+
+
+def quantize_student(at: Materials, distilled: DistilledStudent, whole: OnnxModel, folder: Path) -> QuantizedModels:
     """The candidates in fewer bits, calibrated on training inputs: those asked for, then those found."""
     settings = at.recipe.quantize
     preprocessor = at.task.preprocessor(distilled.student.folder)
     sample = preprocessor.encode(at.data.train[: settings.calibration_samples])
     cache = at.recipe.out / "cache"
-    mixer = Mixer.of(exported, sample, preprocessor, settings, cache)
-    candidates = quantize(exported, mixer, settings, folder, at.progress)
+    mixer = Mixer.of(whole, sample, preprocessor, settings, cache)
+    candidates = quantize(whole, mixer, settings, folder, at.progress)
     if settings.search is None:
         return candidates
-    judging = _judging(at, exported, preprocessor)
-    found = search_precisions(exported, mixer, judging, settings.search, cache, folder, at.progress)
+    judging = _judging(at, whole, preprocessor)
+    found = search_precisions(whole, mixer, judging, settings.search, cache, folder, at.progress)
     return replace(candidates, models=(*candidates.models, *found))
 
 
@@ -213,6 +225,13 @@ def _export(at: Materials, module: nn.Module, name: str, preprocessor: Preproces
         width = outputs_of(module.eval(), feeds[0]).shape[-1]
     inputs, outputs = at.task.graph(width, preprocessor)
     return export_onnx(module, name, inputs, outputs, feeds, at.recipe.export.opset, folder / f"{name}.onnx")
+
+
+def _rewrite(at: Materials, exported: OnnxModel, preprocessor: Preprocessor, folder: Path) -> OnnxModel:
+    rewritten = rewrite_onnx(exported, at.task.shape_feeds(preprocessor), folder)
+    for applied in rewritten.rewrites:
+        at.progress.log(f"  {applied.name}: {applied.times} times, {applied.nodes} nodes left")
+    return rewritten
 
 
 def _parities(

@@ -1,4 +1,4 @@
-"""Writing a bundle: model, tokenizer, golden cases, licence note, model card, and the manifest over all of it."""
+"""Writing a bundle: model, tokenizer, golden cases, model card, bill of materials, and the manifest over all of it."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Mixer:
         keep: Path | None = None,
     ) -> Mixer:
         """Raises QuantizationError for a model that cannot be quantized."""
-        source = load_float_model(student.path)
+        source = load_float_model(student.open_path or student.path)
         examples = calibration[: settings.calibration_samples]
         return Mixer(source, find_sites(source), examples, preprocessor, settings, keep)
 

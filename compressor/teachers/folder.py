@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from optimum.exporters.tasks import TasksManager
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import logging as transformers_logging
 
-from compressor.errors import TeacherError
+from compressor.errors import TeacherError, first_line
 
 # The task names of optimum's TasksManager, which knows the model class for each.
 OPTIMUM_TASK = {
@@ -40,15 +42,18 @@ def check_folder(path: Path) -> None:
         raise TeacherError(f"{path}: expected weights as *.safetensors; {remedy}")
 
 
-def card_license(path: Path) -> str | None:
-    """The licence that the front matter of the folder's model card (README.md) states; None where it states none."""
+def card_licenses(path: Path) -> tuple[str, ...]:
+    """The licences that the front matter of the folder's model card (README.md) states, if it can be read."""
     card = path / "README.md"
     if not card.is_file():
-        return None
-    match = re.match(
-        r"---\n.*?^license:[ \t]*([\w.+-]+)[ \t]*$.*?^---$", card.read_text("utf-8", "replace"), re.S | re.M
-    )
-    return match.group(1) if match else None
+        return ()
+    front = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$", card.read_text("utf-8", "replace"), re.S | re.M)
+    try:
+        stated = YAML(typ="safe").load(front[1]) if front else None
+    except (YAMLError, ValueError):  # a date such as 2001-99-99 is a ValueError
+        return ()
+    found = stated.get("license") if isinstance(stated, dict) else None
+    return tuple(one for one in (found if isinstance(found, list) else [found]) if isinstance(one, str) and one)
 
 
 def load_folder(path: Path, task: str, max_length: int | None, *, remote_code: bool = False) -> PreTrainedModel:
@@ -66,7 +71,7 @@ def load_folder(path: Path, task: str, max_length: int | None, *, remote_code: b
             path, local_files_only=True, use_safetensors=True, trust_remote_code=remote_code, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise TeacherError(f"{path}: transformers does not load it: {str(error).strip().splitlines()[0]}") from None
+        raise TeacherError(f"{path}: transformers does not load it: {first_line(error)}") from None
     absent = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
     if absent:
         raise TeacherError(

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
+from ruamel.yaml import YAML
 from tokenizers import Tokenizer
 
 import compressor
 from compressor.artifacts import Interval, OnnxModel, Provenance, Quality
 from compressor.bundle.build import Contents, write_bundle
+from compressor.bundle.card import model_card
 from compressor.bundle.golden import golden_cases
 from compressor.bundle.manifest import check_files, dump_manifest, open_bundle
 from compressor.bundle.predictor import Predictor, load
@@ -34,7 +36,7 @@ from compressor.certificate import (
     summary,
 )
 from compressor.errors import BundleError, DataError
-from compressor.inspection import inspect_path
+from compressor.inspection import inspect_path, inspection_lines
 from compressor.onnx_file import describe_onnx
 from compressor.preprocess import ImagePreprocessor, TextPreprocessor
 from compressor.store import sha256_file
@@ -169,8 +171,43 @@ def test_the_manifest_reads_back_as_it_was_written(text_bundle: Path) -> None:
     assert dump_manifest(opened.manifest) == (text_bundle / "manifest.json").read_bytes()
     assert opened.manifest.lineage == LINEAGE
     card = (text_bundle / "README.md").read_text()
-    assert "license: MIT" in card
+    assert 'license: "MIT"' in card
     assert "0.9000 (95% interval 0.8800 to 0.9200)" in card
+
+
+def test_inspect_shows_what_was_found(text_bundle: Path) -> None:
+    lines = inspection_lines(inspect_path(text_bundle))
+    begin = lines.index("  quality:")
+    assert lines[begin : begin + 9] == [
+        "  quality:",
+        "    name: student",
+        "    metric: AUROC",
+        "    quality:",
+        "      value: 0.9",
+        "      low: 0.88",
+        "      high: 0.92",
+        "    kept:",
+        "      value: 0.99",
+    ]
+
+
+@pytest.mark.parametrize(
+    "license_", ["Acme: internal use", "mit\nlibrary_name: evil\n---\n# x", 'a "b" #c', "- x", "ünï"]
+)
+def test_whatever_the_licence_the_front_matter_of_the_card_holds_it(embedder_onnx: Path, license_: str) -> None:
+    model = describe_onnx(embedder_onnx, "student", "float32")
+    evidence = {"teacher_bytes": None, "quality": asdict(QUALITY)}
+    lineage = replace(LINEAGE, license=license_, terms="https://a/b\n\n# Heading", source="big\n# Heading")
+    card = model_card(model, "text-classification", evidence, lineage, {})
+    _, front, text = card.split("---\n", 2)
+    assert YAML(typ="safe").load(front) == {
+        "license": " ".join(license_.split()),
+        "pipeline_tag": "text-classification",
+        "library_name": "onnx",
+    }
+    assert [line for line in text.splitlines() if line.startswith("# ")] == [
+        "# text-classification model distilled from big # Heading"
+    ]
 
 
 FILES = ["README.md", "bom.cdx.json", "golden.npz", "golden_texts.json", "model.onnx", "tokenizer.json"]

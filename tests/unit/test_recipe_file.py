@@ -16,8 +16,9 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from compressor.errors import RecipeError
-from compressor.recipe import ENDPOINT_RECIPES, RECIPES, OwnTaskRecipe, portable
+from compressor.recipe import ENDPOINT_RECIPES, RECIPES, OwnTaskRecipe
 from compressor.recipe_file import read_recipe, recipe_from_values, recipe_template
+from compressor.recipe_portable import portable
 from compressor.recipe_student import ImageStudent
 from compressor.recipe_teacher import (
     EndpointClassifier,
@@ -378,6 +379,13 @@ def test_a_portable_recipe_holds_no_folder(write: Any, tmp_path: Path, text: str
     assert content["task"] == recipe.task
 
 
+def test_a_portable_recipe_changes_paths_and_nothing_else(write: Any) -> None:
+    reference = "contract of legal/terms.py:3 signed"
+    found: Any = portable(read_recipe(write(IMAGES.replace("own-model", f'own-model, reference: "{reference}"'))))
+    assert found["teacher"]["reference"] == reference
+    assert found["teacher"]["module"] == "big.py:make"
+
+
 def test_a_portable_recipe_reads_back_as_the_same_settings(write: Any) -> None:
     recipe: Any = read_recipe(write(TEXT + "gate: {max_drop: 3%}\n"))
     again: Any = recipe_from_values(portable(recipe), "test")
@@ -465,6 +473,17 @@ def test_the_template_shows_every_kind_of_teacher(task: str) -> None:
     assert sum(line.startswith("  # or, instead of ") for line in lines) == len(OTHER_TEACHERS[task])
     settings = {line.split(":")[0].strip("# ") for line in lines if line.startswith("  # ")}
     assert settings & {"path", "hub", "gguf", "onnx", "endpoint", "module"} == OTHER_TEACHERS[task]
+
+
+@pytest.mark.parametrize("setting", ["hidden_weight: 1.0", "relation_weight: [0.0, 1.0]"])
+@pytest.mark.parametrize(
+    "teacher",
+    ["endpoint: https://host/v1\n  model: big", "onnx: a.onnx\n  tokenizer: t.json"],
+    ids=["endpoint", "onnx"],
+)
+def test_nothing_is_learnt_from_inside_a_black_box(write: Any, teacher: str, setting: str) -> None:
+    text = ENDPOINT.replace("endpoint: https://host/v1\n  model: big", teacher) + f"distill: {{{setting}}}\n"
+    assert "a black box shows nothing of its inside: set distill.hidden_weight" in refusal(write(text))
 
 
 def test_an_endpoint_tags_no_words(write: Any) -> None:

@@ -259,6 +259,12 @@ CARD = "---\nlanguage: en\nlicense: {}\ntags:\n- x\n---\n# A model\nlicense: mit
         ({"permission": "own-model"}, None, (None, "own-model", None, None)),
         ({"license": "MIT"}, None, ("MIT", "license-permits", None, None)),
         ({}, "apache-2.0", ("apache-2.0", "license-permits", "model card in the teacher's folder", None)),
+        ({}, '"mit"', ("mit", "license-permits", "model card in the teacher's folder", None)),
+        ({}, "mit # see LICENSE", ("mit", "license-permits", "model card in the teacher's folder", None)),
+        ({}, "\n- mit\n- 'isc'", ("mit, isc", "license-permits", "model card in the teacher's folder", None)),
+        ({"license": "MIT"}, "[isc, mit]", ("MIT", "license-permits", "model card in the teacher's folder", None)),
+        ({"license": "mit", "reference": "mail"}, "llama3.1", ("mit", "license-permits", "mail", None)),
+        ({"permission": "own-model", "license": "mit"}, "llama3.1", ("mit", "own-model", None, None)),
         (
             {"license": "other", "permission": "written-permission", "reference": "letter", "terms": "https://a/b"},
             "mit",
@@ -278,7 +284,18 @@ def test_what_permits_a_teacher(
     assert astuple(rights(text_recipe(teacher={"permission": None, **declared}))) == expected
 
 
-@pytest.mark.parametrize("card", [None, "cc-by-nc-4.0", "llama3", ""])
+@pytest.mark.parametrize("permission", [None, "license-permits"])
+def test_a_licence_that_is_not_the_cards_needs_a_reference(
+    text_recipe: Make, teacher_folder: Path, permission: str | None
+) -> None:
+    (teacher_folder / "README.md").write_text(CARD.format("llama3.1"))
+    with pytest.raises(TeacherError, match=r"teacher.license: mit, but .* card says llama3.1; .* teacher.reference"):
+        rights(text_recipe(teacher={"permission": permission, "license": "mit"}))
+
+
+@pytest.mark.parametrize(
+    "card", [None, "cc-by-nc-4.0", "llama3", "", "[mit, llama3]", "{mit: 1}", "'mit", "2001-99-99"]
+)
 def test_without_a_permissive_licence_a_teacher_is_refused(
     text_recipe: Make, teacher_folder: Path, card: str | None
 ) -> None:
