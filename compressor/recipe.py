@@ -163,10 +163,7 @@ class Quantization(Settings):
     max_bad_batches: Share = Field(
         0.0, description="calibration examples with NaN or infinity, all zero, or far beyond the others, as a share"
     )
-    same_everywhere: bool = Field(
-        True,
-        description="weights whose products saturate on x86 without VNNI get a wider step; false only certifies",
-    )
+    same_everywhere: bool = Field(True, description="weights that saturate on x86 without VNNI get a wider step")
 
 
 class Gate(Settings):
