@@ -65,7 +65,8 @@ class Classroom:
 
     @cached_property
     def _data(self) -> TrainingData:
-        folder = self._folder / "signals"
+        # What is recorded of the teacher depends on the settings, beside what the folder is named by.
+        folder = self._folder / f"signals-{key_of(self.at.recipe.distill)[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
         return self._taught_by(learning.signals(self.at, self.start, folder))
 

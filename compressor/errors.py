@@ -100,3 +100,11 @@ def missing_extra(package: str) -> MissingDependencyError:
 def first_line(error: BaseException) -> str:
     """The first line of what it says; of an empty message the name of its class."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory is exhausted. On the CPU torch raises a plain RuntimeError for it."""
+    words = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )

@@ -99,7 +99,8 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
     source, data, held_out = _sources(recipe, at)
     at.data  # noqa: B018 (bad data is refused before any work, also when the first stages do not read it)
 
-    teacher = stage("teacher", Teacher, lambda _: stages.teacher(at), (source,), [recipe.teacher, recipe.student])
+    shape = [recipe.student, at.fingerprints.get("student")]
+    teacher = stage("teacher", Teacher, lambda _: stages.teacher(at), (source,), [recipe.teacher, shape])
     graph = [recipe.export, recipe.data.graph(), _text_length(recipe)]
     # Behind an endpoint there is no model to export: the students are then compared with each other alone.
     big: Keyed[OnnxModel] | Keyed[None] = Keyed(None, source.key)
@@ -108,7 +109,6 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
     answers = stage(
         "teacher-answers", TeacherSignals, lambda out: stages.teacher_answers(at, big.value, out), (big, held_out)
     )
-    shape = [recipe.student, at.fingerprints.get("student")]
     start = stage("student", Student, lambda out: stages.student(at, out), (source, data), shape)
     signals = _signals(run, at, lambda out: learning.signals(at, start.value, out))
 

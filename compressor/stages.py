@@ -68,6 +68,8 @@ def teacher(at: Materials) -> Teacher:
     """Loads the teacher, records what it is, and refuses a student that cannot be made from it before any work."""
     module, file = at.teacher_weights, at.onnx_teacher
     check_student(at.recipe, module)
+    if module is not None and isinstance(at.task, Own):
+        at.task.try_out(module, new_student(at.recipe), at.data)
     if module is not None:
         parameters = sum(parameter.numel() for parameter in module.parameters())
     else:
@@ -136,6 +138,7 @@ def teacher_answers(at: Materials, exported: OnnxModel | None, folder: Path) -> 
         outputs = _black_box_outputs(at)
     else:
         outputs = _onnx_outputs(at, exported, at.teacher_preprocessor, at.data)
+    quality.worth(at.task.metric, at.task.answers(outputs, at.data), at.data.truth)  # refused before any training
     return write_outputs(outputs, folder, time.monotonic() - started)
 
 

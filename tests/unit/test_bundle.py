@@ -178,15 +178,13 @@ def test_the_manifest_reads_back_as_it_was_written(text_bundle: Path) -> None:
 def test_inspect_shows_what_was_found(text_bundle: Path) -> None:
     lines = inspection_lines(inspect_path(text_bundle))
     begin = lines.index("  quality:")
-    assert lines[begin : begin + 9] == [
+    assert lines[begin : begin + 7] == [
         "  quality:",
-        "    name: student",
-        "    metric: AUROC",
-        "    quality:",
-        "      value: 0.9",
-        "      low: 0.88",
-        "      high: 0.92",
+        "    agreement: 0.97",
+        "    examples: 100",
         "    kept:",
+        "      high: 1.0",
+        "      low: 0.98",
         "      value: 0.99",
     ]
 
