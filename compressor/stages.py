@@ -38,9 +38,10 @@ from compressor.progress import SILENT
 from compressor.quantize import Mixer, quantize
 from compressor.recipe_portable import portable
 from compressor.searching import Judging, search_precisions
-from compressor.students import check_student, make_student
+from compressor.students import check_student, make_student, new_student
 from compressor.tasks import TaskData
 from compressor.tasks.answered_generation import AnsweredGeneration
+from compressor.tasks.own import Own
 from compressor.teachers import describe_teacher
 from compressor.verify import parity, quality
 
