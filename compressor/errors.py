@@ -90,6 +90,11 @@ class MissingDependencyError(CompressorError):
     exit_code = 14
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, on one line; its name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).strip()
+
+
 def missing_extra(package: str) -> MissingDependencyError:
     """The error for an absent optional package."""
     return MissingDependencyError(
