@@ -13,7 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from compressor.errors import BundleError
+from compressor.errors import BundleError, first_line
 from compressor.preprocess import Feed, Keep, Preprocessor, by_length, whole_output
 from compressor.progress import Progress
 
@@ -39,7 +39,7 @@ def open_session(model: Path, threads: int = 1) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except _FAILURES as error:
-        raise BundleError(f"{model}: onnxruntime does not open it: {str(error).splitlines()[0]}") from None
+        raise BundleError(f"{model}: onnxruntime does not open it: {first_line(error)}") from None
 
 
 def run_one(session: ort.InferenceSession, feed: Feed) -> list[NDArray[Any]]:
@@ -47,7 +47,7 @@ def run_one(session: ort.InferenceSession, feed: Feed) -> list[NDArray[Any]]:
     try:
         outputs: list[NDArray[Any]] = session.run(None, feed)
     except _FAILURES as error:
-        raise BundleError(f"onnxruntime fails to run the model: {str(error).splitlines()[0]}") from None
+        raise BundleError(f"onnxruntime fails to run the model: {first_line(error)}") from None
     return outputs
 
 

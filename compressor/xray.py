@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from compressor.errors import BundleError
+from compressor.errors import BundleError, first_line
 
 # Below this, a tensor is not worth a word.
 _NOTEWORTHY_BYTES = 1024
@@ -78,7 +78,7 @@ def xray(path: Path) -> Xray:
     try:
         model = onnx.load(path)
     except Exception as error:  # protobuf's errors are of no public class
-        raise BundleError(f"{path}: expected an ONNX model: {str(error).splitlines()[0]}") from None
+        raise BundleError(f"{path}: expected an ONNX model: {first_line(error)}") from None
     bare = onnx.load(path, load_external_data=False)
     outside = {tensor.name: _outside(tensor, path) for tensor in bare.graph.initializer}
     whole = path.stat().st_size + sum({file: size for file, _, size in outside.values() if file}.values())

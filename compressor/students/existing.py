@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compressor.artifacts import Student
-from compressor.errors import StudentError, TeacherError
+from compressor.errors import StudentError, TeacherError, first_line
 from compressor.recipe import TextRecipe
 from compressor.store import write_atomic
 from compressor.students.derive import count
@@ -35,7 +35,7 @@ def load_existing(recipe: TextRecipe, teacher: nn.Module | None) -> nn.Module:
             check_folder(spec.folder)
             student: nn.Module = load_student_folder(spec.folder, recipe.task, spec.max_length)
         except (TeacherError, OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise StudentError(f"student.folder: {reason.removeprefix(f'{spec.folder}: ')} ({spec.folder})") from None
         if not (spec.folder / "tokenizer.json").is_file():
             raise StudentError(f"{spec.folder}: expected a tokenizer.json in the student's folder, found none")
@@ -79,7 +79,7 @@ def _output(model: nn.Module, name: str) -> Tensor | None:
         with torch.inference_mode():
             found: Any = getattr(model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)), name, None)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise StudentError(
             f"student.module: calling it with input_ids and attention_mask int64 [1, 3] failed: {reason}"
         ) from None

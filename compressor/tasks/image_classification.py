@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.artifacts import TensorSpec
-from compressor.errors import DataError
+from compressor.errors import DataError, first_line
 from compressor.metrics import accuracy
 from compressor.preprocess import Feed, ImagePreprocessor, Preprocessor
 from compressor.progress import Progress
@@ -107,7 +107,7 @@ class ImageClassification(WholeInputs):
         except KeyError as error:
             raise DataError(f"{path}: missing array {error.args[0]}; expected `images` and `labels`") from None
         except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, TypeError, NotImplementedError) as error:
-            raise DataError(f"{path}: not an .npz of plain arrays: {str(error).splitlines()[0]}") from None
+            raise DataError(f"{path}: not an .npz of plain arrays: {first_line(error)}") from None
         if images.ndim == 3:
             images = images[..., None]
         if images.dtype != np.uint8 or images.ndim != 4 or not len(images):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
 
-from compressor.errors import TeacherError
+from compressor.errors import TeacherError, first_line
 from compressor.preprocess import CacheShape
 from compressor.progress import without_chatter
 from compressor.recipe_student import DecoderStudent, TextStudent
@@ -33,7 +33,7 @@ def folder_config(folder: Path, *, remote_code: bool = False) -> PretrainedConfi
             folder, local_files_only=True, trust_remote_code=remote_code
         )
     except (OSError, ValueError, KeyError) as error:
-        raise TeacherError(f"{folder}: its config.json does not load: {str(error).strip().splitlines()[0]}") from None
+        raise TeacherError(f"{folder}: its config.json does not load: {first_line(error)}") from None
     return config
 
 

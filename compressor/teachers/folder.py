@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import logging as transformers_logging
 
-from compressor.errors import TeacherError
+from compressor.errors import TeacherError, first_line
 
 # The task names of optimum's TasksManager, which knows the model class for each.
 OPTIMUM_TASK = {
@@ -66,7 +66,7 @@ def load_folder(path: Path, task: str, max_length: int | None, *, remote_code: b
             path, local_files_only=True, use_safetensors=True, trust_remote_code=remote_code, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise TeacherError(f"{path}: transformers does not load it: {str(error).strip().splitlines()[0]}") from None
+        raise TeacherError(f"{path}: transformers does not load it: {first_line(error)}") from None
     absent = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
     if absent:
         raise TeacherError(

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers import logging as transformers_logging
 
-from compressor.errors import TeacherError, missing_extra
+from compressor.errors import TeacherError, first_line, missing_extra
 from compressor.progress import without_chatter
 from compressor.store import sha256_file, write_atomic
 
@@ -33,7 +33,7 @@ def load_gguf(file: Path) -> PreTrainedModel:
                 file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True, trust_remote_code=False
             )
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, struct.error) as error:
-        raise TeacherError(f"{file}: transformers does not load it: {_first_line(error)}") from None
+        raise TeacherError(f"{file}: transformers does not load it: {first_line(error)}") from None
     assert isinstance(model, PreTrainedModel)
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     # It still says that it is quantized, and so would whatever is cut from it: neither could be loaded again.
@@ -52,7 +52,7 @@ def load_gguf_tokenizer(file: Path) -> PreTrainedTokenizerFast:
             file.parent, gguf_file=file.name, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, struct.error) as error:
-        raise TeacherError(f"{file}: its tokenizer does not load: {_first_line(error)}") from None
+        raise TeacherError(f"{file}: its tokenizer does not load: {first_line(error)}") from None
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     return tokenizer
 
@@ -77,7 +77,3 @@ def check_gguf(file: Path) -> None:
             raise TeacherError(f"{file}: not a GGUF file")
     if find_spec("gguf") is None:
         raise missing_extra("gguf")
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

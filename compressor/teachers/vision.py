@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from compressor.errors import TeacherError
+from compressor.errors import TeacherError, first_line
 from compressor.recipe import LabelledImages
 from compressor.teachers.folder import load_folder
 
@@ -103,5 +103,5 @@ def _check_images(path: Path, model: PreTrainedModel, data: LabelledImages) -> N
             raise TeacherError(
                 f"{path}: reads images of {depth} channels, but data.mean has {channels} values: one for each channel"
             ) from None
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise TeacherError(f"{path}: does not read images of {height} by {width} pixels: {reason}") from None

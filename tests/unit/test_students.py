@@ -42,6 +42,10 @@ def narrow():
 
 def of_pixels():
     return torch.nn.Linear(3, 3)
+
+class Silent(torch.nn.Module):
+    def forward(self, input_ids, attention_mask):
+        raise ValueError
 """
 
 Make = Callable[..., Recipe]
@@ -189,6 +193,7 @@ def test_a_module_of_the_users_is_the_student(
     [
         ({"module": "{file}:narrow"}, "expected a last_hidden_state as wide as the teacher's 32, found one of 8"),
         ({"module": "{file}:of_pixels"}, "calling it with input_ids and attention_mask"),
+        ({"module": "{file}:Silent"}, r"int64 \[1, 3\] failed: ValueError$"),
         ({"module": "{file}:absent"}, "expected a callable 'absent'"),
         ({"folder": "{folder}/nowhere"}, "expected a folder in Hugging Face layout"),
     ],
