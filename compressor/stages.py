@@ -35,7 +35,7 @@ from compressor.onnxrt import first_outputs
 from compressor.preprocess import Preprocessor, answers_in_order
 from compressor.progress import SILENT
 from compressor.quantize import Mixer, quantize
-from compressor.recipe import portable
+from compressor.recipe import TextGenerationRecipe, portable
 from compressor.searching import Judging, search_precisions
 from compressor.students import check_student, make_student
 from compressor.tasks import TaskData
@@ -67,6 +67,8 @@ def teacher(at: Materials) -> Teacher:
     """Loads the teacher, records what it is, and refuses a student that cannot be made from it before any work."""
     module, file = at.teacher_weights, at.onnx_teacher
     check_student(at.recipe, module)
+    if isinstance(at.recipe, TextGenerationRecipe) and at.recipe.student.folder is not None:
+        at.token_map(at.task.preprocessor(at.recipe.student.folder))
     if module is not None:
         parameters = sum(parameter.numel() for parameter in module.parameters())
     else:
