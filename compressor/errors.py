@@ -90,16 +90,16 @@ class MissingDependencyError(CompressorError):
     exit_code = 14
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, on one line; its name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).strip()
+
+
 def missing_extra(package: str) -> MissingDependencyError:
     """The error for an absent optional package."""
     return MissingDependencyError(
         f"this needs the package {package!r}, which is not installed; run: pip install 'compressor[train]'"
     )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what it says; of an empty message the name of its class."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def out_of_memory(error: BaseException) -> bool:

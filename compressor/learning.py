@@ -41,6 +41,7 @@ from compressor.recipe import Recipe
 from compressor.recipe_base import is_on
 from compressor.recipe_distill import ClassDistillation, Distillation, NextTokenDistillation, TokenDistillation
 from compressor.recipe_portable import portable
+from compressor.recipe_teacher import FolderTeacher, GgufTeacher, HubTeacher
 from compressor.store import write_atomic
 from compressor.students import write_student
 from compressor.teachers import Answers, load_teacher
@@ -56,7 +57,7 @@ def signals(at: Materials, start: Student, folder: Path) -> TeacherSignals:
     """The teacher's outputs on the training data, and what else of it the student is to learn from."""
     if at.writes:
         recorded = at.written(at.data.train, folder)
-    elif getattr(at.recipe.teacher, "shard", False):
+    elif isinstance(at.recipe.teacher, FolderTeacher | HubTeacher | GgufTeacher) and at.recipe.teacher.shard:
         if team.size() == 1:
             raise TeacherError(
                 "teacher.shard: expected several processes to share the teacher, got one; start them with"

@@ -24,8 +24,8 @@ from compressor.errors import GateError, UsageError
 from compressor.materials import Materials
 from compressor.outcome import Outcome, measured_on, publish, withdraw
 from compressor.progress import SILENT, Progress
-from compressor.recipe import Recipe
-from compressor.recipe_distill import ClassDistillation, NextTokenDistillation
+from compressor.recipe import ImageClassificationRecipe, Recipe, TokenClassificationRecipe
+from compressor.recipe_distill import ClassDistillation, NextTokenDistillation, TokenDistillation
 from compressor.recipe_file import read_recipe
 from compressor.recipe_portable import portable
 from compressor.recipe_teacher import EndpointTeacher
@@ -101,7 +101,7 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
 
     shape = [recipe.student, at.fingerprints.get("student")]
     teacher = stage("teacher", Teacher, lambda _: stages.teacher(at), (source,), [recipe.teacher, shape])
-    graph = [recipe.export, recipe.data.graph(), _text_length(recipe)]
+    graph = [recipe.export, recipe.data.graph(), recipe.student.max_length]
     # Behind an endpoint there is no model to export: the students are then compared with each other alone.
     big: Keyed[OnnxModel] | Keyed[None] = Keyed(None, source.key)
     if not isinstance(recipe.teacher, EndpointTeacher):
@@ -183,7 +183,7 @@ def _signals(run: Run, at: Materials, record: Callable[[Path], TeacherSignals]) 
     taken = [
         at.task.views,
         inside,
-        inside and [getattr(recipe.student, "layers", None), _layers_map(recipe), at.fingerprints.get("student")],
+        inside and [recipe.student.layers, _layers_map(recipe), at.fingerprints.get("student")],
         _CODE,
         _kept_of_tokens(recipe),
     ]
@@ -200,26 +200,26 @@ def _signals(run: Run, at: Materials, record: Callable[[Path], TeacherSignals]) 
 
 
 def _layers_map(recipe: Recipe) -> object:
-    return getattr(recipe.distill, "hidden_layers", None)
+    return recipe.distill.hidden_layers if isinstance(recipe.distill, TokenDistillation) else None
 
 
 def _kept_of_tokens(recipe: Recipe) -> object:
     settings = recipe.distill
     if isinstance(settings, NextTokenDistillation):
         kept = settings.model_dump(include={"temperature", "teacher_signal", "kept_tokens"})
-        return [kept, getattr(recipe.student, "vocab", None)]
+        return [kept, recipe.student.vocab]
     return None
 
 
 def _sources(recipe: Recipe, at: Materials) -> tuple[Keyed[None], Keyed[None], Keyed[None]]:
     """The keys of what comes from outside: the teacher, the training data, the evaluation data."""
-    length = _text_length(recipe)
+    length = recipe.student.max_length
     own = at.fingerprints.get("definition")
+    # Rows with bad labels are left out, but only where labels are read.
+    by_labels = (
+        isinstance(recipe, TokenClassificationRecipe | ImageClassificationRecipe) and recipe.distill.needs_labels
+    )
     teacher = key_of(recipe.task, at.fingerprints["teacher"], own)
-    training = key_of(recipe.data.training(), recipe.distill.seed, at.fingerprints["train"], length, own)
+    training = key_of(recipe.data.training(), recipe.distill.seed, at.fingerprints["train"], length, own, by_labels)
     evaluation = key_of(recipe.data.evaluation(), at.fingerprints["eval"], length, own)
     return Keyed(None, teacher), Keyed(None, training), Keyed(None, evaluation)
-
-
-def _text_length(recipe: Recipe) -> int | None:
-    return getattr(recipe.student, "max_length", None)

@@ -26,6 +26,7 @@ from compressor.preprocess import Feed
 from compressor.progress import SILENT
 from compressor.quantize import Mixer, quantize
 from compressor.recipe import Recipe
+from compressor.recipe_student import TransformerStudent
 from compressor.students import blank_student, is_derived
 from compressor.students.derive import count
 
@@ -117,7 +118,8 @@ def _neighbours(at: Materials) -> dict[str, Recipe]:
     own, config = blank_student(recipe, at.teacher, at.training_inputs), at.teacher.config
     assert isinstance(own, PreTrainedModel)
     depth = own.config.num_hidden_layers
-    ffn = getattr(recipe.student, "ffn", None)
+    assert isinstance(recipe.student, TransformerStudent)
+    ffn = recipe.student.ffn
     changes: list[tuple[str, int, int]] = [
         ("layers", layers, config.num_hidden_layers) for layers in (depth - 1, depth + 1, config.num_hidden_layers)
     ]

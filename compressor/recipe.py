@@ -62,7 +62,9 @@ class TextPairs(Data):
 
 
 class LabelledText(Data):
-    train: DataSource = Field(description=f"training texts with labels: .jsonl, .csv or .parquet, {ALTERNATIVES}")
+    train: DataSource = Field(
+        description=f"training texts, with labels if distill learns from them: .jsonl, .csv or .parquet, {ALTERNATIVES}"
+    )
     eval: DataSource = Field(description="held-out texts with labels, in the same forms")
     text: str = Field("text", description="column with the text")
     label: str = Field("label", description="column with the class: its name in the teacher's config, or its number")
@@ -74,8 +76,11 @@ class LabelledText(Data):
 
 
 class TaggedWords(Data):
-    train: DataSource = Field(description=f"training sentences, word by word: .jsonl or .parquet, {ALTERNATIVES}")
-    eval: DataSource = Field(description="held-out sentences in the same forms")
+    train: DataSource = Field(
+        description="training sentences, word by word, with tags if distill learns from them: .jsonl or .parquet,"
+        f" {ALTERNATIVES}"
+    )
+    eval: DataSource = Field(description="held-out sentences with tags, in the same forms")
     tokens: str = Field("tokens", description="column with the list of a sentence's words")
     tags: str = Field(
         "tags", description="column with the list of their classes: names in the teacher's config, or numbers"
@@ -102,10 +107,10 @@ class Documents(Data):
 
 class LabelledImages(Data):
     train: DataSource = Field(
-        description="training images: a folder with a folder for each class,"
-        f" or .npz with `images` uint8 [N,H,W] or [N,H,W,C] and `labels` [N], {ALTERNATIVES}"
+        description="training images: a folder with a folder for each class, or .npz with `images` uint8 [N,H,W] or"
+        f" [N,H,W,C] and `labels` [N] if distill learns from them, {ALTERNATIVES}"
     )
-    eval: DataSource = Field(description="held-out images in the same forms")
+    eval: DataSource = Field(description="held-out images with labels, in the same forms")
     size: tuple[Positive, Positive] = Field(strict=False, description="height and width of the images in pixels")
     resize: Resize = Field(
         "refuse", description="image files of another size: refuse, stretch to size, or crop the middle and scale"

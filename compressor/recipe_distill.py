@@ -76,6 +76,11 @@ class ClassDistillation(Distillation):
     )
     control: bool = Field(False, description="also train the same student on the labels alone, and report it beside")
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether anything is learnt from labels of the training data."""
+        return self.hard_weight > 0 or self.control
+
 
 class TextDistillation(ClassDistillation, TokenDistillation):
     pass

@@ -36,6 +36,7 @@ from compressor.onnxrt import first_outputs
 from compressor.preprocess import Preprocessor, answers_in_order
 from compressor.progress import SILENT
 from compressor.quantize import Mixer, quantize
+from compressor.recipe import TextGenerationRecipe
 from compressor.recipe_portable import portable
 from compressor.searching import Judging, search_precisions
 from compressor.students import check_student, make_student, new_student
@@ -71,6 +72,8 @@ def teacher(at: Materials) -> Teacher:
     check_student(at.recipe, module)
     if module is not None and isinstance(at.task, Own):
         at.task.try_out(module, new_student(at.recipe), at.data)
+    if isinstance(at.recipe, TextGenerationRecipe) and at.recipe.student.folder is not None:
+        at.token_map(at.task.preprocessor(at.recipe.student.folder))
     if module is not None:
         parameters = sum(parameter.numel() for parameter in module.parameters())
     else:

@@ -210,7 +210,7 @@ def _snapshot(repository: str, revision: str | None) -> Path:
     try:
         found = snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=_FETCHED)
     except (HfHubHTTPError, RepositoryNotFoundError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = first_line(error)
         raise DataError(
             f"data: {repository}{f' at {revision}' if revision else ''} cannot be fetched from the hub: {reason[:300]};"
             " check the name and the network, or download the folder and name it as path"

@@ -6,6 +6,7 @@ The tokenizer is of text alone.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers import logging as transformers_logging
 
 from compressor.errors import TeacherError, first_line
+from compressor.preprocess import TextPreprocessor
 
 # The task names of optimum's TasksManager, which knows the model class for each.
 OPTIMUM_TASK = {
@@ -57,7 +59,8 @@ def card_licenses(path: Path) -> tuple[str, ...]:
 
 
 def load_folder(path: Path, task: str, max_length: int | None, *, remote_code: bool = False) -> PreTrainedModel:
-    """The model of a folder, float32, in evaluation mode. Raises TeacherError, also when `max_length` is too long.
+    """The model of a folder, float32, in evaluation mode. Raises TeacherError, also when `max_length` is too long or
+    its tokenizer.json has tokens that the model does not know.
 
     `max_length` is of text, None for images. `remote_code` lets code in the folder run. Weights are read from
     safetensors alone.
@@ -82,9 +85,37 @@ def load_folder(path: Path, task: str, max_length: int | None, *, remote_code: b
         raise TeacherError(f"{path}: gives several labels to an input; expected a teacher that gives one")
     if max_length is not None and (limit := _longest_input(model)) is not None and max_length > limit:
         raise TeacherError(f"{path}: reads at most {limit} tokens, but student.max_length is {max_length}; lower it")
+    if max_length is not None and (path / "tokenizer.json").is_file():
+        check_tokens(path, model, path / "tokenizer.json")
     model = model.float().eval()
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def check_tokens(path: Path, model: PreTrainedModel, tokenizer: Path) -> None:
+    """Raises TeacherError where the table of the model at `path` has no row for a token of its tokenizer."""
+    rows, last = getattr(model.config, "vocab_size", None), TextPreprocessor(tokenizer, 1).last_id
+    if rows is not None and last >= rows:
+        raise TeacherError(
+            f"{path}: its tokenizer numbers tokens up to {last}, but its table has {rows} rows (vocab_size); expected"
+            " the tokenizer of that model, with no token that it has no row for"
+        )
+
+
+def check_classes(path: Path, model: PreTrainedModel, classes: Sequence[str], place: str, remedy: str) -> None:
+    """Raises TeacherError where the classes of the model at `path` are not `classes`, which stand at `place`."""
+    named = {int(number): str(name) for number, name in (model.config.id2label or {}).items()}
+    own = [named[number] for number in sorted(named)]
+    if len(own) != len(classes):
+        raise TeacherError(f"{path}: tells {len(own)} classes apart, but {place} names {len(classes)}")
+    if own == [f"LABEL_{number}" for number in range(len(own))]:
+        return  # what transformers writes where nobody named them
+    for number, (mine, name) in enumerate(zip(own, classes, strict=True)):
+        if mine != name:
+            raise TeacherError(
+                f"{path}: its class {number} is {mine!r} (id2label in its config.json), but {name!r} in {place};"
+                f" {remedy}"
+            )
 
 
 def _longest_input(model: PreTrainedModel) -> int | None:

@@ -486,11 +486,22 @@ def test_nothing_is_learnt_from_inside_a_black_box(write: Any, teacher: str, set
     assert "a black box shows nothing of its inside: set distill.hidden_weight" in refusal(write(text))
 
 
-def test_an_endpoint_tags_no_words(write: Any) -> None:
-    path = write(ENDPOINT.replace("text-classification", "token-classification"))
-    assert refusal(path) == (
-        f"{path}:2: teacher: an endpoint answers a text as a whole; a class for each word needs path, hub or onnx"
-    )
+@pytest.mark.parametrize(
+    ("task", "teacher", "words"),
+    [
+        ("token-classification", "{endpoint: x}", "endpoint teaches text-classification and text-generation alone"),
+        ("sentence-embedding", "{module: 'm.py:make'}", "module teaches image-classification and own alone"),
+        ("text-classification", "{module: 'm.py:make'}", "this task takes path, hub, onnx, endpoint"),
+        ("text-generation", "{onnx: x}", "onnx teaches all tasks but text-generation and own; this task takes path"),
+        ("image-classification", "{gguf: x}", "gguf teaches text-generation alone; this task takes path, hub, module"),
+    ],
+)
+def test_a_kind_of_teacher_of_other_tasks(write: Any, task: str, teacher: str, words: str) -> None:
+    path = write(f"task: {task}\nteacher: {teacher}\ndata: {{train: a, eval: b}}\n")
+    message = refusal(path)
+    assert message.startswith(f"{path}:2: teacher: "), message
+    assert words in message
+    assert "unknown key" not in message
 
 
 def test_a_student_that_generates_text_has_a_config(write: Any) -> None:

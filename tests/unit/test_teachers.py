@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import BertModel
 
@@ -89,6 +90,15 @@ def test_folders_that_are_no_teacher(teacher_folder: Path, how: str, words: str)
 def test_an_encoder_is_no_classifier(teacher_folder: Path) -> None:
     with pytest.raises(TeacherError, match=r"lack 2 tensors.*classifier.*trained for something else"):
         load_folder(teacher_folder, "text-classification", 16)
+
+
+def test_a_token_without_a_row_in_the_table_is_refused(teacher_folder: Path) -> None:
+    file = teacher_folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.add_tokens(["new"])
+    tokenizer.save(str(file))
+    with pytest.raises(TeacherError, match="its tokenizer numbers tokens up to 454, but its table has 454 rows"):
+        load_folder(teacher_folder, "sentence-embedding", 16)
 
 
 def test_a_text_longer_than_the_positions_is_refused(teacher_folder: Path) -> None:
