@@ -120,7 +120,9 @@ class Own(WholeInputs):
             raise TrainingError(f"{recipe.definition}: its loss does not depend on the student: nothing can be learnt")
         spread = np.linspace(0, len(data.truth) - 1, min(batch, len(data.truth))).astype(np.int64)
         with torch.no_grad():
-            judged = _outputs(recipe.teacher.module, TeacherError, teacher, torch.from_numpy(data.eval_inputs[spread]))
+            judged = _outputs(
+                recipe.teacher.module, TeacherError, teacher, torch.from_numpy(np.asarray(data.eval_inputs)[spread])
+            )
         self.metric(judged.numpy(), data.truth[spread])
 
     def load_data(self, cache: Path, progress: Progress) -> TaskData:  # noqa: ARG002 (arrays need no converted copy)
