@@ -167,7 +167,8 @@ def _merged(
     product, bias = op.MatMul(x, op.initializer(ir.tensor(weights), f"{w_q.name}_qkv")), None
     if b_q is not None:
         biases = np.concatenate([known(b) for b in (b_q, b_k, b_v)])
-        bias = op.initializer(ir.tensor(biases), f"{b_q.name}_qkv")
+        # Named by the weight, which is this layer's alone; equal biases, such as zeros, are stored once for all layers.
+        bias = op.initializer(ir.tensor(biases), f"{w_q.name}_qkv_bias")
     parts = op.Split(product, axis=-1, num_outputs=3, _outputs=3)
     return op.MultiHeadAttention(*parts, bias, mask, **_attributes(attended), _domain=MICROSOFT)
 
