@@ -22,6 +22,8 @@ A message is one line and says what was expected, what came, and what to do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 INTERNAL_ERROR_EXIT_CODE = 1
 INTERRUPTED_EXIT_CODE = 130
 
@@ -41,7 +43,13 @@ class RecipeError(CompressorError):
 
 
 class DataError(CompressorError):
+    """`missing`: columns or arrays that are not there, where that is what is wrong."""
+
     exit_code = 4
+
+    def __init__(self, message: str, missing: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.missing = tuple(missing)
 
 
 class TeacherError(CompressorError):

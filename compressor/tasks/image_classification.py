@@ -23,7 +23,7 @@ from compressor.recipe_data import DataSource
 from compressor.tasks.base import TaskData, WholeInputs
 from compressor.tasks.image_files import read_images
 from compressor.tasks.sources import place
-from compressor.tasks.tables import MissingColumnsError, labels_learnt_from
+from compressor.tasks.tables import labels_learnt_from
 from compressor.tasks.text import holdout_size
 
 
@@ -110,9 +110,7 @@ class ImageClassification(WholeInputs):
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 if missing := [name for name in wanted if name not in archive]:
-                    raise MissingColumnsError(
-                        f"{path}: missing array {', '.join(missing)}; it has {', '.join(archive)}", missing
-                    )
+                    raise DataError(f"{path}: missing array {', '.join(missing)}; it has {', '.join(archive)}", missing)
                 images, labels = archive["images"], archive["labels"] if labelled else None
         except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, TypeError, NotImplementedError) as error:
             raise DataError(f"{path}: not an .npz of plain arrays: {first_line(error)}") from None

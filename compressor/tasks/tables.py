@@ -129,18 +129,10 @@ def choose_columns(source: DataSource, table: Any, columns: Sequence[str]) -> An
     return chosen
 
 
-class MissingColumnsError(DataError):
-    """`names`: of the columns that are not there."""
-
-    def __init__(self, message: str, names: Sequence[str]) -> None:
-        super().__init__(message)
-        self.names = names
-
-
 def missing_columns(source: DataSource, missing: Sequence[str], there: Sequence[str] | dict[str, Any]) -> DataError:
     """The error for columns that are not there."""
     message = f"{source}: missing column {', '.join(missing)}; it has {', '.join(there)}: name yours under data"
-    return MissingColumnsError(message, missing)
+    return DataError(message, missing)
 
 
 @contextmanager
@@ -148,8 +140,8 @@ def labels_learnt_from(*columns: str) -> Iterator[None]:
     """While training data are read: where it is these columns with labels that are missing, says how to do without."""
     try:
         yield
-    except MissingColumnsError as error:
-        if not set(error.names) <= set(columns):
+    except DataError as error:
+        if not error.missing or not set(error.missing) <= set(columns):
             raise
         raise DataError(
             f"{error}, or set distill.hard_weight to 0 and distill.control to false: then no labels are needed"
