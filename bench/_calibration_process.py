@@ -24,7 +24,7 @@ from compressor import native
 from compressor.progress import without_chatter
 from compressor.quantize.calibration import calibrate
 from compressor.quantize.thresholds import ranges
-from compressor.recipe import RangeMethod
+from compressor.recipe_quantize import RangeMethod
 
 OPERATORS = ["MatMul", "Gemm", "Gather", "Conv"]
 LENGTH, VOCABULARY = 128, 30522

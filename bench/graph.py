@@ -47,7 +47,7 @@ from compressor.onnxrt import open_session
 from compressor.preprocess import Feed
 from compressor.progress import SILENT, without_chatter
 from compressor.quantize import Mixer, quantize
-from compressor.recipe import Quantization
+from compressor.recipe_quantize import Quantization
 from compressor.tasks.sentence_embedding import SentenceEncoder
 from compressor.teachers.sentence import SentenceHead
 
@@ -155,7 +155,7 @@ def _int8(model: OnnxModel, precisions: list[str], way: str, sizes: Sizes, folde
     target = folder / f"int8-{way}"
     target.mkdir()
     mixer = Mixer.of(model, rows, _Rows(), settings)
-    return list(quantize(replace(model, name=way), mixer, settings, target, SILENT).models)
+    return list(quantize(replace(model, name=way), mixer, target, SILENT).models)
 
 
 def _feed(batch: int, tokens: int, sizes: Sizes) -> Feed:

@@ -170,9 +170,8 @@ def _file_bytes(at: Materials, student: nn.Module) -> Bytes:
         opset = at.recipe.export.opset
         exported = export_onnx(module, "student", inputs, outputs, feeds, opset, folder / "exported.onnx")
         rewritten = rewrite_onnx(exported, feeds[:1], folder)
-        settings = at.recipe.quantize
-        mixer = Mixer.of(rewritten, sample, preprocessor, settings)
-        quantized = quantize(rewritten, mixer, settings, folder, SILENT)
+        mixer = Mixer.of(rewritten, sample, preprocessor, at.recipe.quantize)
+        quantized = quantize(rewritten, mixer, folder, SILENT)
     return {
         "float32": rewritten.bytes,
         **{model.name.removeprefix("student-"): model.bytes for model in quantized.models},

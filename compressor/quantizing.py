@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.artifacts import Interval, Latencies, OnnxModel, RefusedModel, Timing
-from compressor.benchmark import BenchmarkSettings, Candidate, OperatorShare, latencies_of, measure
+from compressor.benchmark import BenchmarkSettings, Candidate, OperatorShare, measure, time_models
 from compressor.errors import DataError
 from compressor.metrics import mean_cosine
 from compressor.onnx_file import describe_onnx
@@ -21,7 +21,7 @@ from compressor.onnxrt import first_outputs, open_session
 from compressor.preprocess import Feed
 from compressor.progress import SILENT, Progress
 from compressor.quantize import Mixer, load_float_model, quantize
-from compressor.recipe import Quantization
+from compressor.recipe_quantize import Quantization
 from compressor.searching import Judging, search_precisions
 from compressor.store import write_atomic
 
@@ -99,7 +99,7 @@ def quantize_file(
     calibration, judging = (examples.encode(range(*ends)) for ends in ((count - held_out,), (count - held_out, count)))
     with tempfile.TemporaryDirectory() as folder:
         mixer = Mixer.of(source, calibration, examples, settings)
-        made = quantize(source, mixer, settings, Path(folder), progress)
+        made = quantize(source, mixer, Path(folder), progress)
         feeds = tuple(examples.collate([one]) for one in judging[:_TIMED])
         expected = _outputs(source.path, examples, judging)
         models = (source, *made.models)
@@ -107,7 +107,7 @@ def quantize_file(
             judge = Judging(lambda path: _agreement(_outputs(path, examples, judging), expected), feeds, threads)
             models += search_precisions(source, mixer, judge, settings.search, out, Path(folder), progress)
         wanted = BenchmarkSettings(threads=threads, budget_s=budget_s)
-        timed = _timed(models, feeds, wanted, progress)
+        timed = time_models([Candidate(one.name, one.path, feeds) for one in models], wanted, FLOAT32, progress)
         candidates = tuple(
             _judged(one, timed, _agreement(_outputs(one.path, examples, judging), expected)) for one in models[1:]
         )
@@ -161,15 +161,6 @@ def quantized_lines(found: Quantized) -> list[str]:
     lines += [f"  {one.name}: {one.reason}" for one in found.refused]
     lines += [f"INVALID: {reason}" for reason in found.timing.reasons]
     return [*lines, "", f"{found.chosen}: {found.reason}"]
-
-
-def _timed(
-    models: Sequence[OnnxModel], feeds: tuple[Feed, ...], settings: BenchmarkSettings, progress: Progress
-) -> Latencies:
-    run = measure([Candidate(one.name, one.path, feeds) for one in models], settings, progress)
-    if not run.complete:
-        raise KeyboardInterrupt
-    return latencies_of(run, models[0].name)
 
 
 def _outputs(path: Path, examples: ArrayExamples, judging: Sequence[NDArray[Any]]) -> NDArray[np.float32]:

@@ -23,6 +23,7 @@ from compressor.recipe_distill import (
     TextDistillation,
     TokenDistillation,
 )
+from compressor.recipe_quantize import Quantization
 from compressor.recipe_student import AnsweringStudent, DecoderStudent, ImageStudent, OwnStudent, TextStudent
 from compressor.recipe_teacher import (
     ClassifierTeacher,
@@ -35,10 +36,6 @@ from compressor.recipe_teacher import (
     OnnxTeacher,
     TaggerTeacher,
 )
-
-Precision = Literal["dynamic-int8", "static-int8", "static-int16", "weight-int8", "weight-int4", "float16", "bfloat16"]
-NodePrecision = Literal[Precision, "float32"]
-RangeMethod = Literal["minmax", "percentile", "entropy", "mse"]
 
 
 class TextPairs(Data):
@@ -136,39 +133,6 @@ class LabelledImages(Data):
 
 class Export(Settings):
     opset: int = Field(20, ge=18, le=23, description="ONNX operator set")
-
-
-class Search(Settings):
-    hours: float = Field(0.25, gt=0, description="no trial begins after so long; the best until then go on")
-    trials: int = Field(40, ge=1, description="mixtures to try at most")
-    max_mb: float | None = Field(None, gt=0, description="megabytes that a mixture may weigh; null: any")
-    max_ms: float | None = Field(None, gt=0, description="milliseconds that an inference may take (median); null: any")
-    seed: int = Field(0, ge=0, description="of what is tried next")
-
-
-class Quantization(Settings):
-    precisions: Annotated[tuple[Precision, ...], AfterValidator(distinct)] = Field(
-        ("dynamic-int8", "static-int8"),
-        strict=False,
-        description="candidates beside float32; all are measured, the best ships",
-    )
-    overrides: dict[str, NodePrecision] = Field(
-        {}, description="precision of an operator (Gather) or of one node, by its name, in every candidate"
-    )
-    block: Literal[16, 32, 64, 128] = Field(
-        32, description="how many weights share a scale in weight-int8 and weight-int4"
-    )
-    search: Search | None = Field(
-        None, description="look for the best precision of every node, beside the candidates above; null: do not"
-    )
-    calibration_samples: int = Field(
-        128, ge=8, description="training examples that set the ranges of static precisions and try integer products"
-    )
-    calibration: RangeMethod = Field("minmax", description="how ranges follow from what the examples gave")
-    max_bad_batches: Share = Field(
-        0.0, description="calibration examples with NaN or infinity, all zero, or far beyond the others, as a share"
-    )
-    same_everywhere: bool = Field(True, description="weights that saturate on x86 without VNNI get a wider step")
 
 
 class Gate(Settings):

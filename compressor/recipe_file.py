@@ -18,9 +18,10 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from compressor.errors import RecipeError
-from compressor.recipe import ENDPOINT_RECIPES, RECIPES, Quantization, Recipe, recipe_class
+from compressor.recipe import ENDPOINT_RECIPES, RECIPES, Recipe, recipe_class
 from compressor.recipe_data import DataSource
 from compressor.recipe_portable import MODULES
+from compressor.recipe_quantize import Quantization
 
 _MAX_RECIPE_BYTES = 1_000_000
 _MAX_NESTING = 50

@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from compressor.artifacts import OnnxModel
-from compressor.benchmark import BenchmarkSettings, Candidate, latencies_of, measure
+from compressor.benchmark import BenchmarkSettings, Candidate, time_models
 from compressor.errors import MissingDependencyError
 from compressor.onnx_file import describe_onnx
-from compressor.preprocess import Feed
+from compressor.onnxrt import first_outputs
+from compressor.preprocess import Feed, Preprocessor
 from compressor.progress import SILENT, Progress
 from compressor.quantize import Mixer
-from compressor.recipe import Search
+from compressor.recipe_quantize import Search
 from compressor.store import key_of, sha256_file
 
+if TYPE_CHECKING:
+    from compressor.materials import Materials
+
+# Held-out inputs that mixtures are judged on; fewer where each token of a text is answered.
+_INPUTS, _TEXTS = 256, 32
 # A trial's timing: enough for three sittings of a small model. What goes on is timed again, with all others.
 _SAMPLES, _BUDGET_S = 60, 1.0
 
@@ -27,6 +37,21 @@ class Judging:
     agreement: Callable[[Path], float]
     feeds: tuple[Feed, ...]
     threads: int
+
+
+def judging_of(at: Materials, exported: OnnxModel, preprocessor: Preprocessor) -> Judging:
+    """Mixtures are judged on held-out training inputs: the evaluation data are for what goes on."""
+    from compressor.materials import BENCHMARK_INPUTS  # torch, which `compressor quantize` goes without
+
+    most = _TEXTS if at.task.per_token else _INPUTS
+    examples = preprocessor.encode(at.data.train[-at.data.holdout :][:most])
+
+    def outputs(path: Path) -> NDArray[np.float32]:
+        return first_outputs(path, preprocessor, examples, batch_size=1, progress=SILENT, title="", keep=at.task.judged)
+
+    expected = outputs(exported.path)
+    feeds = tuple(at.task.timed(preprocessor, one) for one in preprocessor.encode(at.sample(BENCHMARK_INPUTS, 2)))
+    return Judging(lambda path: at.task.agreement(outputs(path), expected), feeds, at.recipe.benchmark.threads)
 
 
 def search_precisions(
@@ -44,14 +69,9 @@ def search_precisions(
     float32 = Candidate(exported.name, exported.path, judging.feeds)
 
     def timed(path: Path) -> searching.Timed:
-        run = measure(
-            [float32, Candidate("mixture", path, judging.feeds)],
-            BenchmarkSettings(threads=judging.threads, min_samples=_SAMPLES, budget_s=_BUDGET_S),
-            SILENT,
-        )
-        if not run.complete:
-            raise KeyboardInterrupt
-        mixture = latencies_of(run, exported.name).models[1]
+        short = BenchmarkSettings(threads=judging.threads, min_samples=_SAMPLES, budget_s=_BUDGET_S)
+        both = [float32, Candidate("mixture", path, judging.feeds)]
+        mixture = time_models(both, short, exported.name, SILENT).models[1]
         return searching.Timed(mixture.p50_ms, mixture.speedup.value)
 
     max_bytes = None if settings.max_mb is None else int(settings.max_mb * 1e6)

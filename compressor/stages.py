@@ -27,18 +27,17 @@ from compressor.artifacts import (
     Teacher,
     TeacherSignals,
 )
-from compressor.benchmark import BenchmarkSettings, Candidate, latencies_of, measure
+from compressor.benchmark import BenchmarkSettings, Candidate, time_models
 from compressor.bundle.build import GOLDEN_CASES, Contents, write_bundle
 from compressor.distill import SignalReader, outputs_of, write_outputs
 from compressor.export import export_onnx, rewrite_onnx
 from compressor.materials import BENCHMARK_INPUTS, Materials
 from compressor.onnxrt import first_outputs
 from compressor.preprocess import Preprocessor, answers_in_order
-from compressor.progress import SILENT
 from compressor.quantize import Mixer, quantize
 from compressor.recipe import TextGenerationRecipe
 from compressor.recipe_portable import portable
-from compressor.searching import Judging, search_precisions
+from compressor.searching import judging_of, search_precisions
 from compressor.students import check_student, make_student, new_student
 from compressor.tasks import TaskData
 from compressor.tasks.answered_generation import AnsweredGeneration
@@ -49,7 +48,6 @@ from compressor.verify import parity, quality
 CONTROL = "student, hard labels only"
 
 _EVALUATION_BATCH = 16
-_JUDGING_INPUTS, _JUDGING_TEXTS = 256, 32  # the latter where each token of a text is answered
 
 
 @dataclass(frozen=True)
@@ -125,10 +123,10 @@ def quantize_student(at: Materials, distilled: DistilledStudent, whole: OnnxMode
     sample = preprocessor.encode(at.data.train[: settings.calibration_samples])
     cache = at.recipe.out / "cache"
     mixer = Mixer.of(whole, sample, preprocessor, settings, cache)
-    candidates = quantize(whole, mixer, settings, folder, at.progress)
+    candidates = quantize(whole, mixer, folder, at.progress)
     if settings.search is None:
         return candidates
-    judging = _judging(at, whole, preprocessor)
+    judging = judging_of(at, whole, preprocessor)
     found = search_precisions(whole, mixer, judging, settings.search, cache, folder, at.progress)
     return replace(candidates, models=(*candidates.models, *found))
 
@@ -187,10 +185,7 @@ def benchmark(at: Materials, models: Models) -> Latencies:
         budget_s=wanted.budget_s,
         also_against=models.student.name,
     )
-    run = measure(candidates, settings, at.progress)
-    if not run.complete:
-        raise KeyboardInterrupt
-    return latencies_of(run, models.student.name)
+    return time_models(candidates, settings, models.student.name, at.progress)
 
 
 def bundle(at: Materials, models: Models, taught_by: Teacher, judged: Quality, folder: Path) -> Bundle:
@@ -211,19 +206,6 @@ def bundle(at: Materials, models: Models, taught_by: Teacher, judged: Quality, f
         quality=judged,
     )
     return write_bundle(chosen, contents, at.task.preprocessor(source), target)
-
-
-def _judging(at: Materials, exported: OnnxModel, preprocessor: Preprocessor) -> Judging:
-    """Mixtures are judged on held-out training inputs: the evaluation data are for what goes on."""
-    most = _JUDGING_TEXTS if at.task.per_token else _JUDGING_INPUTS
-    examples = preprocessor.encode(at.data.train[-at.data.holdout :][:most])
-
-    def outputs(path: Path) -> NDArray[np.float32]:
-        return first_outputs(path, preprocessor, examples, batch_size=1, progress=SILENT, title="", keep=at.task.judged)
-
-    expected = outputs(exported.path)
-    feeds = tuple(at.task.timed(preprocessor, one) for one in preprocessor.encode(at.sample(BENCHMARK_INPUTS, 2)))
-    return Judging(lambda path: at.task.agreement(outputs(path), expected), feeds, at.recipe.benchmark.threads)
 
 
 def _export(at: Materials, module: nn.Module, name: str, preprocessor: Preprocessor, folder: Path) -> OnnxModel:

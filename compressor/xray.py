@@ -13,7 +13,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from compressor.errors import BundleError, first_line
+from compressor.errors import BundleError
+from compressor.onnx_file import read_onnx
 
 # Below this, a tensor is not worth a word.
 _NOTEWORTHY_BYTES = 1024
@@ -77,10 +78,7 @@ class Xray:
 
 def xray(path: Path) -> Xray:
     """Every byte of the model and its external data. Raises BundleError where onnx cannot read it."""
-    try:
-        model = onnx.load(path)
-    except Exception as error:  # protobuf's errors are of no public class
-        raise BundleError(f"{path}: expected an ONNX model: {first_line(error)}") from None
+    model = read_onnx(path, BundleError)
     bare = onnx.load(path, load_external_data=False)
     outside = {tensor.name: _outside(tensor, path) for tensor in bare.graph.initializer}
     whole = path.stat().st_size + sum({file: size for file, _, size in outside.values() if file}.values())

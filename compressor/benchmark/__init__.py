@@ -2,7 +2,7 @@
 
 from compressor.benchmark.bench import bench
 from compressor.benchmark.device import Device, device_of
-from compressor.benchmark.latency import latencies_of
+from compressor.benchmark.latency import latencies_of, time_models
 from compressor.benchmark.measure import measure
 from compressor.benchmark.request import BenchmarkSettings, Candidate, Tolerance
 from compressor.benchmark.result import BenchResult, OperatorShare, RunFound, bench_json, bench_schema
@@ -21,4 +21,5 @@ __all__ = [
     "device_of",
     "latencies_of",
     "measure",
+    "time_models",
 ]

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from compressor.artifacts import Interval, Latencies, Latency, TimesShown, Timing
+from compressor.benchmark.measure import measure
+from compressor.benchmark.request import BenchmarkSettings, Candidate
 from compressor.benchmark.result import ComparisonFound, ModelFound, RunFound
 from compressor.errors import BenchmarkError
+from compressor.progress import Progress
 
 _ALIKE = Interval(1.0, 1.0, 1.0)
+
+
+def time_models(
+    candidates: Sequence[Candidate], settings: BenchmarkSettings, float32: str, progress: Progress
+) -> Latencies:
+    """`measure` and `latencies_of` in one. Raises what they raise, and KeyboardInterrupt where a Ctrl-C ended it."""
+    run = measure(candidates, settings, progress)
+    if not run.complete:
+        raise KeyboardInterrupt
+    return latencies_of(run, float32)
 
 
 def latencies_of(run: RunFound, float32: str) -> Latencies:

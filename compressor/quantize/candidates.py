@@ -25,7 +25,7 @@ from compressor.quantize.saturation import same_everywhere
 from compressor.quantize.sites import Site, applicable_operators, assign, find_sites, load_float_model
 from compressor.quantize.thresholds import Range, ranges
 from compressor.quantize.weight_only import quantize_weights
-from compressor.recipe import NodePrecision, Precision, Quantization
+from compressor.recipe_quantize import NodePrecision, Precision, Quantization
 from compressor.store import write_atomic
 
 
@@ -105,16 +105,15 @@ class Mixer:
         return found
 
 
-def quantize(
-    student: OnnxModel, mixer: Mixer, settings: Quantization, folder: Path, progress: Progress
-) -> QuantizedModels:
-    """Every candidate of the settings, written into `folder` with its certificate beside it; one that is not smaller
-    than float32 is refused here.
+def quantize(student: OnnxModel, mixer: Mixer, folder: Path, progress: Progress) -> QuantizedModels:
+    """Every candidate of the mixer's settings, written into `folder` with its certificate beside it; one that is not
+    smaller than float32 is refused here.
 
     Raises QuantizationError for an override that names nothing in the graph.
     """
     models: list[OnnxModel] = []
     refused: list[RefusedModel] = []
+    settings = mixer.settings
     for precision in settings.precisions:
         name = f"{student.name}-{_short(precision, settings)}"
         chosen = assign(mixer.sites, precision, settings.overrides)

@@ -15,6 +15,7 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
 
+from compressor.onnx_file import opset_of
 from compressor.progress import without_chatter
 from compressor.quantize.thresholds import Range
 
@@ -50,7 +51,7 @@ def to_static(
 
     What onnxruntime's quantize_static does once it has calibrated.
     """
-    if precision == "static-int16" and _opset(model) < _OPSET_OF_INT16:
+    if precision == "static-int16" and opset_of(model) < _OPSET_OF_INT16:
         model = onnx.version_converter.convert_version(model, _OPSET_OF_INT16)
     extremes = {name: (np.float32(low), np.float32(high)) for name, (low, high) in found.items()}
     with tempfile.TemporaryDirectory() as folder, without_chatter():
@@ -70,7 +71,3 @@ def to_static(
         quantizer.quantize_model()
         quantizer.model.save_model_to_file(written, False)
         return onnx.load(written)
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    return next(int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx"))

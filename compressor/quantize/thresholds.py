@@ -14,7 +14,7 @@ import numpy as np
 
 from compressor import native
 from compressor.quantize.statistics import Calibration, TensorStatistics, doubled
-from compressor.recipe import RangeMethod
+from compressor.recipe_quantize import RangeMethod
 
 Range = tuple[float, float]
 

@@ -19,7 +19,7 @@ from compressor.preprocess import Feed
 from compressor.progress import SILENT
 from compressor.quantize import Mixer
 from compressor.quantize import quantize as quantize_model
-from compressor.recipe import Quantization
+from compressor.recipe_quantize import Quantization
 from compressor.xray import by_role, xray
 
 MakeOnnx = Callable[..., Path]
@@ -58,18 +58,8 @@ def text_model(make_onnx: MakeOnnx, tmp_path: Path) -> OnnxModel:
 
 
 @pytest.fixture
-def image_model(make_onnx: MakeOnnx, tmp_path: Path) -> OnnxModel:
-    """image -> a convolution, a mean, a product with a bias."""
-    nodes = [
-        helper.make_node("Conv", ["image", "kernel"], ["features"], kernel_shape=[3, 3]),
-        helper.make_node("Relu", ["features"], ["active"]),
-        helper.make_node("GlobalAveragePool", ["active"], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["flat"]),
-        helper.make_node("Gemm", ["flat", "weight", "bias"], ["out"], transB=1),
-    ]
-    arrays = {"kernel": weights(64, 16, 3, 3), "weight": weights(10, 64), "bias": weights(10)}
-    interface = {"image": (TensorProto.FLOAT, ["batch", 16, 8, 8])}, {"out": (TensorProto.FLOAT, ["batch", 10])}
-    return describe_onnx(make_onnx(tmp_path / "image.onnx", nodes, *interface, arrays), "student", "float32")
+def image_model(make_cnn: Callable[..., Path]) -> OnnxModel:
+    return describe_onnx(make_cnn(weights), "student", "float32")
 
 
 def ids(count: int = 16) -> list[NDArray[Any]]:
@@ -90,7 +80,7 @@ def run(path: Path, feed: Feed) -> NDArray[np.float32]:
 def quantize(
     student: OnnxModel, examples: list[NDArray[Any]], preprocessor: Any, wanted: Quantization, folder: Path
 ) -> QuantizedModels:
-    return quantize_model(student, Mixer.of(student, examples, preprocessor, wanted), wanted, folder, SILENT)
+    return quantize_model(student, Mixer.of(student, examples, preprocessor, wanted), folder, SILENT)
 
 
 def settings(*precisions: str) -> Quantization:

@@ -31,7 +31,7 @@ from compressor.onnx_file import describe_onnx
 from compressor.preprocess import Feed
 from compressor.progress import SILENT
 from compressor.quantize import Mixer, quantize
-from compressor.recipe import Quantization
+from compressor.recipe_quantize import Quantization
 from compressor.tasks.decoder import CausalLanguageModel
 from compressor.tasks.sentence_embedding import SentenceEncoder
 from compressor.teachers.sentence import SentenceHead
@@ -205,7 +205,7 @@ def test_int8_leaves_no_weight_in_float32(case: Case, tmp_path: Path) -> None:
     settings = Quantization.model_validate({"precisions": ["dynamic-int8", "static-int8"], "calibration_samples": 8})
     rows = list(np.random.default_rng(0).integers(3, VOCAB, (8, 9)))
     mixer = Mixer.of(case.rewritten, rows, Rows(), settings)
-    found = quantize(case.rewritten, mixer, settings, tmp_path, SILENT)
+    found = quantize(case.rewritten, mixer, tmp_path, SILENT)
     feed = Rows().collate(rows)
     expected = run(case.exported.path, feed)[0]
     for model in found.models:
