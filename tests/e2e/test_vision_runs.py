@@ -14,7 +14,7 @@ import pytest
 import torch
 from command_runs import Running
 from made_inputs import IMAGE_CLASSES, Inputs, vision_inputs
-from run_folders import assert_nothing_half_written, assert_one_clear_line, assert_whole
+from run_folders import assert_nothing_half_written, assert_one_clear_line, assert_whole, sizes_of_students
 from shared_runs import Finished, Run
 from transformers import ResNetConfig, ResNetForImageClassification, ViTForImageClassification
 
@@ -79,7 +79,7 @@ def test_a_plan_says_what_the_student_and_its_neighbours_weigh(vit_run: Finished
     ended = run("inspect", "--plan", vit_run.recipe, "--json")
     assert ended.code == 0, ended.stderr
     own, *others = json.loads(ended.stdout)["choices"]
-    sizes = {path.stem: path.stat().st_size for path in (vit_run.out / "stages").glob("*/student*.onnx")}
+    sizes = sizes_of_students(vit_run.out)
     predicted = {f"student-{name}".removesuffix("-float32"): size for name, size in own["onnx_bytes"].items()}
     assert predicted.keys() == sizes.keys()
     for name, size in sizes.items():

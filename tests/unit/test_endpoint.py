@@ -11,10 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import needed
@@ -30,7 +31,7 @@ from compressor.teachers.answer_cache import AnswerCache
 from compressor.teachers.completion import Completion, Token
 from compressor.teachers.endpoint import Endpoint
 from compressor.teachers.labels import EndpointClassifierModel, class_log_probabilities, matched_class, open_endpoint
-from compressor.teachers.pacing import asked_wait_s, backoff_s
+from compressor.teachers.pacing import Pace, asked_wait_s, backoff_s
 
 KEY = "sk-planted-0123456789"
 Make = Callable[..., EndpointClassifier]
@@ -304,15 +305,41 @@ def test_the_budget_ends_the_run_and_keeps_what_it_has(server: Server, teacher: 
     assert len(set(server.prompts())) == len(server.seen) == 10
 
 
-def test_requests_are_bounded_in_number_and_rate(server: Server, teacher: Make, cache_file: Path) -> None:
-    server.answer = lambda _: Reply(body=completion("food").body, delay_s=0.05)
-    texts = [f"soup {number}" for number in range(12)]
-    open_endpoint(teacher(concurrency=3), cache_file).answers(texts)
+def test_so_many_requests_are_under_way_as_asked_for(server: Server, teacher: Make, cache_file: Path) -> None:
+    """Each answer waits until three are asked for; a fourth at once would be counted."""
+    together = threading.Barrier(3)
+
+    def with_two_others(_: Any) -> Reply:
+        together.wait(timeout=60)
+        return completion("food")
+
+    server.answer = with_two_others
+    open_endpoint(teacher(concurrency=3), cache_file).answers([f"soup {number}" for number in range(12)])
     assert server.most_at_once == 3
-    server.seen.clear()
-    open_endpoint(teacher(requests_per_minute=1200.0, model="slow"), cache_file).answers(texts[:6])
-    times = sorted(when for *_, when in server.seen)
-    assert times[-1] - times[0] >= 5 * 0.05 * 0.9, "a twentieth of a second between each two"
+
+
+@dataclass
+class NotedPace(Pace):
+    """Notes how long it would wait."""
+
+    waits_s: list[float] = field(default_factory=list)
+
+    def wait(self, seconds: float) -> None:
+        self.waits_s.append(seconds)
+
+
+def test_turns_are_apart_by_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now_s=100.0)
+    monkeypatch.setattr("compressor.teachers.pacing.time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    pace = NotedPace(requests_per_minute=1200.0, budget=None)
+    for _ in range(3):
+        pace.take_turn()
+    clock.now_s = 101.0  # a pause earns no burst
+    pace.take_turn()
+    pace.take_turn()
+    pace.slow_down(7.0)
+    pace.take_turn()
+    assert pace.waits_s == pytest.approx([0, 0.05, 0.1, 0, 0.05, 7.0])
 
 
 def test_a_ctrl_c_keeps_what_was_answered(

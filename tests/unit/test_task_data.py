@@ -133,8 +133,21 @@ def test_labels_are_names_or_numbers(text_recipe: Make, rows_file: Rows) -> None
     assert data.labels.tolist() == [number[text] for text in data.train]
 
 
+def test_where_names_are_numbers_a_number_is_a_name(text_recipe: Make, rows_file: Rows, teacher_folder: Path) -> None:
+    """Stars from one to three: the label 1 is the class `1`, whose number is 0."""
+    config = json.loads((teacher_folder / "config.json").read_text())
+    config["id2label"] = {"0": "1", "1": "2", "2": "3"}
+    (teacher_folder / "config.json").write_text(json.dumps(config))
+    rows_file("train.jsonl", [{"text": f"text {i}", "label": i % 3 + 1} for i in range(12)])
+    rows_file("eval.jsonl", [{"text": f"held out {i}", "label": i % 3 + 1} for i in range(6)])
+    recipe = text_recipe("text-classification")
+    assert loaded(recipe).truth.tolist() == [0, 1, 2, 0, 1, 2]
+    rows_file("eval.jsonl", [{"text": "x", "label": 0}])
+    assert "expected one of 1, 2, 3, got 0" in refused(recipe)
+
+
 @pytest.mark.usefixtures("with_classes")
-@pytest.mark.parametrize("label", [11, -1, "positive", 1.5, None])
+@pytest.mark.parametrize("label", [11, -1, True, "positive", 1.5, None])
 def test_labels_that_are_no_class(text_recipe: Make, rows_file: Rows, label: Any) -> None:
     rows_file("train.jsonl", [*LABELLED, {"text": "x", "label": label}] if not isinstance(label, str) else LABELLED)
     rows_file("eval.jsonl", [{"text": "x", "label": label}])
