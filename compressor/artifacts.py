@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from compressor.error_attribution import ErrorAttribution
+
 # The stages of a run, in the order in which they run.
 STAGES = (
     "teacher",
@@ -189,10 +191,13 @@ class RefusedModel:
 
 @dataclass(frozen=True)
 class QuantizedModels:
-    """The int8 candidates, and those that were refused before they were measured."""
+    """The candidates in fewer bits, where their errors come from, and those that were refused before they were
+    measured.
+    """
 
     models: tuple[OnnxModel, ...]
     refused: tuple[RefusedModel, ...] = ()
+    attributions: tuple[ErrorAttribution, ...] = ()
 
 
 @dataclass(frozen=True)

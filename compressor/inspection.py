@@ -9,8 +9,10 @@ from typing import Any
 
 from compressor.bundle.manifest import MANIFEST, check_files, open_bundle
 from compressor.bundle.verify import certified
+from compressor.error_attribution import Closeness, ErrorAttribution, NoisyLayer
 from compressor.errors import UsageError
 from compressor.onnxrt import open_session
+from compressor.report.rows import remedy_line
 
 # How many of a model's largest tensors are named.
 _TENSORS = 12
@@ -40,6 +42,31 @@ def inspect_path(path: Path) -> dict[str, Any]:
         "nothing" if not path.exists() else "a folder without a manifest" if path.is_dir() else f"a {path.suffix} file"
     )
     raise UsageError(f"{path}: expected an .onnx file or a bundle folder, found {found}")
+
+
+def error_lines(found: ErrorAttribution) -> list[str]:
+    """Where a quantized model's error comes from, for a reader."""
+    now = found.now
+    lines = [f"agreement with float32  {now.agreement:.6f}{_output_snr(now)}"]
+    if found.layers:
+        lines.append("layers that err, noisiest first: SNR of what each adds; of the model with it alone in float32")
+        lines += [
+            f"  {layer.snr_db:6.1f} dB  {layer.operator} {layer.node}{_then(layer, now)}" for layer in found.layers
+        ]
+    elif now.snr_db is not None:
+        lines.append("none of float32's layers that err is known by its name in this model")
+    return [*lines, remedy_line(found)]
+
+
+def _then(layer: NoisyLayer, now: Closeness) -> str:
+    then = layer.in_float32
+    if then is None:
+        return ""
+    return f": agreement {then.agreement:.6f}{_output_snr(then)}, {then.bytes - now.bytes:+,} bytes"
+
+
+def _output_snr(closeness: Closeness) -> str:
+    return "" if closeness.snr_db is None else f", {closeness.snr_db:.1f} dB"
 
 
 def inspection_lines(found: dict[str, Any]) -> list[str]:

@@ -155,7 +155,7 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
     if run.planning:
         raise WorkAhead
 
-    found = Outcome(recipe, teacher.value, models, quantized.value.refused, verified.value, timed.value)
+    found = Outcome(recipe, teacher.value, models, quantized.value, verified.value, timed.value)
     try:
         candidates = (models.student, *models.quantized)
         decision = choose(models.teacher, candidates, found.qualities, found.latencies, found.parities, recipe.gate)

@@ -13,15 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.artifacts import Interval, Latencies, OnnxModel, RefusedModel, Timing
+from compressor.attributing import attribution, attributions
 from compressor.benchmark import BenchmarkSettings, Candidate, OperatorShare, measure, time_models
+from compressor.error_attribution import Closeness, ErrorAttribution
 from compressor.errors import DataError
-from compressor.metrics import mean_cosine
+from compressor.metrics import mean_cosine, snr_between_db
 from compressor.onnx_file import describe_onnx
 from compressor.onnxrt import first_outputs, open_session
 from compressor.preprocess import Feed
 from compressor.progress import SILENT, Progress
 from compressor.quantize import Mixer, load_float_model, quantize
+from compressor.quantize.sites import find_sites
 from compressor.recipe_quantize import Quantization
+from compressor.report.rows import remedy_line
 from compressor.searching import Judging, search_precisions
 from compressor.store import write_atomic
 
@@ -49,11 +53,14 @@ class Judged:
 
 @dataclass(frozen=True)
 class Quantized:
-    """What was chosen and why; every candidate, and those that were refused before they were measured."""
+    """What was chosen and why; every candidate, where its error comes from, and those that were refused before they
+    were measured.
+    """
 
     chosen: str
     reason: str
     candidates: tuple[Judged, ...]
+    attributions: tuple[ErrorAttribution, ...]
     refused: tuple[RefusedModel, ...]
     timing: Timing
 
@@ -102,9 +109,9 @@ def quantize_file(
         made = quantize(source, mixer, Path(folder), progress)
         feeds = tuple(examples.collate([one]) for one in judging[:_TIMED])
         expected = _outputs(source.path, examples, judging)
+        judge = Judging(lambda path: _closeness(path, _outputs(path, examples, judging), expected), feeds, threads)
         models = (source, *made.models)
         if settings.search is not None:
-            judge = Judging(lambda path: _agreement(_outputs(path, examples, judging), expected), feeds, threads)
             models += search_precisions(source, mixer, judge, settings.search, out, Path(folder), progress)
         wanted = BenchmarkSettings(threads=threads, budget_s=budget_s)
         timed = time_models([Candidate(one.name, one.path, feeds) for one in models], wanted, FLOAT32, progress)
@@ -114,12 +121,32 @@ def quantize_file(
         chosen, reason = _choose(source, candidates, min_agreement)
         if chosen == FLOAT32 and candidates:
             candidates = _with_operators(models, candidates, feeds, wanted, progress)
-        found = Quantized(chosen, reason, candidates, made.refused, timed.timing)
+        errors = attributions(mixer, models[1:], judge)
+        found = Quantized(chosen, reason, candidates, errors, made.refused, timed.timing)
         content = next(one.path for one in models if one.name == chosen).read_bytes()
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / MODEL, content)
         write_atomic(out / EVIDENCE, (json.dumps(asdict(found), indent=1) + "\n").encode())
     return found
+
+
+def errors_of(model: Path, float32: Path, inputs: Path) -> ErrorAttribution:
+    """Where the error of a model comes from that was made of `float32`, on the examples in `inputs` (256 at most).
+
+    Raises DataError for inputs that do not fit, QuantizationError where `float32` is no float32 model, BundleError for
+    what onnxruntime does not run.
+    """
+    source = load_float_model(float32)
+    open_session(model)
+    examples = read_examples(inputs, describe_onnx(float32, FLOAT32, FLOAT32))
+    judging = examples.encode(range(len(next(iter(examples.arrays.values())))))[:_MOST_HELD_OUT]
+    expected = _outputs(float32, examples, judging)
+    judge = Judging(
+        lambda path: _closeness(path, _outputs(path, examples, judging), expected),
+        tuple(examples.collate([one]) for one in judging[:_TIMED]),
+        threads=1,
+    )
+    return attribution(source, find_sites(source), describe_onnx(model, model.name, "unknown"), judge)
 
 
 def read_examples(path: Path, model: OnnxModel) -> ArrayExamples:
@@ -158,6 +185,7 @@ def quantized_lines(found: Quantized) -> list[str]:
             f"{mark} {one.name:22}  {one.bytes / 1e6:8.2f}  {one.p50_ms:8.3g}  {faster:>26}  {one.agreement:9.4f}"
         )
         lines += [f"    {part.share:6.1%} of its time in {part.nodes} {part.operator}" for part in one.operators]
+    lines += [f"  {remedy_line(one)}" for one in found.attributions if one.remedy]
     lines += [f"  {one.name}: {one.reason}" for one in found.refused]
     lines += [f"INVALID: {reason}" for reason in found.timing.reasons]
     return [*lines, "", f"{found.chosen}: {found.reason}"]
@@ -165,6 +193,10 @@ def quantized_lines(found: Quantized) -> list[str]:
 
 def _outputs(path: Path, examples: ArrayExamples, judging: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
     return first_outputs(path, examples, judging, batch_size=1, progress=SILENT, title="")
+
+
+def _closeness(path: Path, outputs: NDArray[np.float32], expected: NDArray[np.float32]) -> Closeness:
+    return Closeness(_agreement(outputs, expected), snr_between_db(outputs, expected), path.stat().st_size)
 
 
 def _agreement(outputs: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

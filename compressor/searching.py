@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from compressor.artifacts import OnnxModel
 from compressor.benchmark import BenchmarkSettings, Candidate, time_models
+from compressor.error_attribution import Closeness
 from compressor.errors import MissingDependencyError
+from compressor.metrics import snr_between_db
 from compressor.onnx_file import describe_onnx
 from compressor.onnxrt import first_outputs
 from compressor.preprocess import Feed, Preprocessor
@@ -32,9 +34,9 @@ _SAMPLES, _BUDGET_S = 60, 1.0
 
 @dataclass(frozen=True)
 class Judging:
-    """`agreement(path)` of a model's answers with float32's, 1 is equal; what an inference is fed to time it."""
+    """`closeness(path)` of a model's answers to float32's; what an inference is fed to time it."""
 
-    agreement: Callable[[Path], float]
+    closeness: Callable[[Path], Closeness]
     feeds: tuple[Feed, ...]
     threads: int
 
@@ -51,7 +53,12 @@ def judging_of(at: Materials, exported: OnnxModel, preprocessor: Preprocessor) -
 
     expected = outputs(exported.path)
     feeds = tuple(at.task.timed(preprocessor, one) for one in preprocessor.encode(at.sample(BENCHMARK_INPUTS, 2)))
-    return Judging(lambda path: at.task.agreement(outputs(path), expected), feeds, at.recipe.benchmark.threads)
+
+    def closeness(path: Path) -> Closeness:
+        got = outputs(path)
+        return Closeness(at.task.agreement(got, expected), snr_between_db(got, expected), path.stat().st_size)
+
+    return Judging(closeness, feeds, at.recipe.benchmark.threads)
 
 
 def search_precisions(
@@ -79,7 +86,7 @@ def search_precisions(
     ranges = mixer.settings.calibration, len(mixer.calibration)
     kept = cache / f"search-{key_of(sha256_file(exported.path), mixer.settings.block, ranges)[:16]}"
     kept.mkdir(parents=True, exist_ok=True)
-    bench = searching.Bench(mixer.write, judging.agreement, timed)
+    bench = searching.Bench(mixer.write, lambda path: judging.closeness(path).agreement, timed)
     models = []
     for number, trial in enumerate(searching.search(mixer.sites, bench, limits, kept, settings.seed, progress), 1):
         name = f"{exported.name}-mixed-{number}"

@@ -27,6 +27,7 @@ from compressor.artifacts import (
     Teacher,
     TeacherSignals,
 )
+from compressor.attributing import attributions
 from compressor.benchmark import BenchmarkSettings, Candidate, time_models
 from compressor.bundle.build import GOLDEN_CASES, Contents, write_bundle
 from compressor.distill import SignalReader, outputs_of, write_outputs
@@ -124,11 +125,11 @@ def quantize_student(at: Materials, distilled: DistilledStudent, whole: OnnxMode
     cache = at.recipe.out / "cache"
     mixer = Mixer.of(whole, sample, preprocessor, settings, cache)
     candidates = quantize(whole, mixer, folder, at.progress)
-    if settings.search is None:
-        return candidates
     judging = judging_of(at, whole, preprocessor)
-    found = search_precisions(whole, mixer, judging, settings.search, cache, folder, at.progress)
-    return replace(candidates, models=(*candidates.models, *found))
+    models = candidates.models
+    if settings.search is not None:
+        models += search_precisions(whole, mixer, judging, settings.search, cache, folder, at.progress)
+    return replace(candidates, models=models, attributions=attributions(mixer, models, judging))
 
 
 def teacher_answers(at: Materials, exported: OnnxModel | None, folder: Path) -> TeacherSignals:

@@ -10,10 +10,11 @@ from importlib import resources
 from pathlib import Path
 
 from compressor.artifacts import Parity, TrainingHistory
+from compressor.error_attribution import ErrorAttribution
 from compressor.errors import StorageError, missing_extra
 from compressor.report import charts
-from compressor.report.formatting import cosine, duration, megabytes, percent, printable
-from compressor.report.rows import OUT_OF_REACH, metric_label, rows, summary_line
+from compressor.report.formatting import cosine, duration, megabytes, percent, printable, score
+from compressor.report.rows import OUT_OF_REACH, metric_label, remedy_line, rows, summary_line
 from compressor.report.trade_off import trade_off
 from compressor.result import Result
 from compressor.store import write_atomic
@@ -67,6 +68,11 @@ def _view(result: Result) -> dict[str, object]:
         "parts": _parts(result),
         "shares": _shares(result),
         "refused": result.refused,
+        "quality_steps": [
+            (step.step, printable(step.before), printable(step.after), f"{step.change:+.4f}")
+            for step in result.quality_steps
+        ],
+        "attributions": [(remedy_line(found), _layer_cells(found)) for found in result.attributions],
         "parity": [_parity_cells(model.parity) for model in result.models if model.parity],
         "stages": [(stage.stage, duration(stage.seconds), stage.reused) for stage in result.stages],
         "total": duration(sum(stage.seconds for stage in result.stages)),
@@ -166,6 +172,21 @@ def _shares(result: Result) -> list[tuple[str, str, str, str]]:
     return [
         (share.model, share.part, megabytes(share.bytes), percent(share.bytes / (totals[share.model] or 1)))
         for share in result.sizes
+    ]
+
+
+def _layer_cells(found: ErrorAttribution) -> list[dict[str, str]]:
+    return [
+        {
+            "node": printable(layer.node),
+            "operator": printable(layer.operator),
+            "snr": f"{layer.snr_db:.1f}",
+            "whole": "" if then is None else "no error" if then.snr_db is None else f"{then.snr_db:.1f}",
+            "agreement": "" if then is None else score(then.agreement),
+            "more": "" if then is None else megabytes(max(then.bytes - found.now.bytes, 0)),
+        }
+        for layer in found.layers
+        for then in [layer.in_float32]
     ]
 
 

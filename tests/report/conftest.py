@@ -20,7 +20,8 @@ from compressor.artifacts import (
     Timing,
     TrainingHistory,
 )
-from compressor.result import Environment, ModelResult, Result, SizeShare, StageTime
+from compressor.error_attribution import Closeness, ErrorAttribution, NoisyLayer, Remedy
+from compressor.result import Environment, ModelResult, QualityStep, Result, SizeShare, StageTime
 
 STEPS_PER_EPOCH = 250
 
@@ -129,11 +130,18 @@ def sizes() -> tuple[SizeShare, ...]:
     )
 
 
+def attribution() -> ErrorAttribution:
+    noisy = NoisyLayer("layer.0/output", "MatMul", 18.3, Closeness(0.9987, 26.1, 7_573_582))
+    remedy = Remedy("layer.0/output", "weight-int8", Closeness(0.9985, 25.8, 6_801_582))
+    now = Closeness(0.9971, 22.4, 6_783_582)
+    return ErrorAttribution("student-int8", now, (noisy, NoisyLayer("layer.1/query", "MatMul", 31.9, None)), remedy)
+
+
 @pytest.fixture
 def result() -> Result:
     """A text classifier: the dynamic int8 student ships, the static one loses too much."""
     return Result(
-        schema_version=3,
+        schema_version=4,
         task="text-classification",
         models=models(),
         shipped="student-int8",
@@ -165,6 +173,12 @@ def result() -> Result:
         history=history(),
         sizes=sizes(),
         refused=(RefusedModel("student-int8-static", "keeps 93.3% of the teacher's AUROC; the recipe asks for 97.0%"),),
+        quality_steps=(
+            QualityStep("distillation", "teacher", "student-torch", -0.0105),
+            QualityStep("export", "student-torch", "student", 0.0),
+            QualityStep("quantization", "student", "student-int8", -0.0011),
+        ),
+        attributions=(attribution(),),
         stages=(
             StageTime("teacher signals", 148.2, reused=True),
             StageTime("distill", 412.6, reused=False),
