@@ -251,6 +251,15 @@ class TimesShown:
 
 
 @dataclass(frozen=True)
+class OperatorTime:
+    """All nodes of one operator, and their share of all nodes' time by ONNX Runtime's own profiler."""
+
+    operator: str
+    nodes: int
+    share: float
+
+
+@dataclass(frozen=True)
 class Latency:
     """One model's timing at batch 1 in the native harness, interleaved with the others of the same run.
 
@@ -258,7 +267,8 @@ class Latency:
     the threads waited for a processor; null where the system does not tell. `speedup` is the median over rounds of
     (baseline time / this time), with its interval, and `verdict` what it amounts to; 1 for the baseline. `over_float32`
     is the same against the float32 student; null for models that came before it. `session_ms` and `peak_memory_mib`
-    come from a fresh process that holds this model alone.
+    come from a fresh process that holds this model alone. `operators` are those that take most of the time, where no
+    candidate was faster than float32: they say why.
     """
 
     name: str
@@ -279,6 +289,7 @@ class Latency:
     threads: int
     batch: int
     runtime: str
+    operators: tuple[OperatorTime, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.artifacts import Interval, Latencies, OnnxModel, RefusedModel, Timing
+from compressor.artifacts import Interval, Latencies, OnnxModel, OperatorTime, RefusedModel, Timing
 from compressor.attributing import attribution, attributions
-from compressor.benchmark import BenchmarkSettings, Candidate, OperatorShare, measure, time_models
+from compressor.benchmark import BenchmarkSettings, Candidate, explained, time_models
 from compressor.error_attribution import Closeness, ErrorAttribution
 from compressor.errors import DataError
 from compressor.metrics import mean_cosine, snr_between_db
@@ -34,8 +34,6 @@ FLOAT32 = "float32"
 # Of the examples, those that a model's answers are compared on and that it is timed on; the others calibrate.
 _HELD_OUT, _MOST_HELD_OUT, _TIMED = 0.25, 256, 64
 _FEWEST = 16
-# How many operators are named where fewer bits are not faster.
-_OPERATORS = 5
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Judged:
     agreement: float
     p50_ms: float
     faster: Interval
-    operators: tuple[OperatorShare, ...] = ()
+    operators: tuple[OperatorTime, ...]
 
 
 @dataclass(frozen=True)
@@ -114,13 +112,13 @@ def quantize_file(
         if settings.search is not None:
             models += search_precisions(source, mixer, judge, settings.search, out, Path(folder), progress)
         wanted = BenchmarkSettings(threads=threads, budget_s=budget_s)
-        timed = time_models([Candidate(one.name, one.path, feeds) for one in models], wanted, FLOAT32, progress)
+        timeable = [Candidate(one.name, one.path, feeds) for one in models]
+        timed = time_models(timeable, wanted, FLOAT32, progress)
+        timed = explained(timed, timeable, wanted, FLOAT32, progress)
         candidates = tuple(
             _judged(one, timed, _agreement(_outputs(one.path, examples, judging), expected)) for one in models[1:]
         )
         chosen, reason = _choose(source, candidates, min_agreement)
-        if chosen == FLOAT32 and candidates:
-            candidates = _with_operators(models, candidates, feeds, wanted, progress)
         errors = attributions(mixer, models[1:], judge)
         found = Quantized(chosen, reason, candidates, errors, made.refused, timed.timing)
         content = next(one.path for one in models if one.name == chosen).read_bytes()
@@ -205,7 +203,9 @@ def _agreement(outputs: NDArray[np.float32], expected: NDArray[np.float32]) -> f
 
 def _judged(model: OnnxModel, timed: Latencies, agreement: float) -> Judged:
     latency = next(one for one in timed.models if one.name == model.name)
-    return Judged(model.name, model.precision, model.bytes, agreement, latency.p50_ms, latency.speedup)
+    return Judged(
+        model.name, model.precision, model.bytes, agreement, latency.p50_ms, latency.speedup, latency.operators
+    )
 
 
 def _choose(source: OnnxModel, candidates: Sequence[Judged], min_agreement: float) -> tuple[str, str]:
@@ -230,17 +230,3 @@ def _choose(source: OnnxModel, candidates: Sequence[Judged], min_agreement: floa
         f"no candidate is shown to be faster here; the fastest that agrees, {fastest.name}, takes"
         f" {1 / fastest.faster.value:.2f} times as long (speed {fastest.faster.low:.2f} to {fastest.faster.high:.2f})"
     )
-
-
-def _with_operators(
-    models: Sequence[OnnxModel],
-    candidates: tuple[Judged, ...],
-    feeds: tuple[Feed, ...],
-    settings: BenchmarkSettings,
-    progress: Progress,
-) -> tuple[Judged, ...]:
-    """The candidates with where their time goes, by ONNX Runtime's profiler."""
-    profiled = replace(settings, profile=True, min_samples=50, budget_s=min(settings.budget_s, 5.0))
-    run = measure([Candidate(one.name, one.path, feeds) for one in models], profiled, progress)
-    shares = {model.name: (model.profile or ())[:_OPERATORS] for model in run.models}
-    return tuple(replace(one, operators=shares[one.name]) for one in candidates)

@@ -28,7 +28,7 @@ from compressor.artifacts import (
     TeacherSignals,
 )
 from compressor.attributing import attributions
-from compressor.benchmark import BenchmarkSettings, Candidate, time_models
+from compressor.benchmark import BenchmarkSettings, Candidate, explained, time_models
 from compressor.bundle.build import GOLDEN_CASES, Contents, write_bundle
 from compressor.distill import SignalReader, outputs_of, write_outputs
 from compressor.export import export_onnx, rewrite_onnx
@@ -186,7 +186,8 @@ def benchmark(at: Materials, models: Models) -> Latencies:
         budget_s=wanted.budget_s,
         also_against=models.student.name,
     )
-    return time_models(candidates, settings, models.student.name, at.progress)
+    timed = time_models(candidates, settings, models.student.name, at.progress)
+    return explained(timed, candidates, settings, models.student.name, at.progress)
 
 
 def bundle(at: Materials, models: Models, taught_by: Teacher, judged: Quality, folder: Path) -> Bundle:

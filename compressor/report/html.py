@@ -14,7 +14,7 @@ from compressor.error_attribution import ErrorAttribution
 from compressor.errors import StorageError, missing_extra
 from compressor.report import charts
 from compressor.report.formatting import cosine, duration, megabytes, percent, printable, score
-from compressor.report.rows import OUT_OF_REACH, metric_label, remedy_line, rows, summary_line
+from compressor.report.rows import OUT_OF_REACH, metric_label, remedy_line, rows, summary_line, time_words
 from compressor.report.trade_off import trade_off
 from compressor.result import Result
 from compressor.store import write_atomic
@@ -67,7 +67,7 @@ def _view(result: Result) -> dict[str, object]:
         "figures": _figures(result),
         "parts": _parts(result),
         "shares": _shares(result),
-        "refused": result.refused,
+        "refused": [(one.name, one.reason, time_words(result, one.name)) for one in result.refused],
         "quality_steps": [
             (step.step, printable(step.before), printable(step.after), f"{step.change:+.4f}")
             for step in result.quality_steps

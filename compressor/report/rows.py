@@ -107,6 +107,15 @@ def summary_line(result: Result) -> str:
     return f"{printable(shipped.name)} ships: {', '.join(claim for claim in claims if claim)}"
 
 
+def time_words(result: Result, name: str) -> str:
+    """Which operators take a model's time; empty where that was not asked."""
+    timed = next((model.latency for model in result.models if model.name == name), None)
+    shares = (
+        [f"{percent(one.share)} in {one.nodes} {printable(one.operator)}" for one in timed.operators] if timed else []
+    )
+    return f"its time goes, by operator, {', '.join(shares)}" if shares else ""
+
+
 def remedy_line(found: ErrorAttribution) -> str:
     """What would mend most of a quantized model's error in one sentence, or why nothing is told."""
     if found.now.snr_db is None:

@@ -122,6 +122,11 @@ def test_numbers_stand_in_the_row_of_their_model(result: Result):
     )
 
 
+def test_where_the_time_of_what_does_not_ship_goes(result: Result):
+    page = Page(render_report(result)).text
+    assert "asks for 97.0%; its time goes, by operator, 41.2% in 3 QAttention, 20.0% in 14 QuantizeLinear" in page
+
+
 def test_where_the_quality_went(result: Result):
     section = Page(render_report(result).partition("Where the quality went</h2>")[2].partition("</section>")[0]).text
     assert "distillation teacher student-torch -0.0105" in section
