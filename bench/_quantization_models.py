@@ -54,6 +54,7 @@ class Subject:
     metric_name: str
     metric: Callable[[NDArray[Any], NDArray[np.int64]], float]
     timed: tuple[Feed, ...]
+    has_text: bool
 
     @property
     def name(self) -> str:
@@ -89,9 +90,7 @@ def language_model(amount: Amount) -> Subject:
 
 
 def network_of_images(amount: Amount) -> Subject:
-    """EfficientNet-Lite0, trained on ImageNet: the share of photographs, as they are and mirrored, that it classes as in
-    float32.
-    """
+    """EfficientNet-Lite0, trained on ImageNet: the share of photographs, also mirrored, classed as in float32."""
     assets = CACHE / "assets" / "efficientnet-lite0"
     with np.load(_there(assets / "images.npz", "efficientnet-lite0")) as archive:
         images = archive["images"]
@@ -128,6 +127,7 @@ def network_of_images(amount: Amount) -> Subject:
         "same class",
         lambda classes, rows: accuracy(classes[rows], in_float32[rows]),
         tuple(preprocessor.collate([image]) for image in held_out[:_TIMED]),
+        has_text=False,
     )
 
 
@@ -164,6 +164,7 @@ def _of_recipe(name: str, example: str, source: str, settings: list[str], amount
         task.metric_name,
         lambda answers, rows: task.metric(answers[rows], data.truth[rows]),
         tuple(task.timed(preprocessor, example) for example in examples[:_TIMED]),
+        has_text=True,
     )
 
 

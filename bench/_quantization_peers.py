@@ -63,15 +63,18 @@ def python_of(peer: str, *, install: bool) -> Path:
     return python
 
 
-def ways_of(peer: str, *, quick: bool) -> tuple[str, ...]:
-    """What of it is compared."""
-    return (QUICK_WAYS[peer],) if quick else tuple(_peer_quantizers.WAYS[peer])
+def ways_of(peer: str, subject: Subject, *, quick: bool) -> tuple[str, ...]:
+    """What of it is compared. Convolutions are to be static, by onnxruntime's guide."""
+    if quick:
+        return (QUICK_WAYS[peer],)
+    return tuple(way for way in _peer_quantizers.WAYS[peer] if subject.has_text or "dynamic" not in way)
 
 
 def write_calibration(subject: Subject, path: Path) -> None:
     """The calibration examples, as `_peer_quantizers` reads them."""
     feeds = enumerate(subject.calibration_feeds)
-    np.savez(path, **{f"{number}/{name}": array for number, feed in feeds for name, array in feed.items()})
+    arrays = {f"{number}/{name}": array for number, feed in feeds for name, array in feed.items()}
+    np.savez(path, allow_pickle=False, **arrays)
 
 
 def quantized(python: Path, peer: str, way: str, model: Path, calibration: Path, folder: Path) -> Made:

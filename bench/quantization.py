@@ -70,7 +70,6 @@ _OF_TEXT: dict[str, dict[str, object]] = {
 _OF_IMAGES: dict[str, dict[str, object]] = {
     "static-int8": {"precisions": ["static-int8"]},
     "static-int8, mse": {"precisions": ["static-int8"], "calibration": "mse"},
-    "static-int16": {"precisions": ["static-int16"]},
     "float16": {"precisions": ["float16"]},
 }
 
@@ -96,8 +95,8 @@ def _works(quick: bool) -> Iterator[Work]:
     if quick:
         yield Work(network_of_images(Amount(8, 16)), {"static-int8": _OF_IMAGES["static-int8"]}, 10.0)
         return
-    yield Work(network_of_images(Amount(96, 185)), _OF_IMAGES, 60.0)
-    yield Work(encoder(Amount(64, 450)), _OF_TEXT, 60.0)
+    yield Work(network_of_images(Amount(96, 185)), _OF_IMAGES, 90.0)
+    yield Work(encoder(Amount(64, 450)), _OF_TEXT, 90.0)
     yield Work(language_model(Amount(16, 24)), _OF_TEXT, 120.0)
 
 
@@ -159,7 +158,7 @@ def _theirs(subject: Subject, pythons: dict[str, Path], folder: Path, quick: boo
     peers.write_calibration(subject, calibration)
     found = []
     for peer, python in pythons.items():
-        for number, way in enumerate(peers.ways_of(peer, quick=quick)):
+        for number, way in enumerate(peers.ways_of(peer, subject, quick=quick)):
             target = folder / f"{peer}-{number}"
             made = peers.quantized(python, peer, way, subject.model.path, calibration, target)
             found.append(Result(peer, f"{peer}: {way}", made.path, made.why_not))

