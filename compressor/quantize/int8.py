@@ -18,6 +18,7 @@ from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shap
 from compressor.onnx_file import opset_of
 from compressor.progress import without_chatter
 from compressor.quantize.thresholds import Range
+from compressor.quantize.zero_points import drop_zero_points
 
 StaticPrecision = Literal["static-int8", "static-int16"]
 
@@ -70,4 +71,6 @@ def to_static(
         )
         quantizer.quantize_model()
         quantizer.model.save_model_to_file(written, False)
-        return onnx.load(written)
+        quantized = onnx.load(written)
+    drop_zero_points(quantized)
+    return quantized
