@@ -79,6 +79,7 @@ def _of_text(subject: Subject) -> dict[str, dict[str, object]]:
         "static-int8": {"precisions": ["static-int8"]},
         "static-int8, tables weight-int4": {"precisions": ["static-int8"], **in_four_bits},
         "weight-int8": {"precisions": ["weight-int8"]},
+        "weight-int8, block 64, tables weight-int4": {"precisions": ["weight-int8"], "block": 64, **in_four_bits},
         "weight-int4": {"precisions": ["weight-int4"]},
         "weight-int4, block 128": {"precisions": ["weight-int4"], "block": 128},
     }
