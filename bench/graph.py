@@ -2,10 +2,11 @@
 
 An encoder of MiniLM's size (random weights) with mean pooling, at batch 1 and 16 tokens, three ways: `exported` by
 torch.export; `rewritten` from that, as a run of `compressor compress` ships it; `fused`, traced by torch's older
-exporter and fused by onnxruntime.transformers. Each in float32 and, by this program's quantizer, in dynamic int8, static
-int8, and with weights in blocks of eight and of four bits; of the fused graph onnxruntime makes dynamic int8 alone.
-First all must answer alike. Then the ways of a precision take turns in the harness of `compressor bench`; `speedup` is
-over the first of them. The last rows apply the rewrites one after the other; their `speedup` is over what was exported.
+exporter and fused by onnxruntime.transformers. Each in float32 and, by this program's quantizer, in dynamic int8,
+static int8, and with weights in blocks of eight and of four bits; of the fused graph onnxruntime makes dynamic int8
+alone. First all must answer alike. Then the ways of a precision take turns in the harness of `compressor bench`;
+`speedup` is over the first of them. The last rows apply the rewrites one after the other; their `speedup` is over what
+was exported.
 
 Nodes are those of the file without constants, and those that onnxruntime runs after its own optimizations, by its
 profile. An inference reads every weight once, and of an embedding table one row a token: `read_mb`. `gb_per_s` is that

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from compressor.artifacts import Interval, Latencies, OnnxModel, OperatorTime, RefusedModel, Timing
 from compressor.attributing import attribution, attributions
 from compressor.benchmark import BenchmarkSettings, Candidate, explained, time_models
-from compressor.error_attribution import Closeness, ErrorAttribution
 from compressor.certificate import certificate_beside
+from compressor.error_attribution import Closeness, ErrorAttribution
 from compressor.errors import DataError
 from compressor.metrics import mean_cosine, snr_between_db
 from compressor.onnx_file import describe_onnx
