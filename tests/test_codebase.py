@@ -35,7 +35,7 @@ LAYERS = (
     ("tasks", "teachers", "kernels"),
     STAGE_PACKAGES,
     ("materials", "searching", "attributing"),
-    ("stages", "learning"),
+    ("stages", "learning", "judging"),
     ("outcome",),
     ("pipeline", "plan", "prediction", "inspection", "bench_options", "quantizing"),
     ("commands",),
