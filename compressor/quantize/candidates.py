@@ -70,7 +70,8 @@ class Mixer:
         """
         source = load_float_model(student.open_path or student.path)
         taken = examples[: examples_wanted(settings)]
-        count = min(settings.calibration_samples, len(taken) - int(len(taken) * _HELD_OUT))
+        judged = "auto" in (settings.migrate, settings.correct_bias)
+        count = min(settings.calibration_samples, len(taken) - int(len(taken) * _HELD_OUT * judged))
         held_out = taken[count:][:_MOST_HELD_OUT]
         return Mixer(source, find_sites(source), taken[:count], held_out, preprocessor, settings, keep)
 

@@ -28,11 +28,17 @@ def carried(model: onnx.ModelProto, products: Collection[str]) -> list[onnx.Node
     hold. A mean over height and width of an image is among them: see `as_pool`.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    # What is quantized already has its weights behind a DequantizeLinear.
+    convolved = {
+        node.name: node.output[0]
+        for node in model.graph.node
+        if node.name in products and node.op_type == "Conv" and node.input[1] in constants
+    }
     inside: set[str] = set()
     images: set[str] = set()  # of those, what has four dimensions
     between = []
     for node in model.graph.node:
-        if node.name in products and node.op_type == "Conv":
+        if node.name in convolved:
             inside.add(node.output[0])
             if len(constants[node.input[1]].dims) == 4:
                 images.add(node.output[0])
@@ -47,10 +53,9 @@ def carried(model: onnx.ModelProto, products: Collection[str]) -> list[onnx.Node
             if node.op_type not in _RESHAPING and images.issuperset(data):
                 images.add(node.output[0])
     wanted = {node.input[0] for node in model.graph.node if node.name in products}
-    convolved = {node.output[0] for node in model.graph.node if node.name in products and node.op_type == "Conv"}
     kept = []
     for node in reversed(between):
-        if node.output[0] in wanted or (node.op_type in _ACTIVATIONS and node.input[0] in convolved):
+        if node.output[0] in wanted or (node.op_type in _ACTIVATIONS and node.input[0] in convolved.values()):
             wanted.update(node.input)
             kept.append(node)
     return kept[::-1]

@@ -57,7 +57,7 @@ def to_static(
     channel.
 
     What onnxruntime's quantize_static does once it has calibrated, in other places: what lies between convolutions
-    passes integers on (`carried`), and matrix products give float32, which onnxruntime fuses as well.
+    passes integers on (`carried`), and matrix products give float32, which onnxruntime fuses too.
     """
     if precision == "static-int16" and opset_of(model) < _OPSET_OF_INT16:
         model = onnx.version_converter.convert_version(model, _OPSET_OF_INT16)
@@ -78,8 +78,21 @@ def to_static(
             nodes_to_quantize=[*nodes, *(node.name for node in between)],
             nodes_to_exclude=[],
             op_types_to_quantize=[*OPERATORS, *{node.op_type for node in between}],
-            extra_options={**_OPTIONS, "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
+            extra_options={**_OPTIONS, "OpTypesToExcludeOutputQuantization": _float_outputs(prepared, nodes)},
         )
         quantizer.quantize_model()
         quantizer.model.save_model_to_file(written, False)
         return onnx.load(written)
+
+
+def _float_outputs(model: onnx.ModelProto, nodes: Collection[str]) -> list[str]:
+    """The matrix products whose outputs need not be rounded. Of two dimensions, onnxruntime makes of a MatMul and the
+    Add behind it one Gemm, in float32, unless there is a QuantizeLinear between them."""
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.value_info}
+    products = {
+        node.output[0]: ranks.get(node.output[0], 0)
+        for node in model.graph.node
+        if node.op_type == "MatMul" and node.name in nodes
+    }
+    summed = {name for node in model.graph.node if node.op_type == "Add" for name in node.input}
+    return ["Gemm"] if any(rank < 3 for name, rank in products.items() if name in summed) else ["Gemm", "MatMul"]
