@@ -20,7 +20,7 @@ from compressor.artifacts import (
     Student,
     Teacher,
 )
-from compressor.attributing import attributions
+from compressor.attributing import asked_for, attributions
 from compressor.benchmark import BenchmarkSettings, Candidate, explained, time_models
 from compressor.bundle.build import GOLDEN_CASES, Contents, write_bundle
 from compressor.distill import outputs_of
@@ -28,7 +28,7 @@ from compressor.export import export_onnx, rewrite_onnx
 from compressor.judging import Models
 from compressor.materials import BENCHMARK_INPUTS, Materials
 from compressor.preprocess import Preprocessor
-from compressor.quantize import Mixer, quantize
+from compressor.quantize import Mixer, examples_wanted, quantize
 from compressor.recipe import TextGenerationRecipe
 from compressor.recipe_portable import portable
 from compressor.searching import judging_of, search_precisions
@@ -93,15 +93,16 @@ def quantize_student(at: Materials, distilled: DistilledStudent, whole: OnnxMode
     """The candidates in fewer bits, calibrated on training inputs: those asked for, then those found."""
     settings = at.recipe.quantize
     preprocessor = at.task.preprocessor(distilled.student.folder)
-    sample = preprocessor.encode(at.data.train[: settings.calibration_samples])
+    sample = preprocessor.encode(at.data.train[: examples_wanted(settings)])
     cache = at.recipe.out / "cache"
     mixer = Mixer.of(whole, sample, preprocessor, settings, cache)
     candidates = quantize(whole, mixer, folder, at.progress)
     judging = judging_of(at, whole, preprocessor)
-    models = candidates.models
+    mixtures = asked_for(mixer, candidates.models)
     if settings.search is not None:
-        models += search_precisions(whole, mixer, judging, settings.search, cache, folder, at.progress)
-    return replace(candidates, models=models, attributions=attributions(mixer, models, judging))
+        mixtures += search_precisions(whole, mixer, judging, settings.search, cache, folder, at.progress)
+    models = tuple(model for model, _ in mixtures)
+    return replace(candidates, models=models, attributions=attributions(mixer, mixtures, judging))
 
 
 def benchmark(at: Materials, models: Models) -> Latencies:
