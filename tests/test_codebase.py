@@ -32,9 +32,9 @@ STAGE_PACKAGES = ("students", "distill", "export", "quantize", "verify", "benchm
 LAYERS = (
     ("errors",),
     GROUND,
-    ("tasks", "teachers", "kernels"),
+    ("tasks", "teachers", "kernels", "device"),
     STAGE_PACKAGES,
-    ("materials", "searching", "attributing"),
+    ("materials", "searching", "attributing", "delivery"),
     ("stages", "learning"),
     ("outcome",),
     ("pipeline", "plan", "prediction", "inspection", "bench_options", "quantizing"),
