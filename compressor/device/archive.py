@@ -1,9 +1,9 @@
 """A bundle as one stream of bytes: a tar archive of which there is exactly one for each bundle.
 
 Members are regular files with the one header that their name and size allow, in the order of docs/bundle-format.md.
-What reads them builds that header itself and compares, so no field of it can say anything else, and no member can be a
-link, a device, a path out of the folder, or a record that asks for memory. Python's tarfile, which knows all of these, is not
-used for reading.
+What reads them builds that header itself and compares, so no field of it can say anything else, and no member can be
+a link, a device, a path out of the folder, or a record that asks for memory. Python's tarfile, which knows all of
+these, is not used for reading.
 """
 
 from __future__ import annotations
@@ -95,9 +95,7 @@ def _member(head: bytes, stream: IO[bytes]) -> Member:
     except ValueError:
         same = False
     if not same:
-        raise BundleError(
-            f"{name_bytes[:40]!r}: expected a plain file as docs/bundle-format.md has it; pack the bundle again"
-        )
+        raise BundleError(f"{name_bytes[:40]!r}: expected a plain file as docs/bundle-format.md has it; pack it again")
     return member
 
 

@@ -82,7 +82,7 @@ def strict_json(content: bytes, what: str) -> Any:
     try:
         return json.loads(content.decode(), object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError):
-        raise BundleError(f"{what}: expected JSON without duplicate keys, got something else; copy it again") from None
+        raise BundleError(f"{what}: not valid JSON with each key once; copy it again") from None
 
 
 def read_manifest(content: bytes, what: str = MANIFEST) -> DeviceManifest:

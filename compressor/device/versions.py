@@ -89,10 +89,10 @@ class Installed:
 def alone_on(root: Path) -> Iterator[None]:
     """Makes the folder of a device and holds it. Raises StorageError when another installer holds it."""
     try:
-        for folder in (root, root / VERSIONS, root / KEYS):
+        root.mkdir(parents=True, exist_ok=True)
+        for folder in (root / VERSIONS, root / KEYS):
             if not folder.is_dir():
-                folder.mkdir(parents=True)
-                disk.sync_folder(folder.parent)
+                disk.make_folder(folder)
     except (FileExistsError, NotADirectoryError):
         raise StorageError(f"{root}: expected a folder for versions, found a file; choose another") from None
     with (root / LOCK).open("w") as lock:
@@ -125,7 +125,7 @@ def install(source: Source, root: Path, public_key: Path | None = None, test: Te
             _keep_key(root, public_key)
         tested = _staged(source, manifest, root, version_id, test)
         _swap(root, state, version_id, statement)
-        _prune(root)
+        _prune(root, _read_state(root))
         return Installed(status(root), tested)
 
 
@@ -139,7 +139,9 @@ def rollback(root: Path) -> Status:
             raise DeviceError(f"{root}: no earlier version is kept, so there is nothing to go back to")
         _check_whole(root, state.previous)
         disk.replace_link(root / CURRENT, f"{VERSIONS}/{state.previous}")
-        _write_state(root, replace(state, previous=None))
+        settled = replace(state, previous=None)
+        _write_state(root, settled)
+        _prune(root, settled)
         return status(root)
 
 
@@ -222,14 +224,11 @@ def _check_permitted(statement: Statement, version_id: str, state: State) -> Non
 
 def _staged(source: Source, manifest: DeviceManifest, root: Path, version_id: str, test: Test) -> SelfTest:
     """Leaves the bundle under its name in `versions`, whole, tested and durable."""
-    final = root / VERSIONS / version_id
-    if final.exists():  # of an install that was killed, or rolled back; its content counts, not its past
-        disk.remove(final)
     folder = disk.unfinished(root / VERSIONS)
     try:
         write_files(source, manifest.files, folder)
         tested = test(folder, manifest)
-        disk.move(folder, final)
+        disk.move(folder, root / VERSIONS / version_id)
     except BaseException:
         with suppress(OSError):  # what is left over, the next install sweeps
             disk.remove(folder)
@@ -282,12 +281,13 @@ def _recovered(root: Path) -> State:
     state = _settled(root)
     if state != _read_state(root):
         _write_state(root, state)
+    _prune(root, state)
     return state
 
 
-def _prune(root: Path) -> None:
+def _prune(root: Path, state: State) -> None:
     """Removes versions that are neither current nor previous."""
-    kept = {_current(root), _read_state(root).previous}
+    kept = {_current(root), state.previous}
     for folder in (root / VERSIONS).iterdir():
         if folder.name not in kept:
             disk.remove(folder)
