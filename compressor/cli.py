@@ -247,6 +247,7 @@ def _ship(verbs: _Verbs) -> None:
         help="ssh://[USER@]HOST[:PORT]/FOLDER, a FOLDER here, or oci:FOLDER[:TAG]; the next after the one before",
     )
     parser.add_argument("--public-key", metavar="FILE", help="for devices that trust no key yet")
+    parser.add_argument("--python", default="python3", metavar="PROGRAM", help="Python on the devices (python3)")
     parser.add_argument("--base", metavar="BUNDLE", help="what devices may have: they get the difference, if small")
     parser.add_argument("--json", action="store_true", help="print JSON")
 

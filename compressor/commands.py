@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,6 +183,21 @@ def unpack(options: argparse.Namespace) -> None:
 
 def ship(options: argparse.Namespace) -> None:
     """`compressor ship BUNDLE TARGET...`"""
+    from compressor.bundle.archive import as_folder
+    from compressor.delivery.ship import ship as ship_to
+    from compressor.delivery.ship import shipped_line, target_of
+
+    targets = [target_of(text, options.python) for text in options.targets]
+    public_key = Path(options.public_key) if options.public_key else None
+    with ExitStack() as opened:
+        bundle = opened.enter_context(as_folder(Path(options.bundle)))
+        base = opened.enter_context(as_folder(Path(options.base))) if options.base else None
+        shipped = ship_to(bundle, targets, Progress(quiet=options.quiet), public_key, base)
+    if options.json:
+        _print_json([asdict(one) for one in shipped])
+        return
+    for one in shipped:
+        print(shipped_line(one))
 
 
 def device(options: argparse.Namespace) -> None:

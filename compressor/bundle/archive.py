@@ -58,7 +58,7 @@ def pack(folder: Path, path: Path) -> Packed:
 
 
 def _compressed(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compressobj()
+    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False).compressobj()
     for piece in pieces:
         yield compressor.compress(piece)
     yield compressor.flush()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from compressor.device.selftest import SelfTest
+    from compressor.device.source import Source
     from compressor.device.versions import Status
 
 
@@ -20,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         verbs, "install", "check, test and install a signed bundle; the old one serves until the new one may"
     )
     install.add_argument("bundle", metavar="BUNDLE", help="a folder, a .tar or .tar.zst file, or - for a .tar on stdin")
+    install.add_argument("--delta", action="store_true", help="BUNDLE has only the difference from the current version")
     install.add_argument("--public-key", metavar="FILE", help="whose signatures count, where no key is trusted yet")
     _verb(verbs, "status", "what is installed, and whether it is whole")
     _verb(verbs, "rollback", "make the version before current again")
@@ -28,13 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs one verb and prints what it did. Raises what it raises."""
     from compressor.device import versions
-    from compressor.device.source import open_source
 
     root = Path(options.root)
     tested = None
     if options.device_verb == "install":
         public_key = Path(options.public_key) if options.public_key else None
-        with open_source(Path(options.bundle)) as source:
+        with _source(Path(options.bundle), root / versions.CURRENT if options.delta else None) as source:
             installed = versions.install(source, root, public_key)
         found, tested = installed.status, installed.self_test
     elif options.device_verb == "rollback":
@@ -46,6 +49,19 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps({**asdict(found), "self_test": asdict(tested) if tested else None}, indent=1))
     else:
         print(_line(root, found, tested))
+
+
+@contextmanager
+def _source(bundle: Path, base: Path | None) -> Iterator[Source]:
+    from compressor.device.delta import delta_source
+    from compressor.device.source import open_archive, open_source
+
+    if base is None:
+        with open_source(bundle) as source:
+            yield source
+    else:
+        with open_archive(bundle) as stream:
+            yield delta_source(stream, base)
 
 
 def _verb(

@@ -117,14 +117,14 @@ def check_listing(files: tuple[FileEntry, ...], what: str) -> None:
     """Names are plain, relative, sorted and different; sizes and hashes are such. Raises BundleError."""
     if len(files) > MAX_FILES:
         raise BundleError(f"{what}: expected at most {MAX_FILES} files, got {len(files)}")
-    names = [entry.name for entry in files]
-    if names != sorted(set(names)):
-        raise BundleError(f"{what}: expected files sorted by name, each once; build the bundle again")
     for entry in files:
         if not _NAME.fullmatch(entry.name) or len(entry.name) > 100 or entry.name in (MANIFEST, "signature.json"):
             raise BundleError(f"{what}: {entry.name!r} is no name for a file of a bundle; build it again")
         if not 0 <= entry.bytes <= MAX_FILE_BYTES or not _SHA256.fullmatch(entry.sha256):
             raise BundleError(f"{what}: {entry.name}: no size or no SHA-256; build the bundle again")
+    names = [entry.name for entry in files]
+    if names != sorted(set(names)):
+        raise BundleError(f"{what}: expected files sorted by name, each once; build the bundle again")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

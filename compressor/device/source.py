@@ -38,13 +38,11 @@ class Source:
 def open_source(path: Path) -> Iterator[Source]:
     """A bundle: a folder, an archive `.tar` or `.tar.zst`, or `-` for a `.tar` on standard input. Raises BundleError;
     MissingDependencyError where nothing here reads zstd."""
-    if str(path) == "-":
-        yield archive_source(sys.stdin.buffer)
-    elif path.is_dir():
+    if path.is_dir():
         with folder_source(path) as source:
             yield source
     else:
-        with _opened_archive(path) as stream:
+        with open_archive(path) as stream:
             yield archive_source(stream)
 
 
@@ -54,16 +52,16 @@ def folder_source(folder: Path) -> Iterator[Source]:
     with ExitStack() as opened:
         if not (folder / MANIFEST).is_file():
             raise BundleError(f"{folder}: expected a bundle with a {MANIFEST}, found none")
-        manifest = _opened(folder / MANIFEST, opened).content(MAX_MANIFEST_BYTES)
+        manifest = opened_file(folder / MANIFEST, opened).content(MAX_MANIFEST_BYTES)
         signature = b""
         if os.path.lexists(folder / SIGNATURE):
-            signature = _opened(folder / SIGNATURE, opened).content(MAX_SIGNATURE_BYTES)
+            signature = opened_file(folder / SIGNATURE, opened).content(MAX_SIGNATURE_BYTES)
 
         def members(files: Sequence[FileEntry]) -> Iterator[Member]:
             check_names(folder, {entry.name for entry in files})
             for entry in files:
                 with ExitStack() as one:
-                    yield Member(entry.name, (found := _opened(folder / entry.name, one)).size, found.stream)
+                    yield Member(entry.name, (found := opened_file(folder / entry.name, one)).size, found.stream)
 
         yield Source(manifest, signature, members)
 
@@ -71,7 +69,7 @@ def folder_source(folder: Path) -> Iterator[Source]:
 def archive_source(stream: IO[bytes]) -> Source:
     """A bundle that comes as an archive: its manifest, its signature, its files. Raises BundleError."""
     archive = read_archive(stream)
-    manifest = _next(archive, MANIFEST).content(MAX_MANIFEST_BYTES)
+    manifest = next_member(archive, MANIFEST).content(MAX_MANIFEST_BYTES)
     ahead: list[Member] = [] if (second := next(archive, None)) is None else [second]
     signature = b""
     if ahead and ahead[0].name == SIGNATURE:
@@ -79,7 +77,7 @@ def archive_source(stream: IO[bytes]) -> Source:
 
     def members(files: Sequence[FileEntry]) -> Iterator[Member]:
         for entry in files:
-            yield ahead.pop() if ahead else _next(archive, entry.name)
+            yield ahead.pop() if ahead else next_member(archive, entry.name)
         if (extra := next(archive, None)) is not None or ahead:
             name = extra.name if extra else ahead[0].name
             raise BundleError(f"{name}: it is in the archive, but not in the manifest; pack the bundle again")
@@ -139,7 +137,7 @@ def check_folder(folder: Path, files: Sequence[FileEntry]) -> None:
     check_names(folder, {entry.name for entry in files})
     for entry in files:
         with ExitStack() as opened:
-            member = _opened(folder / entry.name, opened)
+            member = opened_file(folder / entry.name, opened)
             if member.size != entry.bytes:
                 raise BundleError(
                     f"{folder / entry.name}: expected {entry.bytes} bytes, got {member.size}; copy the bundle again"
@@ -169,7 +167,7 @@ def check_names(folder: Path, listed: set[str]) -> None:
         raise BundleError(f"{folder}: {extra[0]} is not in the manifest; remove it or copy the bundle again")
 
 
-def _opened(path: Path, opened: ExitStack) -> Member:
+def opened_file(path: Path, opened: ExitStack) -> Member:
     """A regular file, no link, that does not block when opened."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -183,9 +181,14 @@ def _opened(path: Path, opened: ExitStack) -> Member:
 
 
 @contextmanager
-def _opened_archive(path: Path) -> Iterator[IO[bytes]]:
+def open_archive(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of an archive `.tar` or `.tar.zst`, unpacked, or of standard input (`-`), as they are. Raises
+    BundleError; MissingDependencyError where nothing here reads zstd."""
+    if str(path) == "-":
+        yield sys.stdin.buffer
+        return
     with ExitStack() as opened:
-        stream = _opened(path, opened).stream
+        stream = opened_file(path, opened).stream
         if stream.read(len(ZSTD)) != ZSTD:
             stream.seek(0)
             yield stream
@@ -210,7 +213,8 @@ def _opened_archive(path: Path) -> Iterator[IO[bytes]]:
             raise BundleError(f"{path}: not what was packed: {error}; copy it again") from None
 
 
-def _next(archive: Iterator[Member], name: str) -> Member:
+def next_member(archive: Iterator[Member], name: str) -> Member:
+    """The next member, which must have this name. Raises BundleError."""
     member = next(archive, None)
     if member is None or member.name != name:
         found = "its end" if member is None else member.name

@@ -297,14 +297,13 @@ def _read_state(root: Path) -> State:
     path = root / STATE
     try:
         found = strict_json(path.read_bytes(), str(path))
-        state = State(**found)
     except FileNotFoundError:
         return State()
-    except (BundleError, TypeError):
-        state = None
-    if state is None or state.format_version != STATE_VERSION:
+    except BundleError:
+        found = None
+    if not isinstance(found, dict) or set(found) != set(asdict(State())) or found["format_version"] != STATE_VERSION:
         raise StorageError(f"{path}: expected the state of a device, got something else; it must be restored by hand")
-    return state
+    return State(**found)
 
 
 def _write_state(root: Path, state: State) -> None:

@@ -25,7 +25,7 @@ POWER_CUTS, EACH = 1000, 8  # in all, and at each change
 
 
 def passes(_folder: Path, _manifest: DeviceManifest) -> SelfTest:
-    """In place of a child process, of which there would be thousands; test_device.py has the real one."""
+    """In place of a child process, of which there would be thousands; test_installing.py has the real one."""
     return SelfTest(1, 1.0, 0.0, 0.0, 0)
 
 

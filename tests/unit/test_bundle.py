@@ -258,7 +258,7 @@ def test_a_file_outside_the_bundle_cannot_be_listed(text_bundle: Path, tmp_path:
     manifest = json.loads(path.read_text())
     manifest["files"].append({"name": name, "bytes": 1, "sha256": "0" * 64})
     path.write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match="is missing"):
+    with pytest.raises(BundleError, match="is no name for a file of a bundle"):
         check_files(open_bundle(text_bundle))
 
 

@@ -410,7 +410,7 @@ def test_it_needs_nothing_but_three_packages(releases: tuple[Path, Path], signer
         if (site / name).exists():
             (allowed / name).symlink_to(site / name)
     (allowed / "sitecustomize.py").write_text(
-        f"import sys\nsys.path = [p for p in sys.path if 'site-packages' not in p and 'dist-packages' not in p]\n"
+        "import sys\nsys.path = [p for p in sys.path if 'site-packages' not in p and 'dist-packages' not in p]\n"
     )
     python = [getattr(sys, "_base_executable", sys.executable)]
     environment = {"PYTHONPATH": str(allowed), "PATH": os.environ["PATH"]}
