@@ -18,6 +18,8 @@ _TASKS = (
     "own",
 )
 
+_RELEASE_VERBS = ("keys", "sign", "pack", "unpack", "ship", "device")
+
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options of one command. Exits with 2 on a command line that does not exist, with 0 after --help."""
@@ -26,9 +28,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Calls the verb's function. Raises what it raises."""
-    from compressor import commands
+    from compressor import commands, release_commands
 
-    verb: Callable[[argparse.Namespace], None] = getattr(commands, options.verb)
+    home = release_commands if options.verb in _RELEASE_VERBS else commands
+    verb: Callable[[argparse.Namespace], None] = getattr(home, options.verb)
     verb(options)
 
 
@@ -244,7 +247,7 @@ def _ship(verbs: _Verbs) -> None:
         "targets",
         nargs="+",
         metavar="TARGET",
-        help="ssh://[USER@]HOST[:PORT]/FOLDER, a FOLDER here, or oci:FOLDER[:TAG]; the next after the one before",
+        help="ssh://[USER@]HOST[:PORT]/FOLDER, a FOLDER here, oci:FOLDER[:TAG] or oci://HOST/NAME[:TAG]; one by one",
     )
     parser.add_argument("--public-key", metavar="FILE", help="for devices that trust no key yet")
     parser.add_argument("--python", default="python3", metavar="PROGRAM", help="Python on the devices (python3)")

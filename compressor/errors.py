@@ -15,7 +15,7 @@
     |- StorageError          13   disk full, read-only folder, permission denied
     |- MissingDependencyError     14   an optional package or the native module is not installed
     |- SignatureError        15   no trusted signature, or of an older version or another product than permitted
-    '- DeviceError           16   a device cannot be reached, lacks what a bundle needs, or fails its self-test
+    '- DeviceError           16   a target cannot be used, lacks what a bundle needs, or fails its self-test
 
 Ctrl-C ends with 130. Anything else is a defect of this program and ends with 1.
 

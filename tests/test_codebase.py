@@ -38,7 +38,7 @@ LAYERS = (
     ("stages", "learning"),
     ("outcome",),
     ("pipeline", "plan", "prediction", "inspection", "bench_options", "quantizing"),
-    ("commands",),
+    ("commands", "release_commands"),
     ("cli",),
     ("__main__",),
 )

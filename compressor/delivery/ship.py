@@ -11,6 +11,7 @@ from typing import Any
 from compressor.delivery.difference import difference
 from compressor.delivery.oci import write_layout
 from compressor.delivery.over_ssh import RemoteDevice
+from compressor.delivery.registry import REFERENCE, push
 from compressor.device import versions
 from compressor.device.disk import storage_error
 from compressor.device.manifest import MANIFEST, read_manifest
@@ -29,7 +30,16 @@ class OciLayout:
     tag: str
 
 
-Target = RemoteDevice | OciLayout | Path
+@dataclass(frozen=True)
+class Registry:
+    """A place in an OCI registry."""
+
+    host: str
+    repository: str
+    tag: str
+
+
+Target = RemoteDevice | OciLayout | Registry | Path
 
 
 @dataclass(frozen=True)
@@ -46,10 +56,16 @@ class Shipped:
 
 
 def target_of(text: str, python: str = "python3") -> Target:
-    """What a target's name means: `ssh://[user@]host[:port]/folder`, `oci:folder[:tag]`, or a folder here.
+    """What a target's name means: `ssh://[user@]host[:port]/folder`, `oci:folder[:tag]`, `oci://host/name[:tag]`, or a
+    folder here.
 
     Raises UsageError for another scheme, or a folder that is missing.
     """
+    if text.startswith("oci://"):
+        reference = REFERENCE.fullmatch(text.removeprefix("oci://"))
+        if reference is None:
+            raise UsageError(f"{text}: expected oci://HOST[:PORT]/NAME[:TAG], the name in lower case")
+        return Registry(reference["host"], reference["name"], reference["tag"] or "latest")
     if text.startswith("oci:"):
         folder, colon, tag = text.removeprefix("oci:").partition(":")
         if not folder or (colon and not tag):
@@ -64,7 +80,9 @@ def target_of(text: str, python: str = "python3") -> Target:
             )
         return RemoteDevice(*found, python)
     if "://" in text:
-        raise UsageError(f"{text}: expected a folder, ssh://[user@]host[:port]/folder, or oci:folder[:tag]")
+        raise UsageError(
+            f"{text}: expected a folder, ssh://[user@]host[:port]/folder, oci:folder[:tag] or oci://host/name"
+        )
     return Path(text)
 
 
@@ -117,6 +135,9 @@ def _ship_one(update: _Update, target: Target) -> Shipped:
     if isinstance(target, OciLayout):
         digest = write_layout(update.bundle, target.folder, target.tag)
         return Shipped(f"oci:{target.folder}:{target.tag}", "whole", 0, {"digest": digest})
+    if isinstance(target, Registry):
+        digest = push(update.bundle, target.host, target.repository, target.tag)
+        return Shipped(f"oci://{target.host}/{target.repository}:{target.tag}", "whole", 0, {"digest": digest})
     if isinstance(target, Path):
         return _installed_here(update, target)
     if update.delta is not None and _has_base(target, update):
@@ -164,7 +185,7 @@ def _taken_back(done: Sequence[tuple[Target, Shipped]]) -> str:
     """Rolls back what was updated, the last one first, and says how that went."""
     back, not_back = [], []
     for target, shipped in reversed(done):
-        if isinstance(target, OciLayout) or shipped.how == "there":
+        if isinstance(target, OciLayout | Registry) or shipped.how == "there":
             continue
         try:
             if isinstance(target, Path):

@@ -189,28 +189,37 @@ def open_archive(path: Path) -> Iterator[IO[bytes]]:
         return
     with ExitStack() as opened:
         stream = opened_file(path, opened).stream
-        if stream.read(len(ZSTD)) != ZSTD:
-            stream.seek(0)
-            yield stream
-            return
+        packed = stream.read(len(ZSTD)) == ZSTD
         stream.seek(0)
-        # Python has zstd from 3.14 on; before, a package.
         try:
-            from compression.zstd import ZstdError, ZstdFile  # type: ignore[import-not-found]
+            if packed:
+                with _unpacked(stream, path) as unpacked:
+                    yield unpacked
+            else:
+                yield stream
+        except BundleError as error:
+            raise BundleError(f"{path}: {error}") from None
+
+
+@contextmanager
+def _unpacked(stream: IO[bytes], path: Path) -> Iterator[IO[bytes]]:
+    # Python has zstd from 3.14 on; before, a package.
+    try:
+        from compression.zstd import ZstdError, ZstdFile  # type: ignore[import-not-found]
+    except ModuleNotFoundError:
+        try:
+            from zstandard import ZstdDecompressor, ZstdError
         except ModuleNotFoundError:
-            try:
-                from zstandard import ZstdDecompressor, ZstdError
-            except ModuleNotFoundError:
-                raise MissingDependencyError(
-                    f"{path}: nothing here reads zstd; pip install zstandard, or send a .tar (`zstd -d`)"
-                ) from None
-            unpacked = ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).stream_reader(stream, read_across_frames=True)
-        else:
-            unpacked = ZstdFile(stream)
-        try:
-            yield unpacked
-        except ZstdError as error:
-            raise BundleError(f"{path}: not what was packed: {error}; copy it again") from None
+            raise MissingDependencyError(
+                f"{path}: nothing here reads zstd; pip install zstandard, or send a .tar (`zstd -d`)"
+            ) from None
+        unpacked = ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).stream_reader(stream, read_across_frames=True)
+    else:
+        unpacked = ZstdFile(stream)
+    try:
+        yield unpacked
+    except ZstdError as error:
+        raise BundleError(f"not what was packed: {error}; copy it again") from None
 
 
 def next_member(archive: Iterator[Member], name: str) -> Member:

@@ -1,4 +1,4 @@
-"""Kills `compressor device install` at random moments, by kill -9: `python tests/delivery/installer_kills.py --kills 200`.
+"""Kills `compressor device install` at random moments, by kill -9: `tests/delivery/installer_kills.py --kills 200`.
 
 Each trial begins an update and kills it with all its children: half of them at a moment of an undisturbed update, half
 at one after the first file is being written. Then what is current must be the old version or the new one, whole, by

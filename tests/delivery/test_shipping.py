@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,12 @@ import needed
 import numpy as np
 import onnx
 import pytest
-from loopback_sshd import LIMIT_S, make_key, start_sshd
+from loopback_sshd import LIMIT_S, free_port, make_key, start_sshd, wait_until
 from made_bundles import Signer, answers, edit_manifest, make_bundle, make_signer
 
 from compressor.bundle.archive import pack, unpack
 from compressor.delivery.difference import difference
-from compressor.delivery.ship import OciLayout, RemoteDevice, target_of
+from compressor.delivery.ship import OciLayout, Registry, RemoteDevice, target_of
 from compressor.device.archive import archive_bytes
 from compressor.device.delta import delta_source, patched
 from compressor.device.manifest import read_manifest
@@ -322,8 +323,19 @@ def test_what_targets_mean() -> None:
     assert target_of("ssh://board/~/model") == RemoteDevice(Device("board"), "/~/model")
     assert target_of("oci:layout") == OciLayout(Path("layout"), "latest")
     assert target_of("oci:a/layout:v3") == OciLayout(Path("a/layout"), "v3")
+    assert target_of("oci://localhost:5000/models/a:v1") == Registry("localhost:5000", "models/a", "v1")
     assert target_of("/srv/model") == Path("/srv/model")
-    for text in ("ssh://board", "ssh://board/", "ssh:board", "http://board/x", "oci:", "oci:x:", "ssh://-oProxy=x/y"):
+    for text in (
+        "ssh://board",
+        "ssh://board/",
+        "ssh:board",
+        "http://board/x",
+        "oci:",
+        "oci:x:",
+        "ssh://-oProxy=x/y",
+        "oci://host",
+        "oci://host/Name",
+    ):
         with pytest.raises(UsageError):
             target_of(text)
 
@@ -354,3 +366,48 @@ def test_an_oci_layout_holds_the_bundle(fleet: Fleet, old: Path, new: Path, tmp_
         assert answers(tmp_path / tag) == answers(bundle)
     (layout / "index.json").write_text("[]")
     assert "expected an OCI image layout" in fleet.refuses(13, old, f"oci:{layout}")
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[str]:
+    """A registry of its own on loopback."""
+    program = needed.require("docker-registry", "docker-registry")
+    host = f"127.0.0.1:{free_port()}"
+    settings = {
+        "version": "0.1",
+        "storage": {"filesystem": {"rootdirectory": str(tmp_path / "registry")}},
+        "http": {"addr": host},
+    }
+    config = tmp_path / "registry.yml"
+    config.write_text(json.dumps(settings))  # which is YAML too
+    with (tmp_path / "registry.log").open("wb") as log:
+        process = subprocess.Popen([program, "serve", config], stdout=log, stderr=log)
+    try:
+        wait_until(lambda: answered(f"http://{host}/v2/") or process.poll() is not None, "a registry")
+        yield host
+    finally:
+        process.terminate()
+        process.wait(LIMIT_S)
+
+
+def answered(url: str, accept: str = "*/*") -> bytes | None:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers={"Accept": accept}), timeout=LIMIT_S) as answer:
+            return bytes(answer.read())
+    except OSError:
+        return None
+
+
+def test_a_registry_holds_the_bundle(fleet: Fleet, registry: str, old: Path, tmp_path: Path) -> None:
+    (shipped,) = fleet.ships(old, f"oci://{registry}/models/thermometer:v1")
+    place = f"http://{registry}/v2/models/thermometer"
+    content = answered(f"{place}/manifests/v1", "application/vnd.oci.image.manifest.v1+json")
+    assert content is not None
+    assert shipped["found"]["digest"] == f"sha256:{hashlib.sha256(content).hexdigest()}"
+    layer = json.loads(content)["layers"][0]
+    packed = answered(f"{place}/blobs/{layer['digest']}")
+    assert packed is not None
+    (tmp_path / "pulled.tar.zst").write_bytes(packed)
+    unpack(tmp_path / "pulled.tar.zst", tmp_path / "pulled")
+    assert answers(tmp_path / "pulled") == answers(old)
+    assert "the registry cannot be used" in fleet.refuses(16, old, f"oci://127.0.0.1:{free_port()}/models/thermometer")
