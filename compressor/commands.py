@@ -85,10 +85,12 @@ def inspect(options: argparse.Namespace) -> None:
         return
     if options.set:
         raise UsageError("--set: a model or a bundle has no recipe to override; it goes with --plan")
+    from compressor.bundle.archive import as_folder
     from compressor.inspection import error_lines, inspect_path, inspection_lines
 
     path = Path(options.path)
-    found = inspect_path(path)
+    with as_folder(path) as readable:
+        found = inspect_path(readable)
     lines = inspection_lines(found)
     if options.against is not None:
         errors = _errors(path, options)

@@ -19,6 +19,7 @@ from compressor.device.manifest import MANIFEST, read_manifest
 from compressor.device.source import archive_of, folder_source, open_source, write_files
 from compressor.errors import UsageError
 
+_SUFFIXES = (".tar", ".tar.zst")
 _LEVEL = 9  # int8 weights hardly shrink, and each level above takes twice the time
 
 
@@ -34,7 +35,7 @@ class Packed:
 def pack(folder: Path, path: Path) -> Packed:
     """Writes a bundle, which must be whole, as one file `.tar.zst`, or `.tar` by its name. Raises BundleError;
     UsageError for another name."""
-    if not path.name.endswith((".tar", ".tar.zst")):
+    if not path.name.endswith(_SUFFIXES):
         raise UsageError(f"{path}: expected a name that ends in .tar.zst, or in .tar")
     digest, size = hashlib.sha256(), 0
 
@@ -82,10 +83,12 @@ def unpack(path: Path, folder: Path) -> None:
 
 @contextmanager
 def as_folder(path: Path) -> Iterator[Path]:
-    """A bundle as a folder: itself, or an archive unpacked for as long as this lasts. Raises BundleError."""
-    if path.is_dir() or not path.exists():
+    """A bundle as a folder: itself, or a `.tar.zst` or `.tar` file unpacked for as long as this lasts. Raises
+    BundleError."""
+    if not path.name.endswith(_SUFFIXES) or path.is_dir():
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="compressor-") as temporary:
-        unpack(path, Path(temporary) / "bundle")
-        yield Path(temporary) / "bundle"
+        folder = Path(temporary) / path.name.removesuffix(".zst").removesuffix(".tar")
+        unpack(path, folder)
+        yield folder

@@ -121,9 +121,9 @@ def install(source: Source, root: Path, public_key: Path | None = None, test: Te
         check_expiry(statement)
         _check_permitted(statement, version_id, state)
         check_compatible(manifest, this_machine(), shutil.disk_usage(root).free)
+        tested = _staged(source, manifest, root, version_id, test)
         if public_key is not None:
             _keep_key(root, public_key)
-        tested = _staged(source, manifest, root, version_id, test)
         _swap(root, state, version_id, statement)
         _prune(root, _read_state(root))
         return Installed(status(root), tested)

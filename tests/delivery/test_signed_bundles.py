@@ -136,6 +136,8 @@ def test_the_command_signs_and_verifies(tmp_path: Path, capsys: pytest.CaptureFi
         assert f"signed as own version {said.version}" in capsys.readouterr().out
     assert main(["verify", str(packed), "--public-key", str(make_signer(tmp_path, "other").public)]) == 15
     assert "expected a bundle signed by a trusted key" in capsys.readouterr().err
+    assert main(["inspect", str(packed), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bundle"] == "bundle"
     (bundle / "signature.json").unlink()
     assert main(["verify", str(bundle)]) == 0
     assert main(["verify", str(bundle), "--public-key", str(pair.public)]) == 15
