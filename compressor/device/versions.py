@@ -239,11 +239,11 @@ def _staged(source: Source, manifest: DeviceManifest, root: Path, version_id: st
 def _swap(root: Path, state: State, version_id: str, statement: Statement) -> None:
     """From the old version to the new one, and the floor with it; back again where the last of it fails."""
     old = _current(root)
-    pending = replace(state, product=statement.product, pending=version_id, replaced=old)
+    pending = replace(state, pending=version_id, replaced=old)
     try:
         _write_state(root, pending)
         disk.replace_link(root / CURRENT, f"{VERSIONS}/{version_id}")
-        _write_state(root, _committed(pending, statement.version))
+        _write_state(root, _committed(pending, statement))
     except OSError:
         with suppress(OSError):  # where even that fails the new version serves, which is whole and tested
             _go_back(root, version_id, old)
@@ -259,9 +259,12 @@ def _go_back(root: Path, version_id: str, old: str | None) -> None:
     disk.remove(root / VERSIONS / version_id)
 
 
-def _committed(state: State, version: int) -> State:
-    floor, floor_id = max((state.floor, state.floor_id), (version, state.pending), key=lambda pair: pair[0])
-    return replace(state, floor=floor, floor_id=floor_id, previous=state.replaced, pending=None, replaced=None)
+def _committed(state: State, statement: Statement) -> State:
+    """The state after a swap; a version that had been gone back from leaves the floor where it is."""
+    raised = replace(state, product=statement.product, previous=state.replaced, pending=None, replaced=None)
+    if statement.version > state.floor:
+        return replace(raised, floor=statement.version, floor_id=state.pending)
+    return raised
 
 
 def _settled(root: Path) -> State:
@@ -269,7 +272,7 @@ def _settled(root: Path) -> State:
     state, current = _read_state(root), _current(root)
     if state.pending is not None and state.pending == current:
         folder = root / VERSIONS / current
-        state = _committed(state, read_signature((folder / SIGNATURE).read_bytes()).statement.version)
+        state = _committed(state, read_signature((folder / SIGNATURE).read_bytes()).statement)
     state = replace(state, pending=None, replaced=None)
     return replace(state, previous=None) if state.previous == current else state
 
