@@ -169,7 +169,8 @@ def _file_bytes(at: Materials, student: nn.Module) -> Bytes:
         folder = Path(name)
         opset = at.recipe.export.opset
         exported = export_onnx(module, "student", inputs, outputs, feeds, opset, folder / "exported.onnx")
-        rewritten = rewrite_onnx(exported, feeds[:1], folder)
+        (folder / "rewritten").mkdir()
+        rewritten = rewrite_onnx(exported, feeds[:1], folder / "rewritten")
         mixer = Mixer.of(rewritten, sample, preprocessor, at.recipe.quantize)
         quantized = quantize(rewritten, mixer, folder, SILENT)
     return {

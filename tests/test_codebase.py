@@ -35,7 +35,7 @@ LAYERS = (
     ("tasks", "teachers", "kernels", "device"),
     STAGE_PACKAGES,
     ("materials", "searching", "attributing", "delivery"),
-    ("stages", "learning"),
+    ("stages", "learning", "judging"),
     ("outcome",),
     ("pipeline", "plan", "prediction", "inspection", "bench_options", "quantizing"),
     ("commands", "release_commands"),
