@@ -8,7 +8,6 @@ import sys
 from types import FrameType
 
 from compressor.device.command import add_arguments, run
-from compressor.device.disk import storage_error
 from compressor.errors import INTERRUPTED_EXIT_CODE, CompressorError, MissingDependencyError
 
 _ERROR_LINE = "compressor: {}"
@@ -34,10 +33,6 @@ def main(arguments: list[str]) -> int:
             f"a device needs the package {name!r}, which is not installed; run: pip install {name}",
             MissingDependencyError.exit_code,
         )
-    except OSError as error:
-        if (known := storage_error(error)) is None:
-            raise
-        return _say(str(known), known.exit_code)
     return 0
 
 

@@ -30,7 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Runs one verb and prints what it did. Raises what it raises."""
+    """Runs one verb and prints what it did. Raises what it raises, and StorageError where the file system refuses."""
+    from compressor.device.disk import storage_error
+
+    try:
+        _run(options)
+    except OSError as error:
+        raise (storage_error(error) or error) from None
+
+
+def _run(options: argparse.Namespace) -> None:
     from compressor.device import versions
 
     root = Path(options.root)

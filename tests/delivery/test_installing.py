@@ -359,6 +359,25 @@ def test_where_nothing_was_installed(device: Device, tmp_path: Path) -> None:
     assert device.root.read_text() == "a file"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
+def test_a_small_and_a_read_only_file_system(device: Device, old: Path, signer: Signer, tmp_path: Path) -> None:
+    """Real ones, where the container lets them be mounted."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("no file system may be mounted here")
+    try:
+        device.root = small / "device"
+        device.installs(old, "--public-key", signer.public)
+        large = signer.sign(make_bundle(tmp_path / "large", 2, 512), 2)
+        device.refuses(large, 13, "on the disk")
+        subprocess.run(["mount", "-o", "remount,ro", small], check=True)
+        device.refuses(large, 13, "read-only file system; mount it so that it can be written")
+        assert answers(device.root / "current") == answers(old)
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder(serving: Device, new: Path) -> None:
     (serving.root / "versions").chmod(0o555)
