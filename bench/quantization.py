@@ -63,7 +63,11 @@ _OF_IMAGES: dict[str, dict[str, object]] = {
     "static-int8, mse": {"precisions": ["static-int8"], "calibration": "mse"},
     # Where every processor has VNNI, weights that saturate without it need no wider step.
     "static-int8, for VNNI": {"precisions": ["static-int8"], "same_everywhere": False},
-    "static-int8, mse, for VNNI": {"precisions": ["static-int8"], "calibration": "mse", "same_everywhere": False},
+    "static-int8, for VNNI, biases as they are": {
+        "precisions": ["static-int8"],
+        "same_everywhere": False,
+        "correct_bias": "off",
+    },
     "float16": {"precisions": ["float16"]},
 }
 

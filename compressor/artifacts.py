@@ -202,16 +202,21 @@ class QuantizedModels:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a converted model is from the one it was made from, on the same inputs."""
+    """How far a converted model is from the one it was made from, on the same inputs, which have so many `shapes`.
+
+    `departs_at`: the first layer whose output is another one, where `holds` is false and that could be found.
+    """
 
     name: str
     reference: str
     inputs: int
+    shapes: int
     max_abs_error: float
     mean_cosine: float
     top1_agreement: float | None
     holds: bool
     bound: str
+    departs_at: str | None
 
 
 @dataclass(frozen=True)

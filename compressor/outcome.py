@@ -25,12 +25,12 @@ from compressor.artifacts import (
     Teacher,
 )
 from compressor.errors import GateError
+from compressor.judging import CONTROL, Models
 from compressor.materials import Materials
 from compressor.recipe import Recipe
 from compressor.recipe_portable import portable
 from compressor.report.html import write_report
 from compressor.result import RESULT_SCHEMA_VERSION, Environment, ModelResult, QualityStep, Result, SizeShare
-from compressor.stages import CONTROL, Models
 from compressor.store import Run, replace_folder, write_atomic
 from compressor.xray import by_role, xray
 
@@ -116,6 +116,7 @@ def _result(
             for model in outcome.models.onnx
             for part, size in by_role(xray(model.path)).items()
         ),
+        parities=outcome.evidence.parities,
         refused=(*outcome.quantized.refused, *passed_over),
         quality_steps=_quality_steps(outcome),
         attributions=outcome.quantized.attributions,
@@ -142,7 +143,6 @@ def _model_results(outcome: Outcome) -> tuple[ModelResult, ...]:
                 latency=outcome.latencies[model.name],
                 quality=quality,
                 agreement=quality.agreement,
-                parity=outcome.parities.get(model.name),
             )
         )
     in_torch = outcome.qualities["student-torch"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from compressor import learning, stages
+from compressor import judging, learning, stages
 from compressor.artifacts import (
     STAGES,
     Bundle,
@@ -107,7 +107,7 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
     if not isinstance(recipe.teacher, EndpointTeacher):
         big = stage("teacher-onnx", OnnxModel, lambda out: stages.export_teacher(at, out), (source,), graph)
     answers = stage(
-        "teacher-answers", TeacherSignals, lambda out: stages.teacher_answers(at, big.value, out), (big, held_out)
+        "teacher-answers", TeacherSignals, lambda out: judging.teacher_answers(at, big.value, out), (big, held_out)
     )
     start = stage("student", Student, lambda out: stages.student(at, out), (source, data), shape)
     signals = _signals(run, at, lambda out: learning.signals(at, start.value, out))
@@ -142,12 +142,12 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
         (small, data),
         recipe.quantize,
     )
-    models = stages.Models(big.value, small.value, quantized.value.models, distilled.value)
+    models = judging.Models(big.value, exported.value, small.value, quantized.value.models, distilled.value)
     all_models = (big, small, quantized, held_out)
     verified = stage(
         "verify",
         Evidence,
-        lambda _: stages.verify(at, models, answers.value, [control.value for control in controls]),
+        lambda _: judging.verify(at, models, answers.value, [control.value for control in controls]),
         (*all_models, answers, *controls),
     )
     target = [recipe.benchmark, measured_on()]

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.artifacts import Interval, Latencies, OnnxModel, OperatorTime, RefusedModel, Timing
-from compressor.attributing import attribution, attributions
+from compressor.attributing import asked_for, attribution, attributions
 from compressor.benchmark import BenchmarkSettings, Candidate, explained, time_models
+from compressor.certificate import certificate_beside
 from compressor.error_attribution import Closeness, ErrorAttribution
 from compressor.errors import DataError
 from compressor.metrics import mean_cosine, snr_between_db
@@ -89,7 +90,7 @@ def quantize_file(
     budget_s: float = 20.0,
 ) -> Quantized:
     """Writes into `out` what gains most of the candidates that agree with float32 and are faster beyond doubt, or
-    float32 itself where none is; and the evidence beside it.
+    float32 itself where none is; beside it the evidence, and of what has integer products their certificate.
 
     `inputs` is an .npz with an array for each input of the graph, [examples, ...]: the first calibrate,
     the last quarter judges. Raises DataError for inputs that do not fit, QuantizationError for a model that cannot be
@@ -108,9 +109,10 @@ def quantize_file(
         feeds = tuple(examples.collate([one]) for one in judging[:_TIMED])
         expected = _outputs(source.path, examples, judging)
         judge = Judging(lambda path: _closeness(path, _outputs(path, examples, judging), expected), feeds, threads)
-        models = (source, *made.models)
+        mixtures = asked_for(mixer, made.models)
         if settings.search is not None:
-            models += search_precisions(source, mixer, judge, settings.search, out, Path(folder), progress)
+            mixtures += search_precisions(source, mixer, judge, settings.search, out, Path(folder), progress)
+        models = (source, *(model for model, _ in mixtures))
         wanted = BenchmarkSettings(threads=threads, budget_s=budget_s)
         timeable = [Candidate(one.name, one.path, feeds) for one in models]
         timed = time_models(timeable, wanted, FLOAT32, progress)
@@ -119,11 +121,14 @@ def quantize_file(
             _judged(one, timed, _agreement(_outputs(one.path, examples, judging), expected)) for one in models[1:]
         )
         chosen, reason = _choose(source, candidates, min_agreement)
-        errors = attributions(mixer, models[1:], judge)
+        errors = attributions(mixer, mixtures, judge)
         found = Quantized(chosen, reason, candidates, errors, made.refused, timed.timing)
-        content = next(one.path for one in models if one.name == chosen).read_bytes()
+        best = next(one.path for one in models if one.name == chosen)
         out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / MODEL, content)
+        certificate_beside(out / MODEL).unlink(missing_ok=True)  # of a model that was here before
+        write_atomic(out / MODEL, best.read_bytes())
+        if certificate_beside(best).is_file():
+            write_atomic(certificate_beside(out / MODEL), certificate_beside(best).read_bytes())
         write_atomic(out / EVIDENCE, (json.dumps(asdict(found), indent=1) + "\n").encode())
     return found
 

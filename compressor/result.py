@@ -21,7 +21,6 @@ class ModelResult:
     latency: Latency | None
     quality: Quality
     agreement: float
-    parity: Parity | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,7 @@ class Result:
     data: dict[str, str]
     history: TrainingHistory
     sizes: tuple[SizeShare, ...]
+    parities: tuple[Parity, ...]
     refused: tuple[RefusedModel, ...]
     quality_steps: tuple[QualityStep, ...]
     attributions: tuple[ErrorAttribution, ...]

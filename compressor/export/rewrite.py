@@ -38,8 +38,8 @@ def rewrite_onnx(exported: OnnxModel, feeds: Sequence[Feed], folder: Path) -> On
     that onnxruntime's own optimizations change in the exported graph, where that is more, and at most 1e-4. Raises
     ExportError where it does not.
     """
-    proof = _Proof(exported, _drawn(feeds))
-    model, applied = _read(exported), []
+    proof, source = _Proof(exported, _drawn(feeds)), onnx.load(exported.path)
+    model, applied = ir.serde.deserialize_model(source), []
     for one in REWRITES:
         if times := apply(model, one):
             proof.check(model, one.name)
@@ -47,7 +47,7 @@ def rewrite_onnx(exported: OnnxModel, feeds: Sequence[Feed], folder: Path) -> On
     done = replace(_written(model, exported, folder / exported.path.name), rewrites=tuple(applied))
     if not any(one.closes and one.name in {each.name for each in applied} for one in REWRITES):
         return done
-    model = _read(exported)
+    model = ir.serde.deserialize_model(source)
     for one in REWRITES:
         if not one.closes:
             apply(model, one)
@@ -67,10 +67,6 @@ def apply(model: ir.Model, one: Rewrite) -> int:
         ):
             tidy(model)
     return times
-
-
-def _read(exported: OnnxModel) -> ir.Model:
-    return ir.serde.deserialize_model(onnx.load(exported.path))
 
 
 def _written(model: ir.Model, exported: OnnxModel, path: Path) -> OnnxModel:

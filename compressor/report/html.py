@@ -73,7 +73,7 @@ def _view(result: Result) -> dict[str, object]:
             for step in result.quality_steps
         ],
         "attributions": [(remedy_line(found), _layer_cells(found)) for found in result.attributions],
-        "parity": [_parity_cells(model.parity) for model in result.models if model.parity],
+        "parity": [_parity_cells(parity) for parity in result.parities],
         "stages": [(stage.stage, duration(stage.seconds), stage.reused) for stage in result.stages],
         "total": duration(sum(stage.seconds for stage in result.stages)),
         "facts": _facts(result),
@@ -195,11 +195,13 @@ def _parity_cells(parity: Parity) -> dict[str, object]:
         "name": parity.name,
         "reference": parity.reference,
         "inputs": f"{parity.inputs:,}",
+        "shapes": f"{parity.shapes:,}",
         "error": f"{parity.max_abs_error:.2g}",
         "cosine": cosine(parity.mean_cosine),
         "top1": "" if parity.top1_agreement is None else percent(parity.top1_agreement),
         "bound": parity.bound,
         "holds": parity.holds,
+        "departs_at": printable(parity.departs_at or ""),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,11 @@ def test_the_fastest_that_agrees_is_written(run: Run, products: Path, examples: 
     found = json.loads(ended.stdout)
     assert found == json.loads((out / "quantization.json").read_text())
     (candidate,) = found["candidates"]
+    certificate = out / "model.certificate.json"
+    assert certificate.is_file() == (found["chosen"] != "float32")
+    if certificate.is_file():
+        sha256 = hashlib.sha256((out / "model.onnx").read_bytes()).hexdigest()
+        assert json.loads(certificate.read_text())["model_sha256"] == sha256
     x = np.load(examples)["x"][:4]
     sessions = [
         onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -161,11 +161,14 @@ def test_hostile_text_stays_text(result: Result):
 
 def bare(result: Result) -> Result:
     """One model, nothing measured beyond its quality, nothing recorded."""
-    teacher = replace(result.models[0], bytes=None, latency=None, parity=None)
+    teacher = replace(result.models[0], bytes=None, latency=None)
     history = replace(result.history, losses=(), scores=())
     return replace(
         result,
         models=(teacher,),
+        parities=(),
+        quality_steps=(),
+        attributions=(),
         shipped=None,
         reason="no candidate was written",
         history=history,
