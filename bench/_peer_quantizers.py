@@ -67,28 +67,30 @@ def _optimum(model: Path, feeds: list[Feed], out: Path, *, static: bool) -> None
 
 
 def _olive(model: Path, feeds: list[Feed], out: Path, *, kind: str, **settings: object) -> None:
+    """`kind` is dynamic, static or rtn."""
     import torch
     from olive.data.component.dataset import BaseDataset
     from olive.data.config import DataComponentConfig, DataConfig
     from olive.data.registry import Registry
     from olive.model import ONNXModelHandler
     from olive.passes.olive_pass import create_pass_from_dict
-    from olive.passes.onnx import quantization, rtn_quantization
+    from olive.passes.onnx.quantization import OnnxDynamicQuantization, OnnxStaticQuantization
+    from olive.passes.onnx.rtn_quantization import OnnxBlockWiseRtnQuantization
 
     @Registry.register_dataset()  # type: ignore[untyped-decorator]
     def examples(**_: object) -> Any:
         return BaseDataset([{name: torch.from_numpy(array) for name, array in feed.items()} for feed in feeds])
 
-    if kind == "OnnxStaticQuantization":
-        data = DataConfig(
+    kinds = {"dynamic": OnnxDynamicQuantization, "static": OnnxStaticQuantization, "rtn": OnnxBlockWiseRtnQuantization}
+    if kind == "static":
+        settings["data_config"] = DataConfig(
             name="calibration",
             load_dataset_config=DataComponentConfig(type="examples"),
             dataloader_config=DataComponentConfig(type="no_auto_batch_dataloader"),
         )
-        settings["data_config"] = data
-    module = rtn_quantization if hasattr(rtn_quantization, kind) else quantization
-    one = create_pass_from_dict(getattr(module, kind), settings, disable_search=True)
-    made = one.run(ONNXModelHandler(str(model)), str(out.parent / "olive"))
+    made = create_pass_from_dict(kinds[kind], settings, disable_search=True).run(
+        ONNXModelHandler(str(model)), str(out.parent / "olive")
+    )
     Path(made.model_path).rename(out)
 
 
@@ -141,10 +143,10 @@ WAYS: dict[str, dict[str, Way]] = {
         "avx512_vnni static": partial(_optimum, static=True),
     },
     "olive": {
-        "dynamic": partial(_olive, kind="OnnxDynamicQuantization"),
-        "static": partial(_olive, kind="OnnxStaticQuantization"),
-        "static per-channel": partial(_olive, kind="OnnxStaticQuantization", per_channel=True),
-        "rtn int4": partial(_olive, kind="OnnxBlockWiseRtnQuantization"),
+        "dynamic": partial(_olive, kind="dynamic"),
+        "static": partial(_olive, kind="static"),
+        "static per-channel": partial(_olive, kind="static", per_channel=True),
+        "rtn int4": partial(_olive, kind="rtn"),
     },
     "nncf": {
         "performance": partial(_nncf, preset="PERFORMANCE"),

@@ -32,7 +32,7 @@ from compressor.onnxrt import first_outputs, open_session, run_one
 from compressor.preprocess import Feed, Preprocessor
 from compressor.progress import SILENT
 from compressor.recipe_file import read_recipe
-from compressor.store import key_of
+from compressor.store import key_of, sha256_file
 
 CACHE = Path(__file__).parent.parent / ".cache"
 MODELS = CACHE / "bench" / "quantization"
@@ -108,9 +108,9 @@ def network_of_images(amount: Amount) -> Subject:
         inputs = [TensorSpec("image", "float32", ("batch", 3, 224, 224))]
         outputs = [TensorSpec("logits", "float32", ("batch", 1000))]
         feeds = [preprocessor.collate(images[:count]) for count in (2, 1)]
-        return _export(_Named(network), path.stem, inputs, outputs, feeds, path)
+        return _export(_Network(network), path.stem, inputs, outputs, feeds, path)
 
-    model = _exported("efficientnet-lite0", key_of(weights.stat().st_size), export)
+    model = _exported("efficientnet-lite0", sha256_file(weights), export)
 
     def judge(path: Path) -> NDArray[np.int64]:
         seen = [
@@ -203,7 +203,7 @@ def _there(path: Path, source: str) -> Path:
     return path
 
 
-class _Named(nn.Module):
+class _Network(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network

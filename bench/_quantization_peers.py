@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,17 +32,17 @@ QUICK_WAYS = {
     "nncf": "mixed",
 }
 _LONGEST_S = 900
+_UNREPORTED = {"OLIVE_DISABLE_TELEMETRY": "1", "NNCF_CI": "1"}  # onnxruntime's is off already
 
 
 @dataclass(frozen=True)
-class Made:
-    """What one way of a peer gave: a file, or the reason why there is none."""
+class Result:
+    """What a tool gave: a file, or the reason why there is none."""
 
-    peer: str
-    way: str
+    tool: str
+    name: str
     path: Path | None
-    seconds: float
-    why_not: str
+    why_not: str = ""
 
 
 def python_of(peer: str, *, install: bool) -> Path:
@@ -77,18 +77,22 @@ def write_calibration(subject: Subject, path: Path) -> None:
     np.savez(path, allow_pickle=False, **arrays)
 
 
-def quantized(python: Path, peer: str, way: str, model: Path, calibration: Path, folder: Path) -> Made:
+def quantized(python: Path, peer: str, way: str, model: Path, calibration: Path, folder: Path) -> Result:
     """One way of a peer, in a process of its own. `folder` is new, and its scratch."""
     folder.mkdir()
     out = folder / "quantized.onnx"
     command = [str(python), _peer_quantizers.__file__, peer, way, str(model), str(calibration), str(out)]
-    started = time.monotonic()
+    environment = {**os.environ, **_UNREPORTED}
+    name = f"{peer}: {way}"
     try:
-        ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=_LONGEST_S)
-        why_not = "" if out.is_file() and not ended.returncode else _last(ended.stderr, ended.returncode)
+        ended = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=_LONGEST_S
+        )
     except subprocess.TimeoutExpired:
-        why_not = f"had not ended after {_LONGEST_S} s"
-    return Made(peer, way, None if why_not else out, time.monotonic() - started, why_not)
+        return Result(peer, name, None, f"had not ended after {_LONGEST_S} s")
+    if ended.returncode or not out.is_file():
+        return Result(peer, name, None, _last(ended.stderr, ended.returncode))
+    return Result(peer, name, out)
 
 
 def _last(output: str, code: int) -> str:

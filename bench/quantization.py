@@ -16,6 +16,7 @@ dominated by one of this program's; of a peer that gives none that runs, too.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ import numpy as np
 from bench import _quantization_peers as peers
 from bench._dominance import Point, difference, dominating
 from bench._quantization_models import Amount, Subject, encoder, language_model, network_of_images
+from bench._quantization_peers import Result
 from compressor.artifacts import Interval, Latencies
 from compressor.benchmark import BenchmarkSettings, Candidate, time_models
 from compressor.errors import BenchmarkError, BundleError
@@ -46,16 +48,6 @@ class Work:
     subject: Subject
     settings: dict[str, dict[str, object]]
     budget_s: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a tool gave: a file, or the reason why there is none."""
-
-    tool: str
-    name: str
-    path: Path | None
-    why_not: str = ""
 
 
 _OF_IMAGES: dict[str, dict[str, object]] = {
@@ -174,26 +166,28 @@ def _theirs(subject: Subject, pythons: dict[str, Path], folder: Path, quick: boo
     found = []
     for peer, python in pythons.items():
         for number, way in enumerate(peers.ways_of(peer, subject, quick=quick)):
-            target = folder / f"{peer}-{number}"
-            made = peers.quantized(python, peer, way, subject.model.path, calibration, target)
-            found.append(Result(peer, f"{peer}: {way}", made.path, made.why_not))
+            scratch = folder / f"{peer}-{number}"
+            found.append(peers.quantized(python, peer, way, subject.model.path, calibration, scratch))
     return found
 
 
 def _judged(subject: Subject, results: Sequence[Result]) -> tuple[dict[str, Any], list[Result]]:
     """The answers of each that runs; one that does not, or gives no finite answers, loses its file."""
     answers: dict[str, Any] = {}
-    kept = []
+    refused: dict[str, str] = {}
     for one in results:
-        if one.path is not None:
-            try:
-                given = subject.judge(one.path)
-            except BundleError as error:
-                one = replace(one, path=None, why_not=str(error)[:200])
-            else:
-                answers[one.name] = given
-        kept.append(one)
-    return answers, kept
+        if one.path is None:
+            continue
+        try:
+            answers[one.name] = subject.judge(one.path)
+        except BundleError as error:
+            refused[one.name] = str(error)[:200]
+            continue
+        if not math.isfinite(subject.metric(answers[one.name], np.arange(len(answers[one.name])))):
+            refused[one.name] = "its answers are not finite"
+    return answers, [
+        replace(one, path=None, why_not=refused[one.name]) if one.name in refused else one for one in results
+    ]
 
 
 def _timed(subject: Subject, running: Sequence[Result], budget_s: float) -> Latencies:
