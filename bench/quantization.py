@@ -52,12 +52,12 @@ class Work:
 
 _OF_IMAGES: dict[str, dict[str, object]] = {
     "static-int8": {"precisions": ["static-int8"]},
-    "static-int8, mse": {"precisions": ["static-int8"], "calibration": "mse"},
     # Where every processor has VNNI, weights that saturate without it need no wider step.
     "static-int8, for VNNI": {"precisions": ["static-int8"], "same_everywhere": False},
-    "static-int8, for VNNI, biases as they are": {
+    "static-int8, for VNNI, of the model as it is": {
         "precisions": ["static-int8"],
         "same_everywhere": False,
+        "migrate": "off",
         "correct_bias": "off",
     },
     "float16": {"precisions": ["float16"]},
