@@ -20,6 +20,7 @@ STAGES = (
     "control",
     "export",
     "quantize",
+    "qat",
     "verify",
     "benchmark",
     "bundle",
@@ -177,6 +178,14 @@ class QuantizedModels:
 
     models: tuple[OnnxModel, ...]
     refused: tuple[RefusedModel, ...] = ()
+
+
+@dataclass(frozen=True)
+class QuantizationAwareStudent:
+    """The student that learnt on in few bits, and what it was written as."""
+
+    distilled: DistilledStudent
+    model: OnnxModel
 
 
 @dataclass(frozen=True)

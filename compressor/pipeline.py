@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from compressor import learning, stages
+from compressor import learning, qat, stages
 from compressor.artifacts import (
     STAGES,
     Bundle,
@@ -14,6 +14,7 @@ from compressor.artifacts import (
     Evidence,
     Latencies,
     OnnxModel,
+    QuantizationAwareStudent,
     QuantizedModels,
     Student,
     Teacher,
@@ -69,7 +70,7 @@ def compress(
 def assist(recipe: Recipe) -> None:
     """Trains with the process that runs `compress` on the same recipe; for the others that torchrun has started."""
     at = Materials(recipe, SILENT)
-    team.follow(lambda work: learning.share(at, work))
+    team.follow(lambda work: (learning.share if work.graph is None else qat.share)(at, work))
 
 
 def kept_stages(recipe: Recipe, at: Materials) -> tuple[str, ...]:
@@ -134,10 +135,21 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
         QuantizedModels,
         lambda out: stages.quantize_student(at, distilled.value, small.value, out),
         (small, data),
-        recipe.quantize,
+        recipe.quantize.model_dump(exclude={"qat"}),
     )
-    models = stages.Models(big.value, small.value, quantized.value.models, distilled.value)
-    all_models = (big, small, quantized, held_out)
+    few_bits, written = quantized.value.models, (big, small, quantized)
+    if recipe.quantize.qat is not None:
+        aware = stage(
+            "qat",
+            QuantizationAwareStudent,
+            lambda out: qat.train_on(at, distilled.value, small.value, signals.value, out),
+            (distilled, small, signals),
+            [recipe.quantize.model_dump(exclude={"precisions", "search"}), lessons, graph],
+            keep_partial=True,
+        )
+        few_bits, written = (*few_bits, aware.value.model), (*written, aware)
+    models = stages.Models(big.value, small.value, few_bits, distilled.value)
+    all_models = (*written, held_out)
     verified = stage(
         "verify",
         Evidence,
@@ -160,7 +172,7 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
         "bundle",
         Bundle,
         lambda out: stages.bundle(at, models, teacher.value, found.qualities[decision.shipped], out),
-        (teacher, small, quantized, verified),
+        (teacher, *written[1:], verified),
         [decision.shipped, portable(recipe), at.data.described],
     )
     return publish(found, decision, bundle.value, at, run)

@@ -35,7 +35,7 @@ LAYERS = (
     STAGE_PACKAGES,
     ("materials", "searching"),
     ("stages", "learning"),
-    ("outcome",),
+    ("outcome", "qat"),
     ("pipeline", "plan", "prediction", "inspection", "bench_options", "quantizing"),
     ("commands",),
     ("cli",),

@@ -1,0 +1,469 @@
+"""Quantization-aware training: what the student computes in torch is what its quantized file computes in onnxruntime."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization.quant_utils import compute_scale_zp
+from torch import Tensor, nn
+
+from compressor.artifacts import TensorSpec
+from compressor.distill import SignalReader, TrainingData, Workplace, train, write_outputs
+from compressor.errors import QuantizationError
+from compressor.export import export_onnx
+from compressor.metrics import mean_cosine
+from compressor.preprocess import Feed
+from compressor.progress import SILENT
+from compressor.quantize.aware import fake_quantized, match
+from compressor.quantize.blocks import from_blocks, to_blocks
+from compressor.quantize.fake import InBlocks, Int8Rows, activation_codes, rounded_activation
+from compressor.quantize.observed import observed_ranges
+from compressor.quantize.qdq import Affine, Range, Target, int8_rows
+from compressor.quantize.sites import assign, find_sites, load_float_model
+from compressor.recipe import NodePrecision
+from compressor.recipe_distill import ClassDistillation
+from compressor.students.separable import SeparableCnn
+
+MakeOnnx = Callable[..., Path]
+FLOAT = TensorProto.FLOAT
+# Values within [-1, 1] then have codes 0 to 128: products with int8 weights stay below 2^14, and no sum of two of them
+# saturates in int16 on processors without VNNI.
+WIDE: Range = (-1.0, 3.0)
+
+
+def target_of(path: Path, precision: NodePrecision, block: int = 32, **overrides: NodePrecision) -> Target:
+    source = load_float_model(path)
+    sites = find_sites(source)
+    return Target(source, sites, assign(sites, precision, overrides), block)
+
+
+def run(model: onnx.ModelProto, feed: Feed, *, as_it_is: bool = False) -> dict[str, NDArray[Any]]:
+    """The outputs by name; `as_it_is`: without onnxruntime's optimizations."""
+    options = onnxruntime.SessionOptions()
+    if as_it_is:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, feed), strict=True))
+
+
+def codes_of(model: onnx.ModelProto, feed: Feed) -> dict[str, NDArray[np.uint8]]:
+    """What every QuantizeLinear gives, by the name of what it quantizes."""
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    made = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    del watched.graph.output[:]
+    watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.UINT8, None) for name in made)
+    return {made[name]: codes for name, codes in run(watched, feed, as_it_is=True).items()}
+
+
+def initializer(model: onnx.ModelProto, name: str) -> NDArray[Any]:
+    return numpy_helper.to_array(next(tensor for tensor in model.graph.initializer if tensor.name == name))
+
+
+def draws(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed + sum(shape)).uniform(-1, 1, shape).astype(np.float32)
+
+
+def test_a_range_becomes_the_scale_and_zero_point_of_onnxruntimes_quantizer() -> None:
+    ends = np.random.default_rng(0).standard_normal((500, 2)).astype(np.float32) * 10
+    ranges = [*ends.tolist(), (0.0, 0.0), (1.0, 2.0), (-2.0, -1.0), (0.0, 1e-44), (-1e30, 1e30)]
+    for low, high in ranges:
+        expected = compute_scale_zp(np.float32(low), np.float32(high), np.uint8(0), np.uint8(255))
+        got = Affine.of((low, high))
+        assert (got.zero_point, np.float32(got.scale)) == (int(expected[0]), np.float32(expected[1]))
+
+
+@pytest.mark.parametrize("affine", [Affine(0.5, 3), Affine(0.1, 0), Affine(float(np.float32(1 / 3)), 255)], ids=str)
+def test_codes_of_activations_are_onnxruntimes(affine: Affine) -> None:
+    """Halves among them, which both round to even, and values beyond the range."""
+    halves = (np.arange(-600, 600, dtype=np.float32) / 2) * np.float32(affine.scale)
+    values = np.concatenate([halves, draws(5000) * 300 * np.float32(affine.scale), [np.float32(1e30)]]).astype(np.float32)
+    node = helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["y"])
+    arrays = {"scale": np.float32(affine.scale), "zero": np.uint8(affine.zero_point)}
+    graph = helper.make_graph(
+        [node],
+        "graph",
+        [helper.make_tensor_value_info("x", FLOAT, [None])],
+        [helper.make_tensor_value_info("y", TensorProto.UINT8, [None])],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (expected,) = run(model, {"x": values}).values()
+    got = activation_codes(torch.from_numpy(values), affine).clamp(0, 255)
+    assert np.array_equal(got.numpy(), expected)
+    rounded = rounded_activation(torch.from_numpy(values), affine).numpy()
+    assert np.array_equal(rounded, (expected.astype(np.float32) - affine.zero_point) * np.float32(affine.scale))
+
+
+def test_what_is_clipped_learns_nothing() -> None:
+    values = torch.tensor([-2.0, -1.0, 0.3, 2.9, 3.0, 3.1], requires_grad=True)
+    rounded_activation(values, Affine.of(WIDE)).sum().backward()
+    assert values.grad is not None
+    assert values.grad.tolist() == [0, 1, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (7, 33), (4, 3, 2, 5)], ids=str)
+def test_int8_weights_are_the_same_in_torch_and_in_the_file(shape: tuple[int, ...]) -> None:
+    weight = draws(*shape)
+    weight[0] = 0
+    codes, scales = int8_rows(weight)
+    # By hand, in float64: the largest of a row is 127.
+    largest = np.abs(weight.astype(np.float64)).reshape(len(weight), -1).max(1)
+    np.testing.assert_allclose(scales, np.where(largest == 0, 1, largest / 127), rtol=1e-7)
+    each = scales.reshape(-1, *[1] * (weight.ndim - 1))
+    assert np.abs(codes.astype(np.float64) * each - weight).max() <= each.max() * 0.5001
+    assert np.array_equal(Int8Rows()(torch.from_numpy(weight)).numpy(), codes.astype(np.float32) * each)
+    if weight.ndim == 2:
+        turned = Int8Rows(turned=True)(torch.from_numpy(weight.T.copy())).numpy()
+        assert np.array_equal(turned, (codes.astype(np.float32) * each).T)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("shape", [(1, 1), (6, 32), (5, 70), (300, 129)], ids=str)
+def test_blocks_are_the_same_in_torch_and_in_the_file(shape: tuple[int, int], bits: int) -> None:
+    weight = draws(*shape) ** 3
+    weight[:, :16] = 0
+    expected = from_blocks(to_blocks(weight, bits, 16), shape[1])
+    assert np.array_equal(InBlocks(bits, 16)(torch.from_numpy(weight)).numpy(), expected)
+    turned = InBlocks(bits, 16, turned=True)(torch.from_numpy(weight.T.copy())).numpy()
+    assert np.array_equal(turned, expected.T)
+
+
+class OneLayer(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.layer(x),)
+
+
+def linear(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    layer.weight.data = torch.from_numpy(draws(outputs, inputs))
+    if bias:
+        layer.bias.data = torch.from_numpy(draws(outputs))
+    return layer
+
+
+def product_graph(make_onnx: MakeOnnx, path: Path, operator: str, layer: nn.Linear) -> Path:
+    weight = layer.weight.detach().numpy()
+    arrays = {"w": weight.T.copy() if operator == "MatMul" else weight}
+    names = ["x", "w"]
+    if layer.bias is not None:
+        arrays["bias"] = layer.bias.detach().numpy()
+        names += ["bias"] if operator == "Gemm" else []
+    attributes = {"transB": 1} if operator == "Gemm" else {}
+    last = "y" if operator == "Gemm" or layer.bias is None else "product"
+    nodes = [helper.make_node(operator, names, [last], name="product", **attributes)]
+    if last == "product":
+        nodes.append(helper.make_node("Add", ["product", "bias"], ["y"]))
+    return make_onnx(path, nodes, {"x": (FLOAT, ["b", len(weight[0])])}, {"y": (FLOAT, ["b", len(weight)])}, arrays)
+
+
+def accumulated(codes: NDArray[np.uint8], zero_point: int, weights: NDArray[np.int8]) -> NDArray[np.int64]:
+    product: NDArray[np.int64] = (codes.astype(np.int64) - zero_point) @ weights.astype(np.int64).T
+    return product
+
+
+@pytest.mark.parametrize("operator", ["MatMul", "Gemm"])
+@pytest.mark.parametrize(("inputs", "outputs", "rows"), [(1, 1, 1), (3, 5, 2), (64, 32, 4), (129, 17, 7)])
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+def test_a_product_is_that_of_integers(
+    make_onnx: MakeOnnx, tmp_path: Path, operator: str, inputs: int, outputs: int, rows: int, bias: bool
+) -> None:
+    """Torch, and onnxruntime in integers, against sums in int64: codes equal, results up to float32's rounding."""
+    layer = linear(inputs, outputs, bias=bias)
+    target = target_of(product_graph(make_onnx, tmp_path / "m.onnx", operator, layer), "static-int8")
+    model = target.written({"x": WIDE})
+    onnx.checker.check_model(model, full_check=True)
+    x = draws(rows, inputs, seed=1)
+    with fake_quantized(OneLayer(layer), target, {"x": WIDE}, {"x": x}):
+        got = layer(torch.from_numpy(x)).detach().numpy()
+        weights = layer.weight.detach().numpy()
+
+    affine = Affine.of(WIDE)
+    along = 1 if operator == "MatMul" else 0
+    codes = initializer(model, f"w_int8_along_{along}")
+    codes, scales = (codes.T if along else codes), initializer(model, f"w_int8_along_{along}_scales")
+    assert np.array_equal(weights, codes.astype(np.float32) * scales[:, None])
+    read = codes_of(model, {"x": x})["x"]
+    assert read.max() <= 128
+    sums, magnitudes = accumulated(read, affine.zero_point, codes), accumulated(np.abs(read - 64.0), 0, np.abs(codes))
+    unit = np.float64(affine.scale) * scales
+    expected = sums * unit
+    if bias:
+        added = layer.bias.detach().numpy()
+        expected = expected + (added if operator == "MatMul" else np.rint(added / unit) * unit)
+        magnitudes = magnitudes + np.abs(added / unit)
+    # A float32 sum of n terms errs by n roundings of its magnitude at most; one in integers by those after the sum.
+    rounding = np.finfo(np.float32).eps * magnitudes * unit
+    assert (np.abs(got - expected) <= (inputs + 4) / 2 * rounding).all()
+    (in_integers,) = run(model, {"x": x}).values()
+    assert (np.abs(in_integers - expected) <= 2 * rounding).all()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(3, 5, 3, padding=1),
+        nn.Conv2d(4, 4, 3, 2, groups=4, bias=False),
+        nn.Conv2d(6, 4, 1, groups=2),
+        nn.Conv2d(1, 1, (2, 3), dilation=(1, 2)),
+    ],
+    ids=["plain", "depthwise", "grouped", "dilated"],
+)
+@pytest.mark.parametrize("onward", ["", "Relu"])
+def test_a_convolution_rounds_its_output_where_nothing_further_on_does(
+    make_onnx: MakeOnnx, tmp_path: Path, layer: nn.Conv2d, onward: str
+) -> None:
+    weight = torch.from_numpy(draws(*layer.weight.shape))
+    layer.weight.data = weight
+    arrays = {"w": weight.numpy(), **({} if layer.bias is None else {"bias": layer.bias.detach().numpy()})}
+    padding = [int(p) for p in layer.padding]
+    node = helper.make_node(
+        "Conv", ["x", *arrays], ["y"], name="c", group=layer.groups, strides=list(layer.stride),
+        dilations=list(layer.dilation), pads=padding * 2,
+    )  # fmt: skip
+    x = draws(2, layer.in_channels, 9, 11)
+    last = helper.make_node(onward or "Identity", ["y"], ["z"])
+    path = make_onnx(tmp_path / "m.onnx", [node, last], {"x": (FLOAT, list(x.shape))}, {"z": (FLOAT, [None] * 4)}, arrays)
+    target = target_of(path, "static-int8")
+    assert target.activations() == ("x", "y")
+    ranges = {"x": WIDE, "y": observed_ranges(target.source, ("y",), [{"x": x}])["y"]}
+    model = target.written(ranges)
+    onnx.checker.check_model(model, full_check=True)
+    with fake_quantized(OneLayer(layer), target, ranges, {"x": x}):
+        got = layer(torch.from_numpy(x))
+        got = (got.relu() if onward else got).detach().numpy()
+    step = Affine.of(ranges["y"]).scale
+    for as_it_is in (True, False):
+        (theirs,) = run(model, {"x": x}, as_it_is=as_it_is).values()
+        steps = np.rint((theirs - got) / step)
+        np.testing.assert_allclose(theirs, got + steps * step, atol=1e-5 * step)
+        # One step where a sum lies between two codes to the last bit.
+        assert np.abs(steps).max() <= 1
+        assert (steps != 0).mean() < 1e-3
+
+
+class TwoLayers(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = layers
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.first(x), self.second(x)
+
+
+def test_merged_products_are_several_modules(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    first, second = linear(8, 3, bias=False), linear(8, 5, bias=False)
+    merged = np.concatenate([first.weight.detach().numpy(), second.weight.detach().numpy()])
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="both")]
+    path = make_onnx(tmp_path / "m.onnx", nodes, {"x": (FLOAT, ["b", 8])}, {"y": (FLOAT, ["b", 8])}, {"w": merged.T.copy()})
+    module, x = TwoLayers(first, second), draws(4, 8)
+    for precision in ("static-int8", "weight-int4"):
+        target = target_of(path, precision, 16)
+        with fake_quantized(module, target, {"x": WIDE}, {"x": x}) as found:
+            got = torch.cat(module(torch.from_numpy(x)), 1).detach().numpy()
+        assert [one.names for one in found] == [("first", "second")]
+        model = target.written({"x": WIDE})
+        for node in model.graph.node:  # 4 is to round the activation too
+            kept = [entry for entry in node.attribute if entry.name != "accuracy_level"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+        (theirs,) = run(model, {"x": x}).values()
+        np.testing.assert_allclose(theirs, got, atol=1e-6)
+
+
+def test_afterwards_the_module_is_as_it_was(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    layer = linear(6, 4, bias=True)
+    module, before = OneLayer(layer), dict(layer.named_parameters())
+    target = target_of(product_graph(make_onnx, tmp_path / "m.onnx", "Gemm", layer), "static-int8")
+    x = torch.from_numpy(draws(2, 6))
+    expected = module(x)[0]
+    with fake_quantized(module, target, {"x": WIDE}, {"x": x.numpy()}):
+        assert not torch.equal(module(x)[0], expected)
+    assert type(layer) is nn.Linear
+    assert all(after is before[name] for name, after in layer.named_parameters())
+    assert torch.equal(module(x)[0], expected)
+
+
+def test_a_node_that_is_no_module_is_named(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    layer, other = linear(6, 4, bias=False), linear(6, 4, bias=False)
+    target = target_of(product_graph(make_onnx, tmp_path / "m.onnx", "MatMul", layer), "static-int8")
+    other.weight.data += 0.01
+    with pytest.raises(QuantizationError, match=r"product \(MatMul with 6 x 4 weights\): no module .*{product: float32}"):
+        match(OneLayer(other), target, {"x": draws(2, 6)})
+    left = target_of(tmp_path / "m.onnx", "static-int8", product="float32")
+    assert match(OneLayer(other), left, {"x": draws(2, 6)}) == ()
+
+
+def test_equal_weights_cannot_be_told_apart(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    first, second = linear(6, 4, bias=False), linear(6, 4, bias=False)
+    target = target_of(product_graph(make_onnx, tmp_path / "m.onnx", "MatMul", first), "static-int8")
+    with pytest.raises(QuantizationError, match="first and second have equal weights"):
+        match(TwoLayers(first, second), target, {"x": draws(2, 6)})
+
+
+def test_a_module_that_rounds_in_two_ways_is_named(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    layer = linear(6, 6, bias=False)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="once"),
+        helper.make_node("MatMul", ["h", "w"], ["y"], name="twice"),
+    ]
+    arrays = {"w": layer.weight.detach().numpy().T.copy()}
+    path = make_onnx(tmp_path / "m.onnx", nodes, {"x": (FLOAT, ["b", 6])}, {"y": (FLOAT, ["b", 6])}, arrays)
+    with pytest.raises(QuantizationError, match="layer: is both once and twice"):
+        match(OneLayer(layer), target_of(path, "static-int8"), {"x": draws(2, 6)})
+    assert len(match(OneLayer(layer), target_of(path, "weight-int8"), {"x": draws(2, 6)})) == 2
+
+
+def test_what_cannot_be_trained_in_is_refused(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    layer = linear(6, 4, bias=False)
+    path = product_graph(make_onnx, tmp_path / "m.onnx", "MatMul", layer)
+    with pytest.raises(QuantizationError, match="product: no student is trained in float16"):
+        target_of(path, "static-int8", product="float16")
+
+
+class Encoder(nn.Module):
+    """The mean of a transformer's last hidden state."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return (hidden.mean(1),)
+
+
+def texts(vocabulary: int, shapes: Sequence[tuple[int, int]]) -> list[Feed]:
+    draw = np.random.default_rng(0)
+    return [
+        {"input_ids": draw.integers(0, vocabulary, shape), "attention_mask": np.ones(shape, np.int64)}
+        for shape in shapes
+    ]
+
+
+def exported(module: nn.Module, feeds: list[Feed], path: Path, width: int) -> Path:
+    """A module with inputs of a dynamic batch, of text also a dynamic length, as ONNX."""
+    inputs = [
+        TensorSpec(name, str(array.dtype), ("batch", "sequence") if array.ndim == 2 else ("batch", *array.shape[1:]))
+        for name, array in feeds[0].items()
+    ]
+    outputs = [TensorSpec("answer", "float32", ("batch", width))]
+    return export_onnx(module, "student", inputs, outputs, feeds, 20, path).path
+
+
+def trained_a_little(module: nn.Module) -> None:
+    """Every weight moves, as by a few steps of a training."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter += torch.randn_like(parameter) * parameter.abs().mean() * 0.1
+
+
+def steps_apart(
+    module: nn.Module, target: Target, ranges: Mapping[str, Range], feed: Feed, model: onnx.ModelProto
+) -> tuple[NDArray[np.float32], dict[str, NDArray[np.int64]]]:
+    """What the fake-quantised module answers; and by which it differs from the model, in steps, of every tensor that a
+    product or a convolution reads.
+    """
+    theirs = codes_of(model, feed)
+    read: dict[str, Tensor] = {}
+    with fake_quantized(module, target, ranges, feed) as found:
+        for one in found:
+            if one.site.operator != "Gather":
+                name = target.node(one.site).input[0]
+                one.layers[0].module.register_forward_pre_hook(
+                    lambda _, inputs, name=name: read.__setitem__(name, inputs[0])
+                )
+        with torch.inference_mode():
+            answer = module(**{name: torch.from_numpy(array) for name, array in feed.items()})[0].numpy()
+    assert set(read) | target.rounded_outputs() == set(theirs) == set(target.activations())
+    apart = {}
+    for name, numbers in read.items():
+        affine = Affine.of(ranges[name])
+        mine = np.rint(numbers.numpy().astype(np.float64) / affine.scale) + affine.zero_point
+        apart[name] = mine.astype(np.int64) - theirs[name]
+    return answer, apart
+
+
+def assert_same_codes(apart: Mapping[str, NDArray[np.int64]]) -> None:
+    """Equal, but for a step where a number lies between two codes and a sum in another order decides."""
+    assert all(np.abs(steps).max() <= 1 for steps in apart.values())
+    assert sum(int((steps != 0).sum()) for steps in apart.values()) <= 1e-4 * sum(map(np.size, apart.values()))
+
+
+def test_a_transformer_is_its_quantized_graph(vocabulary: list[str], tmp_path: Path, bert: nn.Module) -> None:
+    """Every code in it; also of the weights that training has left, in the graph that these are exported to."""
+    module = Encoder(copy.deepcopy(bert))
+    feeds = texts(len(vocabulary), [(1, 5), (2, 9), (3, 16)])
+    first = target_of(exported(module, feeds, tmp_path / "first.onnx", 32), "static-int8")
+    ranges = observed_ranges(first.source, first.activations(), feeds)
+    with fake_quantized(module, first, ranges, feeds[0]) as found:
+        assert len(found) == len(first.sites) == 3 + 4 * 6
+        trained_a_little(module)
+    second = target_of(exported(module, feeds, tmp_path / "second.onnx", 32), "static-int8")
+    assert (second.sites, second.activations()) == (first.sites, first.activations())
+    model = second.written(ranges)
+    answer, apart = steps_apart(module, second, ranges, feeds[2], model)
+    assert_same_codes(apart)
+    (theirs,) = run(model, feeds[2], as_it_is=True).values()
+    assert mean_cosine(answer, theirs) > 0.99999
+    plain = module(**{name: torch.from_numpy(array) for name, array in feeds[2].items()})[0].detach().numpy()
+    assert mean_cosine(answer, theirs) > mean_cosine(plain, theirs), "the rounding is what makes them equal"
+
+
+def test_normalizations_are_folded_for_good(tmp_path: Path) -> None:
+    """The exporter folds them into convolutions, whose weights are then rounded: so does the student, before it learns."""
+    torch.manual_seed(0)
+    module = SeparableCnn(1, 3, [4, 8], [2])
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean = torch.randn(part.num_features) * 0.1
+            part.running_var = torch.rand(part.num_features) + 0.5
+            part.weight.data.uniform_(0.5, 2)
+            part.bias.data.normal_(0, 0.1)
+    student, feeds = Images(module.eval()), [{"image": draws(n, 1, 8, 8)} for n in (1, 2, 5)]
+    before = student(torch.from_numpy(feeds[2]["image"]))[0]
+    first = target_of(exported(student, feeds, tmp_path / "first.onnx", 3), "static-int8")
+    ranges = observed_ranges(first.source, first.activations(), feeds)
+    with fake_quantized(student, first, ranges, feeds[0]) as found:
+        assert [one.site.operator for one in found] == ["Conv", "Conv", "Conv", "Gemm"]
+        student.train()
+        student(torch.from_numpy(feeds[2]["image"]))  # statistics stay
+    after = student.eval()(torch.from_numpy(feeds[2]["image"]))[0]
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+
+    with fake_quantized(student, first, ranges, feeds[0]):
+        trained_a_little(student)
+    second = target_of(exported(student, feeds, tmp_path / "second.onnx", 3), "static-int8")
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in second.source.graph.initializer}
+    assert np.array_equal(weights["module.features.0.weight"], module.features[0].weight.detach().numpy())
+    model = second.written(ranges)
+    answer, apart = steps_apart(student, second, ranges, feeds[2], model)
+    assert_same_codes(apart)
+    (theirs,) = run(model, feeds[2], as_it_is=True).values()
+    np.testing.assert_allclose(answer, theirs, atol=1e-5)
+
+
+class Images(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        return (self.module(image),)
