@@ -139,7 +139,8 @@ class Search(Settings):
 
 class QuantizationAware(Settings):
     precision: Literal["static-int8", "weight-int8", "weight-int4"] = Field(
-        "static-int8", description="what the student is trained in, wherever it applies; quantize.overrides says where not"
+        "static-int8",
+        description="what the student is trained in, wherever it applies; quantize.overrides says where not",
     )
     epochs: int = Field(1, ge=1, description="passes over the training data, after distill's")
     learning_rate: float = Field(4e-5, gt=0, description="peak of a linear warm-up and decay; a tenth of distill's")
@@ -163,7 +164,7 @@ class Quantization(Settings):
     )
     qat: QuantizationAware | None = Field(
         None,
-        description="train the distilled student on in fewer bits, by the same teacher: one more candidate; null: do not",
+        description="train the distilled student on in fewer bits, as one more candidate; null: do not",
     )
     calibration_samples: int = Field(
         128, ge=8, description="training examples that set the ranges of static precisions"

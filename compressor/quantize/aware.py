@@ -188,11 +188,11 @@ def _layers(module: nn.Module, norms: Mapping[nn.Module, _BatchNorm]) -> list[_L
         if weight is None or weight.ndim < 2 or not weight.is_floating_point():
             continue
         rows = weight.detach().float().cpu().numpy()
+        if (norm := norms.get(part)) is not None:  # first: of one folded before, both forms are equal
+            found.append(_Layer(name, part, _folded_rows(rows, norm), norm=norm))
         found.append(_Layer(name, part, rows))
         if weight.ndim == 2 and not isinstance(part, nn.Linear | nn.Embedding):  # transformers' Conv1D
             found.append(_Layer(name, part, np.ascontiguousarray(rows.T), turned=True))
-        if (norm := norms.get(part)) is not None:
-            found.append(_Layer(name, part, _folded_rows(rows, norm), norm=norm))
     return found
 
 

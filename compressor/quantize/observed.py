@@ -28,7 +28,9 @@ def observed_ranges(model: onnx.ModelProto, tensors: Sequence[str], feeds: Itera
         onnx.save(watched, path)
         session = open_session(path) if inside else None
         for feed in feeds:
-            values = dict(feed) if session is None else {**feed, **dict(zip(inside, run_one(session, feed), strict=True))}
+            values = (
+                dict(feed) if session is None else {**feed, **dict(zip(inside, run_one(session, feed), strict=True))}
+            )
             for name in tensors:
                 low, high = found.get(name, (float("inf"), float("-inf")))
                 found[name] = min(low, float(values[name].min())), max(high, float(values[name].max()))

@@ -118,14 +118,16 @@ class Target:
         return None if tensor is None else numpy_helper.to_array(tensor)
 
     def written(self, ranges: Mapping[str, Range]) -> onnx.ModelProto:
-        """The quantized model; `ranges` are of `activations`. Raises QuantizationError for nodes that have no such form."""
+        """The quantized model; `ranges` are of `activations`. Raises QuantizationError for a node without such a form."""
         model = onnx.ModelProto()
         model.CopyFrom(self.source)
         writer = _Writer(self, model, ranges)
         for site in self.static_sites():
             writer.table(site) if site.operator == "Gather" else writer.product(site)
         writer.finish()
-        quantize_weights(model, self.sites, {**self.chosen, **{s.node: "float32" for s in self.static_sites()}}, self.block)
+        quantize_weights(
+            model, self.sites, {**self.chosen, **{s.node: "float32" for s in self.static_sites()}}, self.block
+        )
         return model
 
 
