@@ -1,4 +1,4 @@
-"""Quantization-aware training: the distilled student learns on from the same recorded teacher, in the bits it ships in."""
+"""Quantization-aware training: the distilled student learns on from its recorded teacher, in the bits it ships in."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def train_on(
 ) -> QuantizationAwareStudent:
     """Trains the student in the graph's roundings, exports it again, and writes it with the ranges it was trained in.
 
-    Continues from a checkpoint in `folder`. Raises QuantizationError where the student cannot be trained so, or its graph
-    has become another.
+    Continues from a checkpoint in `folder`. Raises QuantizationError where the student cannot be trained so, or its
+    graph has become another.
     """
     settings = _settings(at)
     start, preprocessor = distilled.student, at.task.preprocessor(distilled.student.folder)

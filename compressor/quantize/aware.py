@@ -1,8 +1,8 @@
-"""A student that computes as its quantized graph will: which of its modules each node of the graph is, and their rounding.
+"""A student that computes as its quantized graph will: which module each node of the graph is, and how it rounds.
 
-Modules are found by what their weights are, not by names: a site's weight is that of one module, or those of several side
-by side, where products of one input were merged. A batch normalization that the exporter folds into the layer before it is
-folded in the student too, for good: what is trained is what is rounded.
+Modules are found by what their weights are, not by names: a site's weight is that of one module, or those of several
+side by side, where products of one input were merged. A batch normalization that the exporter folds into the layer
+before it is folded in the student too, for good: what is trained is what is rounded.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def match(module: nn.Module, target: Target, feed: Feed) -> tuple[Match, ...]:
         parts = _parts(target.weight(site), [layer for layer in layers if _may_be(layer, site)])
         if parts is None:
             raise QuantizationError(
-                f"{site.node} ({site.operator} with {' x '.join(map(str, site.shape))} weights): no module of the student"
-                f" has its weights, so it cannot be trained; set quantize.overrides to {{{site.node}: float32}}"
+                f"{site.node} ({site.operator} with {' x '.join(map(str, site.shape))} weights): no module of the"
+                f" student has its weights, so it cannot be trained; set quantize.overrides to {{{site.node}: float32}}"
             )
         found.append(Match(site, parts))
     _check_once(found, target)
@@ -86,8 +86,9 @@ def match(module: nn.Module, target: Target, feed: Feed) -> tuple[Match, ...]:
 def fake_quantized(
     module: nn.Module, target: Target, ranges: Mapping[str, Range], feed: Feed
 ) -> Iterator[tuple[Match, ...]]:
-    """Within, the module computes in float32 what the target written with these ranges computes in integers, and gradients
-    go straight through the rounding. Afterwards it is as it was, but for its weights and for folded normalizations.
+    """Within, the module computes in float32 what the target written with these ranges computes in integers, and
+    gradients go straight through the rounding. Afterwards it is as it was, but for its weights and for folded
+    normalizations.
 
     Raises QuantizationError as `match` does.
     """
@@ -210,8 +211,8 @@ def _parts(rows: NDArray[np.float32], layers: list[_Layer]) -> tuple[_Layer, ...
             return None
         if len({id(layer.module) for layer in fitting}) > 1:
             raise QuantizationError(
-                f"{' and '.join(layer.name for layer in fitting)} have equal weights and cannot be told apart; train the"
-                " student first (distill.epochs)"
+                f"{' and '.join(layer.name for layer in fitting)} have equal weights and cannot be told apart; train"
+                " the student first (distill.epochs)"
             )
         parts.append(fitting[0])
         at += len(fitting[0].rows)

@@ -1,8 +1,8 @@
 """Fake quantization in torch: float32 numbers that are what codes stand for, with gradients as if nothing were rounded.
 
 Each function gives bit for bit what the writers of this package put into a file, `qdq.py` for int8 and `blocks.py` for
-blocks, and what onnxruntime's QuantizeLinear then computes: round half to even, in float32 throughout. Divisors are tensors,
-since torch on a GPU multiplies by the reciprocal of a plain number.
+blocks, and what onnxruntime's QuantizeLinear then computes: round half to even, in float32 throughout. Divisors are
+tensors, since torch on a GPU multiplies by the reciprocal of a plain number.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Int32Bias(nn.Module):
 
 
 class InBlocks(nn.Module):
-    """A weight [rows, columns] in blocks of `bits`, as `blocks.to_blocks` makes them; `turned`: it is [columns, rows]."""
+    """A weight [rows, columns] in blocks of `bits`, as `blocks.to_blocks` makes them; `turned`: [columns, rows]."""
 
     def __init__(self, bits: int, block: int, *, turned: bool = False) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A mixture of precisions in QDQ form whose every rounding is known before it is written, so that a student can train in it.
+"""A mixture of precisions in QDQ form whose every rounding is known before it is written: a student can train in it.
 
 Rounded are the activations that products and convolutions read, not what else reads them, and not what products give: a
 residual stream stays float32. A convolution is the exception where nothing rounds its output further on, since
@@ -118,7 +118,7 @@ class Target:
         return None if tensor is None else numpy_helper.to_array(tensor)
 
     def written(self, ranges: Mapping[str, Range]) -> onnx.ModelProto:
-        """The quantized model; `ranges` are of `activations`. Raises QuantizationError for a node without such a form."""
+        """The quantized model; `ranges` are of `activations`. Raises QuantizationError for a node that has none."""
         model = onnx.ModelProto()
         model.CopyFrom(self.source)
         writer = _Writer(self, model, ranges)
