@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from compressor import learning, qat, stages
 from compressor.artifacts import (
@@ -137,7 +138,8 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
         (small, data),
         recipe.quantize.model_dump(exclude={"qat"}),
     )
-    few_bits, written = quantized.value.models, (big, small, quantized)
+    few_bits = quantized.value.models
+    written: tuple[Keyed[Any], ...] = (big, small, quantized)
     if recipe.quantize.qat is not None:
         aware = stage(
             "qat",

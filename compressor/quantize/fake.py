@@ -42,7 +42,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def _straight_through(numbers: Tensor, rounding: Rounding) -> Tensor:
-    result: Tensor = _StraightThrough.apply(numbers, rounding)
+    result: Tensor = _StraightThrough.apply(numbers, rounding)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -94,7 +94,9 @@ class Target:
         return tuple(dict.fromkeys([*inputs, *sorted(self.rounded_outputs())]))
 
     def node(self, site: Site) -> onnx.NodeProto:
-        return next(node for node in self.source.graph.node if node.name == site.node)
+        """The node of a site."""
+        found: onnx.NodeProto = next(node for node in self.source.graph.node if node.name == site.node)
+        return found
 
     def weight(self, site: Site) -> NDArray[np.float32]:
         """A site's weight, a row for each output channel (of a table: for each entry)."""
