@@ -147,9 +147,9 @@ class _Rounding:
         layer = self.layer.module
         bias = _folded_bias(layer, norm)
         with torch.no_grad():
-            layer.weight.copy_(torch.from_numpy(self.layer.rows))  # type: ignore[union-attr, operator]
+            layer.weight.copy_(torch.from_numpy(self.layer.rows))  # type: ignore[operator]
             if getattr(layer, "bias", None) is not None:
-                layer.bias.zero_()  # type: ignore[union-attr, operator]
+                layer.bias.zero_()  # type: ignore[operator]
             norm.weight.fill_(1.0)
             norm.bias.copy_(bias)
             norm.running_mean.zero_()  # type: ignore[union-attr]

@@ -436,7 +436,7 @@ def test_a_transformer_is_its_quantized_graph(vocabulary: list[str], tmp_path: P
 
 
 def test_normalizations_are_folded_for_good(tmp_path: Path) -> None:
-    """The exporter folds them into convolutions, whose weights are then rounded: so is the student, before it learns."""
+    """The exporter folds them into convolutions, and rounds what comes out; so does the student."""
     torch.manual_seed(0)
     module = SeparableCnn(1, 3, [4, 8], [2])
     for part in module.modules():
