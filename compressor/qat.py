@@ -30,8 +30,8 @@ from compressor.quantize.aware import Match, fake_quantized
 from compressor.quantize.observed import observed_ranges
 from compressor.quantize.qdq import Range, Target
 from compressor.quantize.sites import assign, find_sites
-from compressor.recipe import QuantizationAware
 from compressor.recipe_distill import Distillation
+from compressor.recipe_quantize import QuantizationAware
 from compressor.store import write_atomic
 from compressor.verify import parity
 

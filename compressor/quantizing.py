@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from compressor.artifacts import Interval, Latencies, OnnxModel, RefusedModel, Timing
 from compressor.benchmark import BenchmarkSettings, Candidate, OperatorShare, latencies_of, measure
-from compressor.errors import DataError
+from compressor.errors import DataError, UsageError
 from compressor.metrics import mean_cosine
 from compressor.onnx_file import describe_onnx
 from compressor.onnxrt import first_outputs, open_session
@@ -87,9 +87,11 @@ def quantize_file(
     float32 itself where none is; and the evidence beside it.
 
     `inputs` is an .npz with an array for each input of the graph, [examples, ...]: the first calibrate,
-    the last quarter judges. Raises DataError for inputs that do not fit, QuantizationError for a model that cannot be
+    the last quarter judges. Raises UsageError for settings.qat, DataError for inputs that do not fit, QuantizationError for a model that cannot be
     quantized, BundleError for one that onnxruntime does not open.
     """
+    if settings.qat is not None:
+        raise UsageError("quantize.qat trains a student, which an ONNX file is not: set it in a recipe")
     load_float_model(model)
     open_session(model)
     source = describe_onnx(model, FLOAT32, FLOAT32)

@@ -22,6 +22,7 @@ from compressor.recipe_distill import (
     OwnDistillation,
     TextDistillation,
 )
+from compressor.recipe_quantize import QuantizationAware
 from compressor.recipe_student import AnsweringStudent, DecoderStudent, ImageStudent, OwnStudent, TextStudent
 from compressor.recipe_teacher import (
     ClassifierTeacher,
@@ -135,16 +136,6 @@ class Search(Settings):
     max_mb: float | None = Field(None, gt=0, description="megabytes that a mixture may weigh; null: any")
     max_ms: float | None = Field(None, gt=0, description="milliseconds that an inference may take (median); null: any")
     seed: int = Field(0, ge=0, description="of what is tried next")
-
-
-class QuantizationAware(Settings):
-    precision: Literal["static-int8", "weight-int8", "weight-int4"] = Field(
-        "static-int8",
-        description="what the student is trained in, wherever it applies; quantize.overrides says where not",
-    )
-    epochs: int = Field(1, ge=1, description="passes over the training data, after distill's")
-    learning_rate: float = Field(4e-5, gt=0, description="peak of a linear warm-up and decay; a tenth of distill's")
-    patience: int | None = Field(1, ge=1, description="stop after this many epochs without a better held-out score")
 
 
 class Quantization(Settings):

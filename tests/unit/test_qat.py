@@ -58,13 +58,13 @@ def run(model: onnx.ModelProto, feed: Feed, *, as_it_is: bool = False) -> dict[s
 
 
 def codes_of(model: onnx.ModelProto, feed: Feed) -> dict[str, NDArray[np.uint8]]:
-    """What every QuantizeLinear gives, by the name of what it quantizes."""
+    """What every QuantizeLinear gives, by the name of the float32 graph's tensor that it quantizes."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
-    made = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    made = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
     del watched.graph.output[:]
     watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.UINT8, None) for name in made)
-    return {made[name]: codes for name, codes in run(watched, feed, as_it_is=True).items()}
+    return {name.removesuffix("_uint8"): codes for name, codes in run(watched, feed, as_it_is=True).items()}
 
 
 def initializer(model: onnx.ModelProto, name: str) -> NDArray[Any]:
