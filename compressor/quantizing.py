@@ -87,7 +87,8 @@ def quantize_file(
     float32 itself where none is; and the evidence beside it.
 
     `inputs` is an .npz with an array for each input of the graph, [examples, ...]: the first calibrate,
-    the last quarter judges. Raises UsageError for settings.qat, DataError for inputs that do not fit, QuantizationError for a model that cannot be
+    the last quarter judges. Raises UsageError for settings.qat,
+    DataError for inputs that do not fit, QuantizationError for a model that cannot be
     quantized, BundleError for one that onnxruntime does not open.
     """
     if settings.qat is not None:
