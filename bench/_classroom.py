@@ -19,9 +19,10 @@ from compressor.distill import Inputs, SignalReader, TrainingData, answers_at, r
 from compressor.errors import BenchmarkError, DataError, TeacherError
 from compressor.materials import Materials
 from compressor.progress import Progress
-from compressor.recipe import ImageClassificationRecipe, SentenceEmbeddingRecipe, portable
+from compressor.recipe import ImageClassificationRecipe, SentenceEmbeddingRecipe
 from compressor.recipe_distill import ClassDistillation, Distillation
 from compressor.recipe_file import read_recipe
+from compressor.recipe_portable import portable
 from compressor.store import key_of
 from compressor.students import new_student
 from compressor.tasks.tables import read_columns
@@ -64,7 +65,8 @@ class Classroom:
 
     @cached_property
     def _data(self) -> TrainingData:
-        folder = self._folder / "signals"
+        # What is recorded of the teacher depends on the settings, beside what the folder is named by.
+        folder = self._folder / f"signals-{key_of(self.at.recipe.distill)[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
         return self._taught_by(learning.signals(self.at, self.start, folder))
 

@@ -1,6 +1,6 @@
 """`bench distillation` for a language model: SmolLM2-135M teaches presidential addresses to four of its thirty layers.
 
-The engine keeps the 64 most probable tokens of each of its teacher's distributions; the losses of torchdistill and
+The engine keeps the 512 most probable tokens of each of its teacher's distributions; the losses of torchdistill and
 TextBrewer are given whole distributions (2 GB of them), at this program's temperature. The metric is 1 / perplexity.
 """
 

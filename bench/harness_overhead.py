@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
+from bench._made_onnx import FLOAT, Feed, save_onnx, transformer
 from compressor import native
 from compressor.errors import BenchmarkError
 
@@ -30,27 +29,10 @@ BLOCK_S = 0.002  # of the bare calls: short, so that what disturbs the machine f
 WARM_CALLS = 5
 BAR_US = 0.3  # what the harness may add to a call
 
-Feed = dict[str, NDArray[Any]]
-_FLOAT, _INT64 = TensorProto.FLOAT, TensorProto.INT64
-
-
-def _save(
-    path: Path, nodes: list[onnx.NodeProto], inputs: list[Any], outputs: list[Any], weights: dict[str, NDArray[Any]]
-) -> Path:
-    graph = helper.make_graph(
-        nodes,
-        path.stem,
-        [helper.make_tensor_value_info(*value) for value in inputs],
-        [helper.make_tensor_value_info(*value) for value in outputs],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
-    return path
-
 
 def _one_operator(folder: Path) -> tuple[Path, Feed]:
     node = helper.make_node("Relu", ["x"], ["y"])
-    path = _save(folder / "relu.onnx", [node], [("x", _FLOAT, [1, 32])], [("y", _FLOAT, [1, 32])], {})
+    path = save_onnx(folder / "relu.onnx", [node], [("x", FLOAT, [1, 32])], [("y", FLOAT, [1, 32])], {})
     return path, {"x": np.linspace(-1, 1, 32, dtype=np.float32)[None]}
 
 
@@ -62,55 +44,8 @@ def _mlp(folder: Path) -> tuple[Path, Feed]:
         helper.make_node("MatMul", ["b", "w2"], ["y"]),
     ]
     weights = {"w1": normal((32, 64), np.float32), "w2": normal((64, 10), np.float32)}
-    path = _save(folder / "mlp.onnx", nodes, [("x", _FLOAT, [1, 32])], [("y", _FLOAT, [1, 10])], weights)
+    path = save_onnx(folder / "mlp.onnx", nodes, [("x", FLOAT, [1, 32])], [("y", FLOAT, [1, 10])], weights)
     return path, {"x": np.random.default_rng(1).standard_normal((1, 32), np.float32)}
-
-
-def _transformer(folder: Path, layers: int = 2, hidden: int = 128, heads: int = 4) -> tuple[Path, Feed]:
-    """Layers of self-attention and feed-forward over the embeddings of tokens."""
-    normal = np.random.default_rng(2).standard_normal
-    node = helper.make_node
-    weights: dict[str, NDArray[Any]] = {
-        "table": normal((1000, hidden), np.float32),
-        "ones": np.ones(hidden, np.float32),
-        "zeros": np.zeros(hidden, np.float32),
-        "split": np.array([0, 0, heads, hidden // heads]),
-        "join": np.array([0, 0, hidden]),
-        "scale": np.array((hidden // heads) ** -0.5, np.float32),
-    }
-    nodes, x = [node("Gather", ["table", "input_ids"], ["x"])], "x"
-    for layer in range(layers):
-        p = f"l{layer}."
-        for name, shape in (("wq", 1), ("wk", 1), ("wv", 1), ("wo", 1), ("w1", 4), ("w2", 4)):
-            size = (hidden, hidden * shape) if name != "w2" else (hidden * shape, hidden)
-            weights[p + name] = normal(size, np.float32) / np.float32(size[0] ** 0.5)
-        for letter, order in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
-            nodes += [
-                node("MatMul", [x, f"{p}w{letter}"], [f"{p}{letter}1"]),
-                node("Reshape", [f"{p}{letter}1", "split"], [f"{p}{letter}2"]),
-                node("Transpose", [f"{p}{letter}2"], [p + letter], perm=order),
-            ]
-        nodes += [
-            node("MatMul", [p + "q", p + "k"], [p + "qk"]),
-            node("Mul", [p + "qk", "scale"], [p + "scores"]),
-            node("Softmax", [p + "scores"], [p + "shares"], axis=-1),
-            node("MatMul", [p + "shares", p + "v"], [p + "mixed"]),
-            node("Transpose", [p + "mixed"], [p + "back"], perm=[0, 2, 1, 3]),
-            node("Reshape", [p + "back", "join"], [p + "joined"]),
-            node("MatMul", [p + "joined", p + "wo"], [p + "attended"]),
-            node("Add", [p + "attended", x], [p + "sum1"]),
-            node("LayerNormalization", [p + "sum1", "ones", "zeros"], [p + "norm1"]),
-            node("MatMul", [p + "norm1", p + "w1"], [p + "h1"]),
-            node("Relu", [p + "h1"], [p + "h2"]),
-            node("MatMul", [p + "h2", p + "w2"], [p + "h3"]),
-            node("Add", [p + "h3", p + "norm1"], [p + "sum2"]),
-            node("LayerNormalization", [p + "sum2", "ones", "zeros"], [p + "norm2"]),
-        ]
-        x = p + "norm2"
-    nodes.append(node("ReduceMean", [x], ["embedding"], axes=[1], keepdims=0))
-    inputs = [("input_ids", _INT64, ["batch", "length"])]
-    path = _save(folder / "transformer.onnx", nodes, inputs, [("embedding", _FLOAT, ["batch", hidden])], weights)
-    return path, {"input_ids": np.random.default_rng(3).integers(0, 1000, (1, 32))}
 
 
 def _python_session(path: Path) -> Any:
@@ -205,7 +140,7 @@ def run(quick: bool) -> dict[str, Any]:
     rounds = QUICK_ROUNDS if quick else ROUNDS
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        for make in (_one_operator, _mlp, _transformer):
+        for make in (_one_operator, _mlp, transformer):
             rows += _measure(*make(Path(scratch)), rounds)
     bars = {
         f"harness_adds_us_{row['model']}": {

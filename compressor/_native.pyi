@@ -56,6 +56,27 @@ def distill_loss(problem: DistillProblem, instruction_set: str, threads: int) ->
 def instruction_sets() -> list[str]:
     """Those of baseline, avx2, avx512, neon that this build has and this processor runs, the preferred one last."""
 
+@final
+class Calibrator:
+    """Statistics of tensors while batches pass, as calibrate.h describes them; some 70 KB for each tensor."""
+
+    def __init__(self, tensors: int, threads: int) -> None: ...
+    def observe(self, batch: Sequence[NDArray[np.float32]], number: int) -> bool:
+        """Counts one array for each tensor, without the interpreter lock. A batch with NaN or infinity in any of them
+        is left out of all, and False returned.
+
+        Raises ValueError on another number of arrays, and on one that is not float32 in row-major order.
+        """
+
+    def statistics(self) -> dict[str, NDArray[Any]]:
+        """A copy by the members of TensorStatistics, [tensors] or [tensors, width] each."""
+
+def entropy_half_width(counts: ArrayLike, levels: int) -> int:
+    """The half-width in bins of the range around the middle of `counts` that diverges least in `levels` steps.
+
+    `counts` is [bins], an even number from `levels` (even) on; else ValueError is raised.
+    """
+
 def quantiles(samples: ArrayLike, shares: Sequence[float]) -> list[float]:
     """The quantiles of `samples` at `shares` (in 0..1), linear between neighbours.
 
@@ -116,6 +137,14 @@ def external_data(model: str) -> list[bytes]:
     """Where an ONNX file says that its tensors lie outside of it: paths relative to its folder, as written there.
 
     Nothing of a file that cannot be read or is no protobuf. Does not follow what it finds.
+    """
+
+def saturation(a: NDArray[np.uint8], b: NDArray[np.int8]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """What clamping each sum of two products (of depths 2i and 2i + 1) to 16 bits adds to a [rows, depth] times
+    b [depth, columns], as [rows, columns]; and how many sums lay outside of 16 bits, [columns].
+
+    Both arrays C-contiguous. Raises ValueError on shapes that do not fit and on a depth above 65536, TypeError on other
+    dtypes.
     """
 
 class OrtError(RuntimeError):

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from compressor.error_attribution import ErrorAttribution
+
 # The stages of a run, in the order in which they run.
 STAGES = (
     "teacher",
@@ -19,6 +21,7 @@ STAGES = (
     "distill",
     "control",
     "export",
+    "rewrite",
     "quantize",
     "qat",
     "verify",
@@ -151,8 +154,21 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class AppliedRewrite:
+    """A rewrite of an exported graph: how often it applied, and how many nodes were left."""
+
+    name: str
+    times: int
+    nodes: int
+
+
+@dataclass(frozen=True)
 class OnnxModel:
-    """An ONNX file that has passed the checker and loads in onnxruntime."""
+    """An ONNX file that has passed the checker and loads in onnxruntime.
+
+    `rewrites` made it from what was exported. `open_path`: the same function without those operators that hide weights
+    from a quantizer that does not know them; null where the file itself has none.
+    """
 
     name: str
     precision: str
@@ -162,6 +178,8 @@ class OnnxModel:
     opset: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    rewrites: tuple[AppliedRewrite, ...] = ()
+    open_path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -174,10 +192,13 @@ class RefusedModel:
 
 @dataclass(frozen=True)
 class QuantizedModels:
-    """The int8 candidates, and those that were refused before they were measured."""
+    """The candidates in fewer bits, where their errors come from, and those that were refused before they were
+    measured.
+    """
 
     models: tuple[OnnxModel, ...]
     refused: tuple[RefusedModel, ...] = ()
+    attributions: tuple[ErrorAttribution, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -190,16 +211,21 @@ class QuantizationAwareStudent:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a converted model is from the one it was made from, on the same inputs."""
+    """How far a converted model is from the one it was made from, on the same inputs, which have so many `shapes`.
+
+    `departs_at`: the first layer whose output is another one, where `holds` is false and that could be found.
+    """
 
     name: str
     reference: str
     inputs: int
+    shapes: int
     max_abs_error: float
     mean_cosine: float
     top1_agreement: float | None
     holds: bool
     bound: str
+    departs_at: str | None
 
 
 @dataclass(frozen=True)
@@ -239,6 +265,15 @@ class TimesShown:
 
 
 @dataclass(frozen=True)
+class OperatorTime:
+    """All nodes of one operator, and their share of all nodes' time by ONNX Runtime's own profiler."""
+
+    operator: str
+    nodes: int
+    share: float
+
+
+@dataclass(frozen=True)
 class Latency:
     """One model's timing at batch 1 in the native harness, interleaved with the others of the same run.
 
@@ -246,7 +281,8 @@ class Latency:
     the threads waited for a processor; null where the system does not tell. `speedup` is the median over rounds of
     (baseline time / this time), with its interval, and `verdict` what it amounts to; 1 for the baseline. `over_float32`
     is the same against the float32 student; null for models that came before it. `session_ms` and `peak_memory_mib`
-    come from a fresh process that holds this model alone.
+    come from a fresh process that holds this model alone. `operators` are those that take most of the time, where no
+    candidate was faster than float32: they say why.
     """
 
     name: str
@@ -267,6 +303,7 @@ class Latency:
     threads: int
     batch: int
     runtime: str
+    operators: tuple[OperatorTime, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,14 @@ def _inspect(verbs: _Verbs) -> None:
         metavar="KEY=VALUE",
         help="override in the recipe, such as student.ffn=512",
     )
+    parser.add_argument(
+        "--against",
+        metavar="FLOAT32",
+        help="the float32 .onnx file that it was made of: which layers err, and what mends most",
+    )
+    parser.add_argument(
+        "--inputs", metavar="FILE", help="with --against: an .npz with an array for each input, [examples, ...]"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

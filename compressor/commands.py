@@ -14,6 +14,7 @@ from compressor.progress import Progress
 
 if TYPE_CHECKING:
     from compressor.benchmark import BenchResult
+    from compressor.error_attribution import ErrorAttribution
 
 
 def init(options: argparse.Namespace) -> None:
@@ -75,15 +76,32 @@ def quantize(options: argparse.Namespace) -> None:
 
 def inspect(options: argparse.Namespace) -> None:
     """`compressor inspect MODEL_OR_BUNDLE`, or `compressor inspect --plan RECIPE`"""
+    if (options.against is None) != (options.inputs is None):
+        raise UsageError("--against FLOAT32 needs --inputs FILE, and the other way round")
     if options.plan is not None:
+        if options.against is not None:
+            raise UsageError("--against: a recipe has no model yet to hold against another")
         _inspect_plan(options)
         return
     if options.set:
         raise UsageError("--set: a model or a bundle has no recipe to override; it goes with --plan")
-    from compressor.inspection import inspect_path, inspection_lines
+    from compressor.inspection import error_lines, inspect_path, inspection_lines
 
-    found = inspect_path(Path(options.path))
-    _print_json(found) if options.json else print("\n".join(inspection_lines(found)))
+    path = Path(options.path)
+    found = inspect_path(path)
+    lines = inspection_lines(found)
+    if options.against is not None:
+        errors = _errors(path, options)
+        found["errors"], lines = asdict(errors), [*lines, *error_lines(errors)]
+    _print_json(found) if options.json else print("\n".join(lines))
+
+
+def _errors(path: Path, options: argparse.Namespace) -> ErrorAttribution:
+    if path.is_dir():
+        raise UsageError(f"{path}: --against needs the .onnx file in a bundle, not the bundle")
+    from compressor.quantizing import errors_of
+
+    return errors_of(path, Path(options.against), Path(options.inputs))
 
 
 def _inspect_plan(options: argparse.Namespace) -> None:
@@ -112,6 +130,8 @@ def verify(options: argparse.Namespace) -> None:
             f"{check.folder}: whole and answers as built: {check.files} files, {check.cases} golden cases,"
             f" lowest cosine {check.min_cosine:.6f}, largest difference {check.max_abs_error:.2g}"
         )
+        for processor, holds in check.same_everywhere.items():
+            print(f"  integer products on {processor}: {holds}")
 
 
 def bench(options: argparse.Namespace) -> None:

@@ -22,6 +22,8 @@ A message is one line and says what was expected, what came, and what to do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 INTERNAL_ERROR_EXIT_CODE = 1
 INTERRUPTED_EXIT_CODE = 130
 
@@ -41,7 +43,13 @@ class RecipeError(CompressorError):
 
 
 class DataError(CompressorError):
+    """`missing`: columns or arrays that are not there, where that is what is wrong."""
+
     exit_code = 4
+
+    def __init__(self, message: str, missing: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.missing = tuple(missing)
 
 
 class TeacherError(CompressorError):
@@ -90,8 +98,21 @@ class MissingDependencyError(CompressorError):
     exit_code = 14
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, on one line; its name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).strip()
+
+
 def missing_extra(package: str) -> MissingDependencyError:
     """The error for an absent optional package."""
     return MissingDependencyError(
         f"this needs the package {package!r}, which is not installed; run: pip install 'compressor[train]'"
+    )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory is exhausted. On the CPU torch raises a plain RuntimeError for it."""
+    words = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )

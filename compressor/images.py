@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.errors import DataError
+from compressor.errors import DataError, first_line
 from compressor.recipe_data import Resize
 
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ def _opened(source: Path | bytes) -> Image:
     except DataError:
         raise
     except Exception as error:  # Pillow passes on whatever its decoders stumble over in damaged data
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"not readable: {reason[0][:200]}") from None
+        raise DataError(f"not readable: {first_line(error)[:200]}") from None
 
 
 def _opaque(image: Image) -> Image:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from compressor.bundle.manifest import MANIFEST, check_files, open_bundle
+from compressor.bundle.verify import certified
+from compressor.error_attribution import Closeness, ErrorAttribution, NoisyLayer
 from compressor.errors import UsageError
 from compressor.onnxrt import open_session
+from compressor.report.rows import remedy_line
 
 # How many of a model's largest tensors are named.
 _TENSORS = 12
@@ -29,6 +33,7 @@ def inspect_path(path: Path) -> dict[str, Any]:
             "evidence": manifest.evidence,
             "lineage": {"teacher": manifest.lineage.source, **lineage},
             "built_with": manifest.built_with,
+            **({"integer products": claims} if (claims := certified(bundle)) else {}),
             **_model_facts(path / manifest.model),
         }
     if path.is_file() and path.suffix == ".onnx":
@@ -37,6 +42,31 @@ def inspect_path(path: Path) -> dict[str, Any]:
         "nothing" if not path.exists() else "a folder without a manifest" if path.is_dir() else f"a {path.suffix} file"
     )
     raise UsageError(f"{path}: expected an .onnx file or a bundle folder, found {found}")
+
+
+def error_lines(found: ErrorAttribution) -> list[str]:
+    """Where a quantized model's error comes from, for a reader."""
+    now = found.now
+    lines = [f"agreement with float32  {now.agreement:.6f}{_output_snr(now)}"]
+    if found.layers:
+        lines.append("layers that err, noisiest first: SNR of what each adds; of the model with it alone in float32")
+        lines += [
+            f"  {layer.snr_db:6.1f} dB  {layer.operator} {layer.node}{_then(layer, now)}" for layer in found.layers
+        ]
+    elif now.snr_db is not None:
+        lines.append("none of float32's layers that err is known by its name in this model")
+    return [*lines, remedy_line(found)]
+
+
+def _then(layer: NoisyLayer, now: Closeness) -> str:
+    then = layer.in_float32
+    if then is None:
+        return ""
+    return f": agreement {then.agreement:.6f}{_output_snr(then)}, {then.bytes - now.bytes:+,} bytes"
+
+
+def _output_snr(closeness: Closeness) -> str:
+    return "" if closeness.snr_db is None else f", {closeness.snr_db:.1f} dB"
 
 
 def inspection_lines(found: dict[str, Any]) -> list[str]:
@@ -53,13 +83,21 @@ def inspection_lines(found: dict[str, Any]) -> list[str]:
         elif name == "would_save":
             lines += ["would save", *(f"  {one['saves_bytes']:12,}  {one['words']}" for one in value)] if value else []
         elif isinstance(value, dict):
-            lines.append(f"{name}")
-            lines += [f"  {key}: {inner}" for key, inner in value.items() if not isinstance(inner, dict)]
+            lines += [name, *_indented(value, "  ")]
         elif isinstance(value, list):
             lines += [f"{name}  {item}" for item in value]
         else:
             lines.append(f"{name}  {value}")
     return lines
+
+
+def _indented(values: dict[str, Any], indent: str) -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield f"{indent}{key}:"
+            yield from _indented(value, indent + "  ")
+        else:
+            yield f"{indent}{key}: {value}"
 
 
 def _tensor_line(tensor: dict[str, Any]) -> str:

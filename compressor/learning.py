@@ -38,9 +38,11 @@ from compressor.errors import StudentError, TeacherError
 from compressor.kernels import SparseTeacher
 from compressor.materials import Materials
 from compressor.preprocess import Preprocessor, TextPreprocessor
-from compressor.recipe import Recipe, portable
+from compressor.recipe import Recipe
 from compressor.recipe_base import is_on
 from compressor.recipe_distill import ClassDistillation, Distillation, NextTokenDistillation, TokenDistillation
+from compressor.recipe_portable import portable
+from compressor.recipe_teacher import FolderTeacher, GgufTeacher, HubTeacher
 from compressor.store import write_atomic
 from compressor.students import write_student
 from compressor.teachers import Answers, load_teacher
@@ -56,7 +58,7 @@ def signals(at: Materials, start: Student, folder: Path) -> TeacherSignals:
     """The teacher's outputs on the training data, and what else of it the student is to learn from."""
     if at.writes:
         recorded = at.written(at.data.train, folder)
-    elif getattr(at.recipe.teacher, "shard", False):
+    elif isinstance(at.recipe.teacher, FolderTeacher | HubTeacher | GgufTeacher) and at.recipe.teacher.shard:
         if team.size() == 1:
             raise TeacherError(
                 "teacher.shard: expected several processes to share the teacher, got one; start them with"
@@ -108,8 +110,7 @@ def _record(at: Materials, start: Student, folder: Path, teacher: _Asked, crew: 
     pairs: tuple[TapPair, ...] = ()
     taps = None
     if inside_signals(settings) and isinstance(settings, TokenDistillation):
-        if teacher.module is None:
-            raise TeacherError("a black box shows nothing of its inside; set hidden_weight and relation_weight to 0")
+        assert teacher.module is not None
         pairs = tap_pairs(settings, at.student(start.folder), teacher.module)
         taps = Taps(teacher.module, [pair.teacher for pair in pairs], TeacherError)
     try:

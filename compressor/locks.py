@@ -1,12 +1,13 @@
-"""Folders that one process works in at a time: a run's own, and one stage of several runs'."""
+"""What one process works in at a time: a run's own folder, and a stage or a file of several runs'."""
 
 from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from compressor.errors import StorageError
 from compressor.progress import Progress
@@ -30,15 +31,24 @@ def alone_in(folder: Path) -> Iterator[None]:
 def alone_with(stage: Path, progress: Progress) -> Iterator[None]:
     """Makes the folder that a shared stage lies in and holds that stage, after whoever else holds it."""
     _make_folder(stage.parent, "--cache")
+
+    def waits() -> None:
+        progress.log(f"  waits for another compressor, which is at work on {stage}")
+
     with stage.with_name(f".{stage.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress.log(f"  waits for another compressor, which is at work on {stage}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        hold(lock, waits)
         for leftover in stage.parent.glob(f".{stage.name}.*.old"):  # of a process that was killed
             shutil.rmtree(leftover)
         yield
+
+
+def hold(file: IO[Any], waits: Callable[[], None]) -> None:
+    """Holds an open file until it is closed, after whoever else holds it; `waits` is called where that is somebody."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        waits()
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _make_folder(folder: Path, flag: str) -> None:

@@ -23,7 +23,7 @@ from compressor.progress import Progress
 from compressor.recipe import ImageClassificationRecipe, OwnTaskRecipe, Recipe
 from compressor.recipe_distill import NextTokenDistillation
 from compressor.recipe_teacher import EndpointClassifier, EndpointTeacher, EndpointWriter, OnnxTeacher
-from compressor.store import sha256_file, sha256_tree
+from compressor.store import key_of, sha256_file, sha256_tree
 from compressor.students import load_student
 from compressor.tasks import Task, TaskData, task_for
 from compressor.tasks.answered_generation import AnsweredGeneration
@@ -66,12 +66,11 @@ class Materials:
             raise DataError(
                 f"{self.recipe.data.eval}: the same content as data.train; expected data that training does not see"
             )
-        module = getattr(self.recipe.student, "module", None)
+        module, folder = self.recipe.student.module, self.recipe.student.folder
         if module is not None:
             found["student"] = sha256_file(source_file(module, StudentError))
         if isinstance(self.recipe, OwnTaskRecipe):
             found["definition"] = sha256_file(source_file(self.recipe.definition, RecipeError))
-        folder = getattr(self.recipe.student, "folder", None)
         if folder is not None:
             if not folder.is_dir():
                 raise StudentError(f"student.folder: expected a folder in Hugging Face layout at {folder}, found none")
@@ -134,7 +133,10 @@ class Materials:
 
     @property
     def _asked_before(self) -> Path:
-        return self.recipe.out / "cache" / "endpoint.jsonl"
+        """A file for each model behind each endpoint: runs that share one take turns at asking."""
+        assert isinstance(self.recipe.teacher, EndpointTeacher)
+        asked = key_of(self.recipe.teacher.endpoint, self.recipe.teacher.model)
+        return (self.recipe.cache or self.recipe.out / "cache") / f"endpoint-{asked[:16]}.jsonl"
 
     def lessons(self, recorded: TeacherSignals) -> TaskData:
         """The data that training works on; of a teacher that writes, with what it wrote. Raises DataError."""
@@ -187,7 +189,7 @@ class Materials:
         keeps one; the student's own where the teacher's cannot be had.
         """
         if isinstance(self.recipe.teacher, EndpointTeacher):
-            return self.task.preprocessor(getattr(self.recipe.student, "folder", None))
+            return self.task.preprocessor(self.recipe.student.folder)
         found = self.teacher_preprocessor
         if isinstance(found, CausalPreprocessor) and isinstance(student, PreTrainedModel):
             return replace(found, cache=cache_shape(student.config))
@@ -200,7 +202,7 @@ class Materials:
         theirs = self.teacher_preprocessor
         assert isinstance(preprocessor, TextPreprocessor)
         assert isinstance(theirs, TextPreprocessor)
-        if getattr(self.recipe.student, "vocab", None) is not None:
+        if self.recipe.student.vocab is not None:
             return map_tokens(preprocessor, theirs)
         if not np.array_equal(preprocessor.tokens(), theirs.tokens()):
             raise StudentError(

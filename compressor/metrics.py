@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+# What is nothing but noise, or not finite.
+QUIETEST_DB = -100.0
 
 
 def auroc(scores: NDArray[Any], labels: NDArray[Any]) -> float:
@@ -78,3 +82,17 @@ def f1_of_counts(counts: NDArray[Any]) -> float:
     """F1 = 2 TP / (predicted + actual) over all rows of int [N, 3]: TP, predicted, actual; 0 where there is none."""
     common, predicted, actual = counts.sum(axis=0)
     return float(2 * common / (predicted + actual)) if predicted + actual else 0.0
+
+
+def snr_db(signal: float, noise: float) -> float | None:
+    """10 log10(signal / noise) of two energies, at least -100; None where there is no noise."""
+    if noise == 0:
+        return None
+    ratio = signal / noise if math.isfinite(noise) else 0.0
+    return max(10 * math.log10(ratio), QUIETEST_DB) if ratio > 0 else QUIETEST_DB
+
+
+def snr_between_db(got: NDArray[Any], expected: NDArray[Any]) -> float | None:
+    """The same of arrays of one shape: `expected` is the signal, what `got` differs from it the noise."""
+    difference = np.subtract(got, expected, dtype=np.float64)
+    return snr_db(float(np.square(expected, dtype=np.float64).sum()), float(np.square(difference).sum()))

@@ -5,8 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError
 
 from compressor.artifacts import OnnxModel, TensorSpec
+from compressor.errors import CompressorError, first_line
+
+
+def read_onnx(path: Path, error: type[CompressorError]) -> onnx.ModelProto:
+    """The model with its external data. Raises `error` for what is none."""
+    try:
+        return onnx.load(path)
+    except (DecodeError, onnx.checker.ValidationError, OSError) as found:
+        raise error(f"{path}: expected an ONNX model: {first_line(found)}") from None
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators; 0 where the model uses none."""
+    return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
 def describe_onnx(path: Path, name: str, precision: str, parameters: int | None = None) -> OnnxModel:
@@ -18,7 +33,7 @@ def describe_onnx(path: Path, name: str, precision: str, parameters: int | None 
         path=path,
         bytes=path.stat().st_size,
         parameters=parameters if parameters is not None else sum(_size(i) for i in model.graph.initializer),
-        opset=next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
+        opset=opset_of(model),
         inputs=tuple(_spec(value) for value in model.graph.input),
         outputs=tuple(_spec(value) for value in model.graph.output),
     )

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from compressor.errors import BundleError
+from compressor.errors import BundleError, first_line
 from compressor.preprocess import Feed, Keep, Preprocessor, by_length, whole_output
 from compressor.progress import Progress
 
@@ -29,17 +29,22 @@ _FAILURES = (
 )
 
 
-def open_session(model: Path, threads: int = 1) -> ort.InferenceSession:
-    """A CPU session, spinning off so that waiting threads leave the cores to others. Raises BundleError."""
+def open_session(model: Path | bytes, threads: int = 1, *, optimized: bool = True) -> ort.InferenceSession:
+    """A CPU session, spinning off so that waiting threads leave the cores to others; not `optimized`, every tensor of
+    the graph is computed as it stands there. Raises BundleError."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    source = model if isinstance(model, bytes) else str(model)
     try:
-        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except _FAILURES as error:
-        raise BundleError(f"{model}: onnxruntime does not open it: {str(error).splitlines()[0]}") from None
+        name = "the model" if isinstance(model, bytes) else model
+        raise BundleError(f"{name}: onnxruntime does not open it: {first_line(error)}") from None
 
 
 def run_one(session: ort.InferenceSession, feed: Feed) -> list[NDArray[Any]]:
@@ -47,7 +52,7 @@ def run_one(session: ort.InferenceSession, feed: Feed) -> list[NDArray[Any]]:
     try:
         outputs: list[NDArray[Any]] = session.run(None, feed)
     except _FAILURES as error:
-        raise BundleError(f"onnxruntime fails to run the model: {str(error).splitlines()[0]}") from None
+        raise BundleError(f"onnxruntime fails to run the model: {first_line(error)}") from None
     return outputs
 
 

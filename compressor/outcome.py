@@ -20,15 +20,17 @@ from compressor.artifacts import (
     Latency,
     Parity,
     Quality,
+    QuantizedModels,
     RefusedModel,
     Teacher,
 )
 from compressor.errors import GateError
+from compressor.judging import CONTROL, Models
 from compressor.materials import Materials
-from compressor.recipe import Recipe, portable
+from compressor.recipe import Recipe
+from compressor.recipe_portable import portable
 from compressor.report.html import write_report
-from compressor.result import RESULT_SCHEMA_VERSION, Environment, ModelResult, Result, SizeShare
-from compressor.stages import CONTROL, Models
+from compressor.result import RESULT_SCHEMA_VERSION, Environment, ModelResult, QualityStep, Result, SizeShare
 from compressor.store import Run, replace_folder, write_atomic
 from compressor.xray import by_role, xray
 
@@ -53,7 +55,7 @@ class Outcome:
     recipe: Recipe
     teacher: Teacher
     models: Models
-    refused: tuple[RefusedModel, ...]
+    quantized: QuantizedModels
     evidence: Evidence
     timed: Latencies
 
@@ -114,7 +116,10 @@ def _result(
             for model in outcome.models.onnx
             for part, size in by_role(xray(model.path)).items()
         ),
-        refused=(*outcome.refused, *passed_over),
+        parities=outcome.evidence.parities,
+        refused=(*outcome.quantized.refused, *passed_over),
+        quality_steps=_quality_steps(outcome),
+        attributions=outcome.quantized.attributions,
         stages=tuple(run.times),
         control=outcome.qualities.get(CONTROL),
         recipe=portable(outcome.recipe),
@@ -138,7 +143,6 @@ def _model_results(outcome: Outcome) -> tuple[ModelResult, ...]:
                 latency=outcome.latencies[model.name],
                 quality=quality,
                 agreement=quality.agreement,
-                parity=outcome.parities.get(model.name),
             )
         )
     in_torch = outcome.qualities["student-torch"]
@@ -147,6 +151,14 @@ def _model_results(outcome: Outcome) -> tuple[ModelResult, ...]:
         1, ModelResult("student-torch", "float32 in torch", parameters, None, None, in_torch, in_torch.agreement)
     )
     return tuple(rows)
+
+
+def _quality_steps(outcome: Outcome) -> tuple[QualityStep, ...]:
+    """From the teacher to each candidate, conversion by conversion."""
+    steps = [("distillation", "teacher", "student-torch"), ("export", "student-torch", outcome.models.student.name)]
+    steps += [("quantization", outcome.models.student.name, model.name) for model in outcome.models.quantized]
+    value = {name: quality.quality.value for name, quality in outcome.qualities.items()}
+    return tuple(QualityStep(step, before, after, value[after] - value[before]) for step, before, after in steps)
 
 
 def measured_on() -> list[object]:

@@ -1,4 +1,4 @@
-"""The way through: teacher, student, distil, export, quantize, verify, benchmark, bundle, report."""
+"""The way through: teacher, student, distil, export, rewrite, quantize, verify, benchmark, bundle, report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from compressor import learning, qat, stages
+from compressor import judging, learning, qat, stages
 from compressor.artifacts import (
     STAGES,
     Bundle,
@@ -21,14 +21,15 @@ from compressor.artifacts import (
     Teacher,
     TeacherSignals,
 )
-from compressor.distill import inside_signals, intact, team
+from compressor.distill import inside_signals, team
 from compressor.errors import GateError, UsageError
 from compressor.materials import Materials
 from compressor.outcome import Outcome, measured_on, publish, withdraw
 from compressor.progress import SILENT, Progress
-from compressor.recipe import Recipe, portable
-from compressor.recipe_distill import ClassDistillation, NextTokenDistillation
+from compressor.recipe import ImageClassificationRecipe, Recipe, TokenClassificationRecipe
+from compressor.recipe_distill import ClassDistillation, NextTokenDistillation, TokenDistillation
 from compressor.recipe_file import read_recipe
+from compressor.recipe_portable import portable
 from compressor.recipe_teacher import EndpointTeacher
 from compressor.result import Result
 from compressor.store import Keyed, Run, WorkAhead, key_of, sha256_file
@@ -100,16 +101,16 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
     source, data, held_out = _sources(recipe, at)
     at.data  # noqa: B018 (bad data is refused before any work, also when the first stages do not read it)
 
-    teacher = stage("teacher", Teacher, lambda _: stages.teacher(at), (source,), [recipe.teacher, recipe.student])
-    graph = [recipe.export, recipe.data.graph(), _text_length(recipe)]
+    shape = [recipe.student, at.fingerprints.get("student")]
+    teacher = stage("teacher", Teacher, lambda _: stages.teacher(at), (source,), [recipe.teacher, shape])
+    graph = [recipe.export, recipe.data.graph(), recipe.student.max_length]
     # Behind an endpoint there is no model to export: the students are then compared with each other alone.
     big: Keyed[OnnxModel] | Keyed[None] = Keyed(None, source.key)
     if not isinstance(recipe.teacher, EndpointTeacher):
         big = stage("teacher-onnx", OnnxModel, lambda out: stages.export_teacher(at, out), (source,), graph)
     answers = stage(
-        "teacher-answers", TeacherSignals, lambda out: stages.teacher_answers(at, big.value, out), (big, held_out)
+        "teacher-answers", TeacherSignals, lambda out: judging.teacher_answers(at, big.value, out), (big, held_out)
     )
-    shape = [recipe.student, at.fingerprints.get("student")]
     start = stage("student", Student, lambda out: stages.student(at, out), (source, data), shape)
     signals = _signals(run, at, lambda out: learning.signals(at, start.value, out))
 
@@ -130,7 +131,12 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
             ),
         )
 
-    small = stage("export", OnnxModel, lambda out: stages.export_student(at, distilled.value, out), (distilled,), graph)
+    exported = stage(
+        "export", OnnxModel, lambda out: stages.export_student(at, distilled.value, out), (distilled,), graph
+    )
+    small = stage(
+        "rewrite", OnnxModel, lambda out: stages.rewrite_student(at, distilled.value, exported.value, out), (exported,)
+    )
     quantized = stage(
         "quantize",
         QuantizedModels,
@@ -150,12 +156,12 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
             keep_partial=True,
         )
         few_bits, written = (*few_bits, aware.value.model), (*written, aware)
-    models = stages.Models(big.value, small.value, few_bits, distilled.value)
+    models = judging.Models(big.value, exported.value, small.value, few_bits, distilled.value)
     all_models = (*written, held_out)
     verified = stage(
         "verify",
         Evidence,
-        lambda _: stages.verify(at, models, answers.value, [control.value for control in controls]),
+        lambda _: judging.verify(at, models, answers.value, [control.value for control in controls]),
         (*all_models, answers, *controls),
     )
     target = [recipe.benchmark, measured_on()]
@@ -163,7 +169,7 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
     if run.planning:
         raise WorkAhead
 
-    found = Outcome(recipe, teacher.value, models, quantized.value.refused, verified.value, timed.value)
+    found = Outcome(recipe, teacher.value, models, quantized.value, verified.value, timed.value)
     try:
         candidates = (models.student, *models.quantized)
         decision = choose(models.teacher, candidates, found.qualities, found.latencies, found.parities, recipe.gate)
@@ -191,7 +197,7 @@ def _signals(run: Run, at: Materials, record: Callable[[Path], TeacherSignals]) 
     taken = [
         at.task.views,
         inside,
-        inside and [getattr(recipe.student, "layers", None), _layers_map(recipe), at.fingerprints.get("student")],
+        inside and [recipe.student.layers, _layers_map(recipe), at.fingerprints.get("student")],
         _CODE,
         _kept_of_tokens(recipe),
     ]
@@ -202,32 +208,32 @@ def _signals(run: Run, at: Materials, record: Callable[[Path], TeacherSignals]) 
         (source, data),
         taken,
         keep_partial=True,
-        intact=lambda recorded: all(intact(shard) for shard in recorded.shards),
+        mends=True,
         shared=recipe.cache,
     )
 
 
 def _layers_map(recipe: Recipe) -> object:
-    return getattr(recipe.distill, "hidden_layers", None)
+    return recipe.distill.hidden_layers if isinstance(recipe.distill, TokenDistillation) else None
 
 
 def _kept_of_tokens(recipe: Recipe) -> object:
     settings = recipe.distill
     if isinstance(settings, NextTokenDistillation):
         kept = settings.model_dump(include={"temperature", "teacher_signal", "kept_tokens"})
-        return [kept, getattr(recipe.student, "vocab", None)]
+        return [kept, recipe.student.vocab]
     return None
 
 
 def _sources(recipe: Recipe, at: Materials) -> tuple[Keyed[None], Keyed[None], Keyed[None]]:
     """The keys of what comes from outside: the teacher, the training data, the evaluation data."""
-    length = _text_length(recipe)
+    length = recipe.student.max_length
     own = at.fingerprints.get("definition")
+    # Rows with bad labels are left out, but only where labels are read.
+    by_labels = (
+        isinstance(recipe, TokenClassificationRecipe | ImageClassificationRecipe) and recipe.distill.needs_labels
+    )
     teacher = key_of(recipe.task, at.fingerprints["teacher"], own)
-    training = key_of(recipe.data.training(), recipe.distill.seed, at.fingerprints["train"], length, own)
+    training = key_of(recipe.data.training(), recipe.distill.seed, at.fingerprints["train"], length, own, by_labels)
     evaluation = key_of(recipe.data.evaluation(), at.fingerprints["eval"], length, own)
     return Keyed(None, teacher), Keyed(None, training), Keyed(None, evaluation)
-
-
-def _text_length(recipe: Recipe) -> int | None:
-    return getattr(recipe.student, "max_length", None)

@@ -20,12 +20,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compressor.distill import outputs_of
-from compressor.export import export_onnx
+from compressor.export import export_onnx, rewrite_onnx
 from compressor.materials import Materials
 from compressor.preprocess import Feed
 from compressor.progress import SILENT
 from compressor.quantize import Mixer, quantize
 from compressor.recipe import Recipe
+from compressor.recipe_student import TransformerStudent
 from compressor.students import blank_student, is_derived
 from compressor.students.derive import count
 
@@ -117,7 +118,8 @@ def _neighbours(at: Materials) -> dict[str, Recipe]:
     own, config = blank_student(recipe, at.teacher, at.training_inputs), at.teacher.config
     assert isinstance(own, PreTrainedModel)
     depth = own.config.num_hidden_layers
-    ffn = getattr(recipe.student, "ffn", None)
+    assert isinstance(recipe.student, TransformerStudent)
+    ffn = recipe.student.ffn
     changes: list[tuple[str, int, int]] = [
         ("layers", layers, config.num_hidden_layers) for layers in (depth - 1, depth + 1, config.num_hidden_layers)
     ]
@@ -166,11 +168,13 @@ def _file_bytes(at: Materials, student: nn.Module) -> Bytes:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         opset = at.recipe.export.opset
-        exported = export_onnx(module, "student", inputs, outputs, feeds, opset, folder / "student.onnx")
-        settings = at.recipe.quantize
-        quantized = quantize(exported, Mixer.of(exported, sample, preprocessor, settings), settings, folder, SILENT)
+        exported = export_onnx(module, "student", inputs, outputs, feeds, opset, folder / "exported.onnx")
+        (folder / "rewritten").mkdir()
+        rewritten = rewrite_onnx(exported, feeds[:1], folder / "rewritten")
+        mixer = Mixer.of(rewritten, sample, preprocessor, at.recipe.quantize)
+        quantized = quantize(rewritten, mixer, folder, SILENT)
     return {
-        "float32": exported.bytes,
+        "float32": rewritten.bytes,
         **{model.name.removeprefix("student-"): model.bytes for model in quantized.models},
     }
 

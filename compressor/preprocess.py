@@ -88,6 +88,11 @@ class TextPreprocessor:
             found[number] = token
         return found.astype(np.str_)
 
+    @property
+    def last_id(self) -> int:
+        """The largest number of a token, added tokens included."""
+        return max(self._tokenizer.get_vocab().values())
+
     def first_piece(self, text: str) -> int:
         """The token that the model of the tokenizer begins `text` with, which is written as its tokens are; -1 where it
         has none for it.

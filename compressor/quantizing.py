@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.artifacts import Interval, Latencies, OnnxModel, RefusedModel, Timing
-from compressor.benchmark import BenchmarkSettings, Candidate, OperatorShare, latencies_of, measure
+from compressor.artifacts import Interval, Latencies, OnnxModel, OperatorTime, RefusedModel, Timing
+from compressor.attributing import attribution, attributions
+from compressor.benchmark import BenchmarkSettings, Candidate, explained, time_models
+from compressor.certificate import certificate_beside
+from compressor.error_attribution import Closeness, ErrorAttribution
 from compressor.errors import DataError, UsageError
-from compressor.metrics import mean_cosine
+from compressor.metrics import mean_cosine, snr_between_db
 from compressor.onnx_file import describe_onnx
 from compressor.onnxrt import first_outputs, open_session
 from compressor.preprocess import Feed
 from compressor.progress import SILENT, Progress
 from compressor.quantize import Mixer, load_float_model, quantize
-from compressor.recipe import Quantization
+from compressor.quantize.sites import find_sites
+from compressor.recipe_quantize import Quantization
+from compressor.report.rows import remedy_line
 from compressor.searching import Judging, search_precisions
 from compressor.store import write_atomic
 
@@ -30,8 +35,6 @@ FLOAT32 = "float32"
 # Of the examples, those that a model's answers are compared on and that it is timed on; the others calibrate.
 _HELD_OUT, _MOST_HELD_OUT, _TIMED = 0.25, 256, 64
 _FEWEST = 16
-# How many operators are named where fewer bits are not faster.
-_OPERATORS = 5
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,19 @@ class Judged:
     agreement: float
     p50_ms: float
     faster: Interval
-    operators: tuple[OperatorShare, ...] = ()
+    operators: tuple[OperatorTime, ...]
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What was chosen and why; every candidate, and those that were refused before they were measured."""
+    """What was chosen and why; every candidate, where its error comes from, and those that were refused before they
+    were measured.
+    """
 
     chosen: str
     reason: str
     candidates: tuple[Judged, ...]
+    attributions: tuple[ErrorAttribution, ...]
     refused: tuple[RefusedModel, ...]
     timing: Timing
 
@@ -84,12 +90,11 @@ def quantize_file(
     budget_s: float = 20.0,
 ) -> Quantized:
     """Writes into `out` what gains most of the candidates that agree with float32 and are faster beyond doubt, or
-    float32 itself where none is; and the evidence beside it.
+    float32 itself where none is; beside it the evidence, and of what has integer products their certificate.
 
     `inputs` is an .npz with an array for each input of the graph, [examples, ...]: the first calibrate,
-    the last quarter judges. Raises UsageError for settings.qat,
-    DataError for inputs that do not fit, QuantizationError for a model that cannot be
-    quantized, BundleError for one that onnxruntime does not open.
+    the last quarter judges. Raises UsageError for `settings.qat`, DataError for inputs that do not fit,
+    QuantizationError for a model that cannot be quantized, BundleError for one that onnxruntime does not open.
     """
     if settings.qat is not None:
         raise UsageError("quantize.qat trains a student, which an ONNX file is not: set it in a recipe")
@@ -102,27 +107,50 @@ def quantize_file(
     calibration, judging = (examples.encode(range(*ends)) for ends in ((count - held_out,), (count - held_out, count)))
     with tempfile.TemporaryDirectory() as folder:
         mixer = Mixer.of(source, calibration, examples, settings)
-        made = quantize(source, mixer, settings, Path(folder), progress)
+        made = quantize(source, mixer, Path(folder), progress)
         feeds = tuple(examples.collate([one]) for one in judging[:_TIMED])
         expected = _outputs(source.path, examples, judging)
+        judge = Judging(lambda path: _closeness(path, _outputs(path, examples, judging), expected), feeds, threads)
         models = (source, *made.models)
         if settings.search is not None:
-            judge = Judging(lambda path: _agreement(_outputs(path, examples, judging), expected), feeds, threads)
             models += search_precisions(source, mixer, judge, settings.search, out, Path(folder), progress)
         wanted = BenchmarkSettings(threads=threads, budget_s=budget_s)
-        timed = _timed(models, feeds, wanted, progress)
+        timeable = [Candidate(one.name, one.path, feeds) for one in models]
+        timed = time_models(timeable, wanted, FLOAT32, progress)
+        timed = explained(timed, timeable, wanted, FLOAT32, progress)
         candidates = tuple(
             _judged(one, timed, _agreement(_outputs(one.path, examples, judging), expected)) for one in models[1:]
         )
         chosen, reason = _choose(source, candidates, min_agreement)
-        if chosen == FLOAT32 and candidates:
-            candidates = _with_operators(models, candidates, feeds, wanted, progress)
-        found = Quantized(chosen, reason, candidates, made.refused, timed.timing)
-        content = next(one.path for one in models if one.name == chosen).read_bytes()
+        errors = attributions(mixer, models[1:], judge)
+        found = Quantized(chosen, reason, candidates, errors, made.refused, timed.timing)
+        best = next(one.path for one in models if one.name == chosen)
         out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / MODEL, content)
+        certificate_beside(out / MODEL).unlink(missing_ok=True)  # of a model that was here before
+        write_atomic(out / MODEL, best.read_bytes())
+        if certificate_beside(best).is_file():
+            write_atomic(certificate_beside(out / MODEL), certificate_beside(best).read_bytes())
         write_atomic(out / EVIDENCE, (json.dumps(asdict(found), indent=1) + "\n").encode())
     return found
+
+
+def errors_of(model: Path, float32: Path, inputs: Path) -> ErrorAttribution:
+    """Where the error of a model comes from that was made of `float32`, on the examples in `inputs` (256 at most).
+
+    Raises DataError for inputs that do not fit, QuantizationError where `float32` is no float32 model, BundleError for
+    what onnxruntime does not run.
+    """
+    source = load_float_model(float32)
+    open_session(model)
+    examples = read_examples(inputs, describe_onnx(float32, FLOAT32, FLOAT32))
+    judging = examples.encode(range(len(next(iter(examples.arrays.values())))))[:_MOST_HELD_OUT]
+    expected = _outputs(float32, examples, judging)
+    judge = Judging(
+        lambda path: _closeness(path, _outputs(path, examples, judging), expected),
+        tuple(examples.collate([one]) for one in judging[:_TIMED]),
+        threads=1,
+    )
+    return attribution(source, find_sites(source), describe_onnx(model, model.name, "unknown"), judge)
 
 
 def read_examples(path: Path, model: OnnxModel) -> ArrayExamples:
@@ -161,22 +189,18 @@ def quantized_lines(found: Quantized) -> list[str]:
             f"{mark} {one.name:22}  {one.bytes / 1e6:8.2f}  {one.p50_ms:8.3g}  {faster:>26}  {one.agreement:9.4f}"
         )
         lines += [f"    {part.share:6.1%} of its time in {part.nodes} {part.operator}" for part in one.operators]
+    lines += [f"  {remedy_line(one)}" for one in found.attributions if one.remedy]
     lines += [f"  {one.name}: {one.reason}" for one in found.refused]
     lines += [f"INVALID: {reason}" for reason in found.timing.reasons]
     return [*lines, "", f"{found.chosen}: {found.reason}"]
 
 
-def _timed(
-    models: Sequence[OnnxModel], feeds: tuple[Feed, ...], settings: BenchmarkSettings, progress: Progress
-) -> Latencies:
-    run = measure([Candidate(one.name, one.path, feeds) for one in models], settings, progress)
-    if not run.complete:
-        raise KeyboardInterrupt
-    return latencies_of(run, models[0].name)
-
-
 def _outputs(path: Path, examples: ArrayExamples, judging: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
     return first_outputs(path, examples, judging, batch_size=1, progress=SILENT, title="")
+
+
+def _closeness(path: Path, outputs: NDArray[np.float32], expected: NDArray[np.float32]) -> Closeness:
+    return Closeness(_agreement(outputs, expected), snr_between_db(outputs, expected), path.stat().st_size)
 
 
 def _agreement(outputs: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
@@ -185,7 +209,9 @@ def _agreement(outputs: NDArray[np.float32], expected: NDArray[np.float32]) -> f
 
 def _judged(model: OnnxModel, timed: Latencies, agreement: float) -> Judged:
     latency = next(one for one in timed.models if one.name == model.name)
-    return Judged(model.name, model.precision, model.bytes, agreement, latency.p50_ms, latency.speedup)
+    return Judged(
+        model.name, model.precision, model.bytes, agreement, latency.p50_ms, latency.speedup, latency.operators
+    )
 
 
 def _choose(source: OnnxModel, candidates: Sequence[Judged], min_agreement: float) -> tuple[str, str]:
@@ -210,17 +236,3 @@ def _choose(source: OnnxModel, candidates: Sequence[Judged], min_agreement: floa
         f"no candidate is shown to be faster here; the fastest that agrees, {fastest.name}, takes"
         f" {1 / fastest.faster.value:.2f} times as long (speed {fastest.faster.low:.2f} to {fastest.faster.high:.2f})"
     )
-
-
-def _with_operators(
-    models: Sequence[OnnxModel],
-    candidates: tuple[Judged, ...],
-    feeds: tuple[Feed, ...],
-    settings: BenchmarkSettings,
-    progress: Progress,
-) -> tuple[Judged, ...]:
-    """The candidates with where their time goes, by ONNX Runtime's profiler."""
-    profiled = replace(settings, profile=True, min_samples=50, budget_s=min(settings.budget_s, 5.0))
-    run = measure([Candidate(one.name, one.path, feeds) for one in models], profiled, progress)
-    shares = {model.name: (model.profile or ())[:_OPERATORS] for model in run.models}
-    return tuple(replace(one, operators=shares[one.name]) for one in candidates)

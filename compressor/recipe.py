@@ -8,7 +8,7 @@ violation into one line with its place.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -21,21 +21,21 @@ from compressor.recipe_distill import (
     NextTokenDistillation,
     OwnDistillation,
     TextDistillation,
+    TokenDistillation,
 )
-from compressor.recipe_quantize import QuantizationAware
+from compressor.recipe_quantize import Quantization
 from compressor.recipe_student import AnsweringStudent, DecoderStudent, ImageStudent, OwnStudent, TextStudent
 from compressor.recipe_teacher import (
     ClassifierTeacher,
     EmbeddingTeacher,
+    EndpointTeacher,
     EndpointWriter,
     GenerativeTeacher,
     ImageTeacher,
     ModuleTeacher,
+    OnnxTeacher,
     TaggerTeacher,
 )
-
-Precision = Literal["dynamic-int8", "static-int8", "static-int16", "weight-int8", "weight-int4", "float16", "bfloat16"]
-NodePrecision = Literal[Precision, "float32"]
 
 
 class TextPairs(Data):
@@ -59,7 +59,9 @@ class TextPairs(Data):
 
 
 class LabelledText(Data):
-    train: DataSource = Field(description=f"training texts with labels: .jsonl, .csv or .parquet, {ALTERNATIVES}")
+    train: DataSource = Field(
+        description=f"training texts, with labels if distill learns from them: .jsonl, .csv or .parquet, {ALTERNATIVES}"
+    )
     eval: DataSource = Field(description="held-out texts with labels, in the same forms")
     text: str = Field("text", description="column with the text")
     label: str = Field("label", description="column with the class: its name in the teacher's config, or its number")
@@ -71,8 +73,11 @@ class LabelledText(Data):
 
 
 class TaggedWords(Data):
-    train: DataSource = Field(description=f"training sentences, word by word: .jsonl or .parquet, {ALTERNATIVES}")
-    eval: DataSource = Field(description="held-out sentences in the same forms")
+    train: DataSource = Field(
+        description="training sentences, word by word, with tags if distill learns from them: .jsonl or .parquet,"
+        f" {ALTERNATIVES}"
+    )
+    eval: DataSource = Field(description="held-out sentences with tags, in the same forms")
     tokens: str = Field("tokens", description="column with the list of a sentence's words")
     tags: str = Field(
         "tags", description="column with the list of their classes: names in the teacher's config, or numbers"
@@ -99,10 +104,10 @@ class Documents(Data):
 
 class LabelledImages(Data):
     train: DataSource = Field(
-        description="training images: a folder with a folder for each class,"
-        f" or .npz with `images` uint8 [N,H,W] or [N,H,W,C] and `labels` [N], {ALTERNATIVES}"
+        description="training images: a folder with a folder for each class, or .npz with `images` uint8 [N,H,W] or"
+        f" [N,H,W,C] and `labels` [N] if distill learns from them, {ALTERNATIVES}"
     )
-    eval: DataSource = Field(description="held-out images in the same forms")
+    eval: DataSource = Field(description="held-out images with labels, in the same forms")
     size: tuple[Positive, Positive] = Field(strict=False, description="height and width of the images in pixels")
     resize: Resize = Field(
         "refuse", description="image files of another size: refuse, stretch to size, or crop the middle and scale"
@@ -128,38 +133,6 @@ class LabelledImages(Data):
 
 class Export(Settings):
     opset: int = Field(20, ge=18, le=23, description="ONNX operator set")
-
-
-class Search(Settings):
-    hours: float = Field(0.25, gt=0, description="no trial begins after so long; the best until then go on")
-    trials: int = Field(40, ge=1, description="mixtures to try at most")
-    max_mb: float | None = Field(None, gt=0, description="megabytes that a mixture may weigh; null: any")
-    max_ms: float | None = Field(None, gt=0, description="milliseconds that an inference may take (median); null: any")
-    seed: int = Field(0, ge=0, description="of what is tried next")
-
-
-class Quantization(Settings):
-    precisions: Annotated[tuple[Precision, ...], AfterValidator(distinct)] = Field(
-        ("dynamic-int8", "static-int8"),
-        strict=False,
-        description="candidates beside float32; all are measured, the best ships",
-    )
-    overrides: dict[str, NodePrecision] = Field(
-        {}, description="precision of an operator (Gather) or of one node, by its name, in every candidate"
-    )
-    block: Literal[16, 32, 64, 128] = Field(
-        32, description="how many weights share a scale in weight-int8 and weight-int4"
-    )
-    search: Search | None = Field(
-        None, description="look for the best precision of every node, beside the candidates above; null: do not"
-    )
-    qat: QuantizationAware | None = Field(
-        None,
-        description="train the distilled student on in fewer bits, as one more candidate; null: do not",
-    )
-    calibration_samples: int = Field(
-        128, ge=8, description="training examples that set the ranges of static precisions"
-    )
 
 
 class Gate(Settings):
@@ -188,6 +161,18 @@ class _Recipe(Settings):
     cache: FilePath | None = Field(
         None, description="folder where run folders share what was recorded of their teachers; null keeps it in out"
     )
+
+    @model_validator(mode="after")
+    def _inside_is_in_reach(self) -> Self:
+        teacher, settings = getattr(self, "teacher", None), getattr(self, "distill", None)
+        inside = isinstance(settings, TokenDistillation) and (
+            is_on(settings.hidden_weight) or is_on(settings.relation_weight)
+        )
+        if inside and isinstance(teacher, OnnxTeacher | EndpointTeacher):
+            raise ValueError(
+                "a black box shows nothing of its inside: set distill.hidden_weight and distill.relation_weight to 0"
+            )
+        return self
 
 
 class SentenceEmbeddingRecipe(_Recipe):
@@ -298,22 +283,3 @@ def recipe_class(task: str, teacher: object) -> type[Recipe]:
     """Which recipe is meant, by its task and its `teacher` as it is written."""
     recipes = {**RECIPES, **ENDPOINT_RECIPES} if isinstance(teacher, dict) and "endpoint" in teacher else RECIPES
     return recipes[task]
-
-
-def portable(recipe: Recipe) -> dict[str, object]:
-    """The recipe without the folders of this machine, for results and bundles: none that it writes to, and of every
-    path its name.
-    """
-    return {key: _portable(value) for key, value in recipe.model_dump(exclude={"out", "cache"}).items()}
-
-
-def _portable(value: object) -> object:
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, dict):
-        return {key: _portable(inner) for key, inner in value.items()}
-    if isinstance(value, tuple):
-        return [_portable(inner) for inner in value]
-    if isinstance(value, str) and value.count(":") == 1 and "/" in value and ".py:" in value:
-        return value.rpartition("/")[2]
-    return value

@@ -76,6 +76,11 @@ class ClassDistillation(Distillation):
     )
     control: bool = Field(False, description="also train the same student on the labels alone, and report it beside")
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether anything is learnt from labels of the training data."""
+        return self.hard_weight > 0 or self.control
+
 
 class TextDistillation(ClassDistillation, TokenDistillation):
     pass
@@ -97,7 +102,7 @@ class NextTokenDistillation(TextDistillation):
         description="what is kept of the teacher's distribution: its most probable tokens, and the mass of all others"
         " together; or tokens drawn from it, which are right on average",
     )
-    kept_tokens: int = Field(64, ge=1, description="how many tokens are kept for each position")
+    kept_tokens: int = Field(512, ge=1, description="how many tokens are kept for each position")
     on_policy: Weight = Field(
         0.0,
         description="share of the batches in which the student goes on itself from half of a passage, and the teacher"

@@ -18,8 +18,10 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from compressor.errors import RecipeError
-from compressor.recipe import ENDPOINT_RECIPES, RECIPES, Quantization, Recipe, recipe_class
+from compressor.recipe import ENDPOINT_RECIPES, RECIPES, Recipe, recipe_class
 from compressor.recipe_data import DataSource
+from compressor.recipe_portable import MODULES
+from compressor.recipe_quantize import Quantization
 
 _MAX_RECIPE_BYTES = 1_000_000
 _MAX_NESTING = 50
@@ -32,7 +34,6 @@ _PATHS = (
     ("out",),
     ("cache",),
 )
-_MODULES = (("teacher", "module"), ("student", "module"), ("definition",))
 _ORDER = ("task", "out", "cache", "teacher", "data", "student", "distill")
 
 Key = tuple[str | int, ...]
@@ -129,7 +130,7 @@ def _parse(path: Path) -> _Draft:
 
 def _place_paths(values: dict[str, Any], folder: Path) -> None:
     """Paths that are relative to the recipe's folder become relative to the working directory."""
-    for *outer, last in _PATHS + _MODULES:
+    for *outer, last in _PATHS + MODULES:
         holder: Any = values
         for group in outer:
             holder = holder.get(group) if isinstance(holder, dict) else None

@@ -1,4 +1,7 @@
-"""Which student: how it is cut from its teacher, or which one it is."""
+"""Which student: how it is cut from its teacher, or which one it is.
+
+Every kind says `folder`, `module`, `layers`, `vocab`, `max_length` and `is_cut`; None for what it cannot have.
+"""
 
 from __future__ import annotations
 
@@ -105,6 +108,8 @@ class AnsweringStudent(Settings):
         128, ge=8, description="longest prompt with its answer, in the student's tokens; longer answers are cut off"
     )
     module: ClassVar[None] = None
+    layers: ClassVar[None] = None
+    vocab: ClassVar[None] = None
     is_cut: ClassVar[bool] = False
 
 
@@ -112,6 +117,11 @@ class OwnStudent(Settings):
     module: str = Field(
         pattern=MODULE_PATTERN, description="your own student: file.py:callable or package.module:callable"
     )
+    folder: ClassVar[None] = None
+    layers: ClassVar[None] = None
+    vocab: ClassVar[None] = None
+    max_length: ClassVar[None] = None
+    is_cut: ClassVar[bool] = False
 
 
 class ImageStudent(TransformerStudent):
@@ -132,6 +142,8 @@ class ImageStudent(TransformerStudent):
         pattern=MODULE_PATTERN,
         description="your own student instead: file.py:callable or package.module:callable",
     )
+    vocab: ClassVar[None] = None
+    max_length: ClassVar[None] = None
 
     @property
     def is_cut(self) -> bool:

@@ -183,7 +183,13 @@ class EndpointWriter(EndpointTeacher):
     )
 
 
-BlackBox = OnnxTeacher | EndpointTeacher
+# The tasks of the kinds that are not for all.
+_TEACHES = {
+    "gguf": "text-generation alone",
+    "module": "image-classification and own alone",
+    "endpoint": "text-classification and text-generation alone",
+    "onnx": "all tasks but text-generation and own",
+}
 
 
 def _kind_by_key(first: str, *others: str) -> Callable[[Any], str]:
@@ -196,11 +202,24 @@ def _kind_by_key(first: str, *others: str) -> Callable[[Any], str]:
     return kind
 
 
+def _taken(*kinds: str) -> BeforeValidator:
+    """Refuses the other kinds of teacher in one line, rather than key by key."""
+
+    def only(value: Any) -> Any:
+        for key, teaches in _TEACHES.items():
+            if isinstance(value, dict) and key in value and key not in kinds:
+                raise ValueError(f"{key} teaches {teaches}; this task takes {', '.join(kinds)}")
+        return value
+
+    return BeforeValidator(only)
+
+
 EmbeddingTeacher = Annotated[
     Annotated[FolderTeacher, Tag("<path>")]
     | Annotated[HubTeacher, Tag("<hub>")]
     | Annotated[OnnxEmbeddingTeacher, Tag("<onnx>")],
     Discriminator(_kind_by_key("path", "hub", "onnx")),
+    _taken("path", "hub", "onnx"),
 ]
 ClassifierTeacher = Annotated[
     Annotated[FolderTeacher, Tag("<path>")]
@@ -208,27 +227,21 @@ ClassifierTeacher = Annotated[
     | Annotated[OnnxClassifierTeacher, Tag("<onnx>")]
     | Annotated[EndpointClassifier, Tag("<endpoint>")],
     Discriminator(_kind_by_key("path", "hub", "onnx", "endpoint")),
+    _taken("path", "hub", "onnx", "endpoint"),
 ]
-
-
-def _answers_words(value: Any) -> Any:
-    if isinstance(value, dict) and "endpoint" in value:
-        raise ValueError("an endpoint answers a text as a whole; a class for each word needs path, hub or onnx")
-    return value
-
-
 TaggerTeacher = Annotated[
     Annotated[FolderTeacher, Tag("<path>")]
     | Annotated[HubTeacher, Tag("<hub>")]
     | Annotated[OnnxClassifierTeacher, Tag("<onnx>")],
     Discriminator(_kind_by_key("path", "hub", "onnx")),
-    BeforeValidator(_answers_words),
+    _taken("path", "hub", "onnx"),
 ]
 GenerativeTeacher = Annotated[
     Annotated[FolderTeacher, Tag("<path>")]
     | Annotated[HubTeacher, Tag("<hub>")]
     | Annotated[GgufTeacher, Tag("<gguf>")],
     Discriminator(_kind_by_key("path", "hub", "gguf")),
+    _taken("path", "hub", "gguf"),
 ]
 ImageTeacher = Annotated[
     Annotated[FolderTeacher, Tag("<path>")]
@@ -236,4 +249,5 @@ ImageTeacher = Annotated[
     | Annotated[ModuleTeacher, Tag("<module>")]
     | Annotated[OnnxImageTeacher, Tag("<onnx>")],
     Discriminator(_kind_by_key("path", "hub", "module", "onnx")),
+    _taken("path", "hub", "module", "onnx"),
 ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from compressor.artifacts import Latency, Parity, Provenance, Quality, RefusedModel, Timing, TrainingHistory
+from compressor.error_attribution import ErrorAttribution
 
-RESULT_SCHEMA_VERSION = 3
+RESULT_SCHEMA_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,6 @@ class ModelResult:
     latency: Latency | None
     quality: Quality
     agreement: float
-    parity: Parity | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,16 @@ class SizeShare:
 
 
 @dataclass(frozen=True)
+class QualityStep:
+    """What a conversion did to the task metric: the value of the model `after` less that of the one `before`."""
+
+    step: str
+    before: str
+    after: str
+    change: float
+
+
+@dataclass(frozen=True)
 class StageTime:
     """How long a stage took; `reused` when an earlier run had finished it."""
 
@@ -70,7 +80,10 @@ class Result:
     data: dict[str, str]
     history: TrainingHistory
     sizes: tuple[SizeShare, ...]
+    parities: tuple[Parity, ...]
     refused: tuple[RefusedModel, ...]
+    quality_steps: tuple[QualityStep, ...]
+    attributions: tuple[ErrorAttribution, ...]
     stages: tuple[StageTime, ...]
     control: Quality | None = None
     recipe: dict[str, object] = field(default_factory=dict)

@@ -5,28 +5,60 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from compressor.artifacts import OnnxModel
-from compressor.benchmark import BenchmarkSettings, Candidate, latencies_of, measure
+from compressor.benchmark import BenchmarkSettings, Candidate, time_models
+from compressor.error_attribution import Closeness
 from compressor.errors import MissingDependencyError
+from compressor.metrics import snr_between_db
 from compressor.onnx_file import describe_onnx
-from compressor.preprocess import Feed
+from compressor.onnxrt import first_outputs
+from compressor.preprocess import Feed, Preprocessor
 from compressor.progress import SILENT, Progress
 from compressor.quantize import Mixer
-from compressor.recipe import Search
+from compressor.recipe_quantize import Search
 from compressor.store import key_of, sha256_file
 
+if TYPE_CHECKING:
+    from compressor.materials import Materials
+
+# Held-out inputs that mixtures are judged on; fewer where each token of a text is answered.
+_INPUTS, _TEXTS = 256, 32
 # A trial's timing: enough for three sittings of a small model. What goes on is timed again, with all others.
 _SAMPLES, _BUDGET_S = 60, 1.0
 
 
 @dataclass(frozen=True)
 class Judging:
-    """`agreement(path)` of a model's answers with float32's, 1 is equal; what an inference is fed to time it."""
+    """`closeness(path)` of a model's answers to float32's; what an inference is fed to time it."""
 
-    agreement: Callable[[Path], float]
+    closeness: Callable[[Path], Closeness]
     feeds: tuple[Feed, ...]
     threads: int
+
+
+def judging_of(at: Materials, exported: OnnxModel, preprocessor: Preprocessor) -> Judging:
+    """Mixtures are judged on held-out training inputs: the evaluation data are for what goes on."""
+    from compressor.materials import BENCHMARK_INPUTS  # torch, which `compressor quantize` goes without
+
+    most = _TEXTS if at.task.per_token else _INPUTS
+    examples = preprocessor.encode(at.data.train[-at.data.holdout :][:most])
+
+    def outputs(path: Path) -> NDArray[np.float32]:
+        return first_outputs(path, preprocessor, examples, batch_size=1, progress=SILENT, title="", keep=at.task.judged)
+
+    expected = outputs(exported.path)
+    feeds = tuple(at.task.timed(preprocessor, one) for one in preprocessor.encode(at.sample(BENCHMARK_INPUTS, 2)))
+
+    def closeness(path: Path) -> Closeness:
+        got = outputs(path)
+        return Closeness(at.task.agreement(got, expected), snr_between_db(got, expected), path.stat().st_size)
+
+    return Judging(closeness, feeds, at.recipe.benchmark.threads)
 
 
 def search_precisions(
@@ -44,25 +76,22 @@ def search_precisions(
     float32 = Candidate(exported.name, exported.path, judging.feeds)
 
     def timed(path: Path) -> searching.Timed:
-        run = measure(
-            [float32, Candidate("mixture", path, judging.feeds)],
-            BenchmarkSettings(threads=judging.threads, min_samples=_SAMPLES, budget_s=_BUDGET_S),
-            SILENT,
-        )
-        if not run.complete:
-            raise KeyboardInterrupt
-        mixture = latencies_of(run, exported.name).models[1]
+        short = BenchmarkSettings(threads=judging.threads, min_samples=_SAMPLES, budget_s=_BUDGET_S)
+        both = [float32, Candidate("mixture", path, judging.feeds)]
+        mixture = time_models(both, short, exported.name, SILENT).models[1]
         return searching.Timed(mixture.p50_ms, mixture.speedup.value)
 
     max_bytes = None if settings.max_mb is None else int(settings.max_mb * 1e6)
     limits = searching.Limits(settings.hours, settings.trials, max_bytes, settings.max_ms)
-    kept = cache / f"search-{key_of(sha256_file(exported.path), mixer.block, len(mixer.calibration))[:16]}"
+    ranges = mixer.settings.calibration, len(mixer.calibration)
+    kept = cache / f"search-{key_of(sha256_file(exported.path), mixer.settings.block, ranges)[:16]}"
     kept.mkdir(parents=True, exist_ok=True)
-    bench = searching.Bench(mixer.write, judging.agreement, timed)
+    bench = searching.Bench(mixer.write, lambda path: judging.closeness(path).agreement, timed)
     models = []
     for number, trial in enumerate(searching.search(mixer.sites, bench, limits, kept, settings.seed, progress), 1):
         name = f"{exported.name}-mixed-{number}"
         path = folder / f"{name}.onnx"
         mixer.write(trial.chosen, path)
+        mixer.certify(path)
         models.append(describe_onnx(path, name, "mixed", exported.parameters))
     return tuple(models)

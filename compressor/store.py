@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter
 
 from compressor import __version__
 from compressor.errors import DataError, StorageError
@@ -35,6 +35,7 @@ from compressor.result import StageTime
 
 T = TypeVar("T")
 
+_SEAL = "artifact.json"
 CHECKPOINT = "checkpoint.pt"  # what an unfinished stage continues from; a finished one has none
 
 _STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -132,11 +133,13 @@ class Keyed(Generic[T]):
 
 @dataclass(frozen=True)
 class _Sealed(Generic[T]):
-    """What artifact.json holds: the artifact, the seconds that it took, the size of every file of the stage."""
+    """What artifact.json holds: the artifact, the seconds that it took, the SHA-256 of every file of the stage, and
+    that of all this.
+    """
 
     value: T
     seconds: float
-    files: dict[str, int]
+    files: dict[str, str]
 
 
 class WorkAhead(Exception):  # noqa: N818 (it ends a plan, it is no error)
@@ -168,14 +171,14 @@ class Run:
         settings: object = None,
         *,
         keep_partial: bool = False,
-        intact: Callable[[T], bool] | None = None,
+        mends: bool = False,
         shared: Path | None = None,
     ) -> Keyed[T]:
         """The result of `make(folder)`, or the kept one of an earlier run with the same key.
 
         `make` writes its files into the folder it is given; the folder gets its final name only when it returns.
         With `keep_partial` an unfinished folder is handed to `make` again, which continues from what is in it. With
-        `intact`, which looks closer at a kept result than at file sizes, `make` mends a damaged one where it lies.
+        `mends` it makes anew what is not whole of a finished folder, where that lies.
         `shared` is a folder of several runs: the stage is then theirs, and one of them at a time makes it.
         """
         key = key_of(__version__, name, settings, [upstream.key for upstream in after])
@@ -183,9 +186,9 @@ class Run:
         final = (shared or self.folder / "stages") / f"{name}-{key[:16]}"
         partial = final.with_name(final.name + ".partial")
         with alone_with(final, self.progress) if shared and not self.planning else nullcontext():
-            if not (remake or self.planning) and self._load(partial, kind, intact) is not None:
+            if not (remake or self.planning) and self._load(partial, kind) is not None:
                 _finish(partial, final)  # a run was killed when this alone was left to do
-            if not remake and (kept := self._load(final, kind, intact)) is not None:
+            if not remake and (kept := self._load(final, kind)) is not None:
                 self.progress.log(f"{name}: kept from an earlier run{f' in {shared}' if shared else ''}")
                 self.times.append(StageTime(name, kept.seconds, reused=True))
                 return Keyed(kept.value, key)
@@ -195,54 +198,39 @@ class Run:
             if partial.exists() and not (keep_partial and not remake):
                 shutil.rmtree(partial)
             # Others may be reading what is whole of a damaged result, so it is mended in its place.
-            mends = intact is not None and not remake and final.exists() and not partial.exists()
-            seconds = self._make(final if mends else partial, kind, make)
-            if not mends:
+            in_place = mends and not remake and final.exists() and not partial.exists()
+            self._make(final if in_place else partial, kind, make)
+            if not in_place:
                 _finish(partial, final)
-            self.times.append(StageTime(name, seconds, reused=False))
-            self.progress.log(f"{name}: done in {seconds:.1f} s")
-            result = self._load(final, kind)
-        assert result is not None
+            result = _unsealed(final, kind)
+            self.times.append(StageTime(name, result.seconds, reused=False))
+            self.progress.log(f"{name}: done in {result.seconds:.1f} s")
         return Keyed(result.value, key, remake)
 
-    def _make(self, folder: Path, kind: type[T], make: Callable[[Path], T]) -> float:
-        """Leaves the stage whole in the folder. Returns the seconds that it took."""
+    def _make(self, folder: Path, kind: type[T], make: Callable[[Path], T]) -> None:
+        """Leaves the stage whole in the folder."""
         started = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
         if folder.suffix == ".partial":  # which is taken for finished where it has a seal
-            (folder / "artifact.json").unlink(missing_ok=True)
+            (folder / _SEAL).unlink(missing_ok=True)
         made = make(folder)
-        self._seal(folder, kind, made, seconds := round(time.monotonic() - started, 3))
-        return seconds
+        _seal(folder, kind, made, round(time.monotonic() - started, 3))
 
-    def _seal(self, folder: Path, kind: type[T], made: T, seconds: float) -> None:
-        """Writes artifact.json: the artifact with relative paths, the time it took, the size of every file."""
-        seal = folder / "artifact.json"
-        files = [path for path in folder.rglob("*") if path.is_file() and path != seal and path.name != CHECKPOINT]
-        sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
-        sealed = _Sealed(_map_paths(made, lambda path: _relative(path, folder)), seconds, sizes)
-        write_atomic(seal, TypeAdapter(_Sealed[kind]).dump_json(sealed, indent=1))  # type: ignore[valid-type]
-
-    def _load(self, folder: Path, kind: type[T], intact: Callable[[T], bool] | None = None) -> _Sealed[T] | None:
+    def _load(self, folder: Path, kind: type[T]) -> _Sealed[T] | None:
+        """A finished stage, if all of it is what was written."""
         try:
-            content = (folder / "artifact.json").read_bytes()
-            sealed: _Sealed[T] = TypeAdapter(_Sealed[kind]).validate_json(content)  # type: ignore[valid-type]
+            sealed = _unsealed(folder, kind)
         except FileNotFoundError:
             return None
-        except ValidationError:
-            self.progress.log(f"  {folder.name}: its artifact.json cannot be read; the stage runs again")
+        except ValueError:
+            self.progress.log(f"  {folder.name}: its {_SEAL} cannot be read; the stage runs again")
             return None
-        for name, size in sealed.files.items():
-            path = folder / name
-            if not path.is_file() or path.stat().st_size != size:
-                self.progress.log(f"  {folder.name}: {name} is missing or cut; the stage runs again")
+        for name, sha256 in sealed.files.items():
+            if not (folder / name).is_file() or sha256_file(folder / name) != sha256:
+                self.progress.log(f"  {folder.name}: {name} is missing or not what was written; the stage runs again")
                 return None
-        placed: T = _map_paths(sealed.value, lambda path: path if path.is_absolute() else folder / path)
-        if intact is not None and not intact(placed):
-            self.progress.log(f"  {folder.name}: a file is not what was written; the stage runs again")
-            return None
-        return dataclasses.replace(sealed, value=placed)
+        return sealed
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -250,6 +238,32 @@ class Run:
         with alone_in(self.folder):
             _sweep(self.folder)
             yield
+
+
+def stage_of(folder: Path) -> str:
+    """The name of the stage that a folder is of."""
+    return folder.name.rpartition("-")[0]
+
+
+def _seal(folder: Path, kind: type[T], made: T, seconds: float) -> None:
+    """Writes artifact.json, the artifact in it with relative paths."""
+    seal = folder / _SEAL
+    files = [path for path in folder.rglob("*") if path.is_file() and path != seal and path.name != CHECKPOINT]
+    hashes = {str(path.relative_to(folder)): sha256_file(path) for path in files}
+    sealed = _Sealed(_map_paths(made, lambda path: _relative(path, folder)), seconds, hashes)
+    content = json.loads(TypeAdapter(_Sealed[kind]).dump_json(sealed))  # type: ignore[valid-type]
+    write_atomic(seal, json.dumps({**content, "sha256": key_of(content)}, indent=1).encode())
+
+
+def _unsealed(folder: Path, kind: type[T]) -> _Sealed[T]:
+    """What `_seal` wrote, with the paths in that folder. Raises FileNotFoundError; ValueError where it is damaged."""
+    content = (folder / _SEAL).read_bytes()
+    found = json.loads(content)
+    if not isinstance(found, dict) or found.pop("sha256", None) != key_of(found):
+        raise ValueError
+    sealed: _Sealed[T] = TypeAdapter(_Sealed[kind]).validate_json(content)  # type: ignore[valid-type]
+    placed: T = _map_paths(sealed.value, lambda path: path if path.is_absolute() else folder / path)
+    return dataclasses.replace(sealed, value=placed)
 
 
 def _finish(sealed: Path, final: Path) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from compressor.errors import BundleError
+from compressor.onnx_file import read_onnx
 
 # Below this, a tensor is not worth a word.
 _NOTEWORTHY_BYTES = 1024
@@ -22,24 +23,26 @@ _TABLES, _LINEAR, _CONVOLUTION = "embedding tables", "linear weights", "convolut
 _WEIGHTS = (_TABLES, _LINEAR, _CONVOLUTION)
 _CODING, _OTHER = "scales and zero points", "biases and constants"
 _GRAPH = ("nodes", "shapes of values in between", "inputs and outputs", "metadata", "framing")
-# What an operator does with its weight, and which of its inputs that is.
+# What an operator does with its weights, and which of its inputs they are.
 _WEIGHT_OF = {
-    "Gather": (_TABLES, 0),
-    "GatherBlockQuantized": (_TABLES, 0),
-    "MatMul": (_LINEAR, 1),
-    "Gemm": (_LINEAR, 1),
-    "Attention": (_LINEAR, 1),
-    "MatMulInteger": (_LINEAR, 1),
-    "DynamicQuantizeMatMul": (_LINEAR, 1),
-    "MatMulIntegerToFloat": (_LINEAR, 1),
-    "MatMulNBits": (_LINEAR, 1),
-    "QAttention": (_LINEAR, 1),
-    "QLinearMatMul": (_LINEAR, 3),
-    "Conv": (_CONVOLUTION, 1),
-    "ConvInteger": (_CONVOLUTION, 1),
-    "QLinearConv": (_CONVOLUTION, 3),
+    "Gather": (_TABLES, (0,)),
+    "GatherBlockQuantized": (_TABLES, (0,)),
+    "MatMul": (_LINEAR, (1,)),
+    "Gemm": (_LINEAR, (1,)),
+    "EmbedLayerNormalization": (_TABLES, (2, 3, 4)),
+    "QEmbedLayerNormalization": (_TABLES, (2, 3, 4)),
+    "Attention": (_LINEAR, (1,)),
+    "MatMulInteger": (_LINEAR, (1,)),
+    "DynamicQuantizeMatMul": (_LINEAR, (1,)),
+    "MatMulIntegerToFloat": (_LINEAR, (1,)),
+    "MatMulNBits": (_LINEAR, (1,)),
+    "QAttention": (_LINEAR, (1,)),
+    "QLinearMatMul": (_LINEAR, (3,)),
+    "Conv": (_CONVOLUTION, (1,)),
+    "ConvInteger": (_CONVOLUTION, (1,)),
+    "QLinearConv": (_CONVOLUTION, (3,)),
 }
-_FLOAT_OPERATORS = ("Gather", "MatMul", "Gemm", "Attention", "Conv")
+_FLOAT_OPERATORS = ("Gather", "EmbedLayerNormalization", "MatMul", "Gemm", "Attention", "Conv")
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,7 @@ class Xray:
 
 def xray(path: Path) -> Xray:
     """Every byte of the model and its external data. Raises BundleError where onnx cannot read it."""
-    try:
-        model = onnx.load(path)
-    except Exception as error:  # protobuf's errors are of no public class
-        raise BundleError(f"{path}: expected an ONNX model: {str(error).splitlines()[0]}") from None
+    model = read_onnx(path, BundleError)
     bare = onnx.load(path, load_external_data=False)
     outside = {tensor.name: _outside(tensor, path) for tensor in bare.graph.initializer}
     whole = path.stat().st_size + sum({file: size for file, _, size in outside.values() if file}.values())
@@ -190,8 +190,8 @@ def _role(value: str, readers: dict[str, list[onnx.NodeProto]]) -> tuple[str, in
             if (found := _role(node.output[0], readers))[0] != _OTHER:
                 return found
         elif node.op_type in _WEIGHT_OF:
-            role, position = _WEIGHT_OF[node.op_type]
-            if node.input[position] == value:
+            role, positions = _WEIGHT_OF[node.op_type]
+            if value in (node.input[position] for position in positions if position < len(node.input)):
                 return role, next((entry.i for entry in node.attribute if entry.name == "bits"), None)
             if node.op_type not in _FLOAT_OPERATORS:
                 return _CODING, None

@@ -1,4 +1,4 @@
-// With bind_machine.cpp and bind_stats.cpp all that knows Python. It checks extents and types, releases the GIL, and
+// With the other bind_*.cpp all that knows Python. It checks extents and types, releases the GIL, and
 // calls the core.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -282,7 +282,9 @@ PYBIND11_MODULE(_native, module) {
     return py::make_tuple(use.resident_bytes, use.peak_bytes);
   });
   module.def("thin_out", &thin_out, py::arg("times"), py::arg("most"), py::arg("seed"));
+  bind_calibrate(module);
   bind_stats(module);
+  bind_emulate(module);
   bind_machine(module);
   bind_runtime(module);
 }

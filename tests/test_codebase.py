@@ -24,9 +24,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up. A module imports from its own layer or from lower ones; stage packages not even from each other.
 GROUND = (
     "native", "store", "locks", "artifacts", "result", "recipe", "recipe_base", "recipe_data", "recipe_teacher",
-    "recipe_student", "recipe_distill", "recipe_quantize",
-    "recipe_file", "preprocess", "answered", "images", "onnx_file", "onnxrt",
-    "metrics", "progress", "own_task", "token_map", "xray",
+    "recipe_student", "recipe_distill", "recipe_quantize", "recipe_portable", "recipe_file", "preprocess",
+    "answered", "images", "onnx_file", "onnxrt", "metrics", "progress", "own_task", "token_map", "xray", "certificate",
+    "error_attribution",
 )  # fmt: skip
 STAGE_PACKAGES = ("students", "distill", "export", "quantize", "verify", "benchmark", "bundle", "report")
 LAYERS = (
@@ -34,15 +34,26 @@ LAYERS = (
     GROUND,
     ("tasks", "teachers", "kernels"),
     STAGE_PACKAGES,
-    ("materials", "searching"),
-    ("stages", "learning"),
+    ("materials", "searching", "attributing"),
+    ("stages", "learning", "judging"),
     ("outcome", "qat"),
     ("pipeline", "plan", "prediction", "inspection", "bench_options", "quantizing"),
     ("commands",),
     ("cli",),
     ("__main__",),
 )
-HEAVY = ("torch", "transformers", "onnx", "onnxscript", "optimum", "datasets", "accelerate", "triton", "optuna")
+HEAVY = (
+    "torch",
+    "transformers",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "optimum",
+    "datasets",
+    "accelerate",
+    "triton",
+    "optuna",
+)
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -2,23 +2,24 @@
 
 from compressor.benchmark.bench import bench
 from compressor.benchmark.device import Device, device_of
-from compressor.benchmark.latency import latencies_of
+from compressor.benchmark.latency import explained, latencies_of, time_models
 from compressor.benchmark.measure import measure
 from compressor.benchmark.request import BenchmarkSettings, Candidate, Tolerance
-from compressor.benchmark.result import BenchResult, OperatorShare, RunFound, bench_json, bench_schema
+from compressor.benchmark.result import BenchResult, RunFound, bench_json, bench_schema
 
 __all__ = [
     "BenchResult",
     "BenchmarkSettings",
     "Candidate",
     "Device",
-    "OperatorShare",
     "RunFound",
     "Tolerance",
     "bench",
     "bench_json",
     "bench_schema",
     "device_of",
+    "explained",
     "latencies_of",
     "measure",
+    "time_models",
 ]

@@ -2,11 +2,48 @@
 
 from __future__ import annotations
 
-from compressor.artifacts import Interval, Latencies, Latency, TimesShown, Timing
-from compressor.benchmark.result import ComparisonFound, ModelFound, RunFound
+from collections.abc import Sequence
+from dataclasses import replace
+
+from compressor.artifacts import Interval, Latencies, Latency, OperatorTime, TimesShown, Timing
+from compressor.benchmark.measure import measure
+from compressor.benchmark.request import BenchmarkSettings, Candidate
+from compressor.benchmark.result import ComparisonFound, ModelFound, OperatorShare, RunFound
 from compressor.errors import BenchmarkError
+from compressor.progress import Progress
 
 _ALIKE = Interval(1.0, 1.0, 1.0)
+# How many operators are named where fewer bits are not faster, and how long each model is profiled for that.
+_OPERATORS, _PROFILE_S = 5, 5.0
+
+
+def time_models(
+    candidates: Sequence[Candidate], settings: BenchmarkSettings, float32: str, progress: Progress
+) -> Latencies:
+    """`measure` and `latencies_of` in one. Raises what they raise, and KeyboardInterrupt where a Ctrl-C ended it."""
+    run = measure(candidates, settings, progress)
+    if not run.complete:
+        raise KeyboardInterrupt
+    return latencies_of(run, float32)
+
+
+def explained(
+    timed: Latencies, candidates: Sequence[Candidate], settings: BenchmarkSettings, float32: str, progress: Progress
+) -> Latencies:
+    """The same, with the operators that take the time where none of what came after `float32` is shown to be faster.
+
+    Raises what `measure` raises.
+    """
+    later = [one for one in timed.models if one.name != float32 and one.over_float32 is not None]
+    if not later or any(one.over_float32 is not None and one.over_float32.low > 1 for one in later):
+        return timed
+    profiled = replace(settings, profile=True, min_samples=50, budget_s=min(settings.budget_s, _PROFILE_S))
+    shares = {model.name: model.profile or () for model in measure(candidates, profiled, progress).models}
+    return replace(timed, models=tuple(replace(one, operators=_most(shares[one.name])) for one in timed.models))
+
+
+def _most(profile: Sequence[OperatorShare]) -> tuple[OperatorTime, ...]:
+    return tuple(OperatorTime(one.operator, one.nodes, one.share) for one in profile[:_OPERATORS])
 
 
 def latencies_of(run: RunFound, float32: str) -> Latencies:

@@ -51,10 +51,9 @@ class BenchmarkSettings:
     many examples one feed holds. `shapes` gives sizes of dynamic dimensions of made-up inputs. `period_ms` belongs
     to paced, `sessions` and `callers` (threads that call each session) to throughput, `duration_s` to sustained,
     `processes` to cold. `also_against` names a candidate that those after it are compared with, beside the first.
-    A difference below `least_effect` is no verdict. `library` is an ONNX Runtime library other
-    than the installed one, `runner` another measuring program. `memory_limit_mib` bounds the address space of the
-    process that opens the models; `silence_s` is how long it may say nothing. `profile` asks for the time of each
-    operator.
+    A difference below `least_effect` is no verdict. `library` is an ONNX Runtime library other than the installed one,
+    `runner` another measuring program. `memory_limit_mib` bounds the address space of the process that opens the
+    models; `silence_s` is how long it may say nothing. `profile` asks for the time of each operator.
     """
 
     scenario: Scenario = "stream"

@@ -1,4 +1,4 @@
-"""Writing a bundle: model, tokenizer, golden cases, licence note, model card, and the manifest over all of it."""
+"""Writing a bundle: model, tokenizer, golden cases, model card, bill of materials, and the manifest over all of it."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from compressor.bundle.manifest import (
     Manifest,
     dump_manifest,
 )
+from compressor.certificate import CERTIFICATE, certificate_beside
 from compressor.onnxrt import open_session, run_one
 from compressor.preprocess import Preprocessor
 from compressor.store import sha256_file, write_atomic
@@ -53,6 +54,8 @@ def write_bundle(model: OnnxModel, contents: Contents, preprocessor: Preprocesso
     shutil.copyfile(model.path, folder / "model.onnx")
     if contents.tokenizer is not None:
         shutil.copyfile(contents.tokenizer, folder / "tokenizer.json")
+    if certificate_beside(model.path).is_file():
+        shutil.copyfile(certificate_beside(model.path), folder / CERTIFICATE)
     write_atomic(folder / "golden.npz", _golden(model, contents.golden_inputs, preprocessor))
     if contents.tokenizer is not None:
         texts = json.dumps(list(contents.golden_inputs), ensure_ascii=False, indent=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from compressor.artifacts import OnnxModel, Provenance
@@ -21,12 +22,12 @@ def model_card(model: OnnxModel, task: str, evidence: dict[str, Any], lineage: P
     outputs = "\n".join(f"- output `{spec.name}`: {spec.dtype} {list(spec.shape)}" for spec in model.outputs)
     described = "\n".join(f"- {name}: {text}" for name, text in data.items())
     return f"""---
-license: {lineage.license or "other"}
+license: {json.dumps(_in_a_line(lineage.license) or "other")}
 pipeline_tag: {"feature-extraction" if task == "sentence-embedding" else task}
 library_name: onnx
 ---
 
-# {task} model distilled from {lineage.source}
+# {task} model distilled from {_in_a_line(lineage.source)}
 
 A student in {model.precision}, {model.bytes / 1e6:.2f} MB of ONNX (opset {model.opset}), {compared}.
 
@@ -45,11 +46,11 @@ on {quality["examples"]:,} held-out examples:
 
 ## Teacher
 
-- source: {lineage.source}
+- source: {_in_a_line(lineage.source)}
 - SHA-256: {lineage.sha256 or "unknown: it was reached by its outputs alone"}
-- licence of the weights: {lineage.license or "not stated"}
-- permission to distil: {lineage.permission}{f" ({lineage.reference})" if lineage.reference else ""}
-- terms of service: {lineage.terms or "none stated"}
+- licence of the weights: {_in_a_line(lineage.license) or "not stated"}
+- permission to distil: {lineage.permission}{f" ({_in_a_line(lineage.reference)})" if lineage.reference else ""}
+- terms of service: {_in_a_line(lineage.terms) or "none stated"}
 - code of the teacher's own: {"allowed to run" if lineage.remote_code else "not run"}
 
 ## Limits
@@ -59,3 +60,8 @@ The golden cases that come with the model are held-out inputs of the data above,
 Measured on the data above and on nothing else: other languages, domains and input lengths were not measured. What the
 teacher gets wrong, this model was taught.
 """
+
+
+def _in_a_line(declared: str | None) -> str:
+    """What a user wrote, where a line break would begin something else."""
+    return " ".join((declared or "").split())

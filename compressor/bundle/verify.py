@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from compressor.bundle.golden import golden_array, golden_arrays
 from compressor.bundle.manifest import Manifest, OpenedBundle, check_files, open_bundle
 from compressor.bundle.predictor import bundle_preprocessor
+from compressor.certificate import CERTIFICATE, read_certificate, summary
 from compressor.errors import BundleError
 from compressor.metrics import mean_cosine
 from compressor.onnxrt import open_session, run_one
@@ -29,6 +30,7 @@ class BundleCheck:
     cases: int
     min_cosine: float
     max_abs_error: float
+    same_everywhere: dict[str, str]  # kinds of processors, and what holds on them; nothing without a certificate
 
 
 def verify_bundle(folder: Path) -> BundleCheck:
@@ -51,8 +53,28 @@ def verify_bundle(folder: Path) -> BundleCheck:
     if not cosines:
         raise BundleError(f"{folder}: the bundle has no golden cases, so nothing shows that it answers right")
     return BundleCheck(
-        folder, manifest.task, manifest.precision, len(manifest.files), manifest.golden.cases, min(cosines), max(errors)
+        folder,
+        manifest.task,
+        manifest.precision,
+        len(manifest.files),
+        manifest.golden.cases,
+        min(cosines),
+        max(errors),
+        certified(bundle),
     )
+
+
+def certified(bundle: OpenedBundle) -> dict[str, str]:
+    """What the bundle's certificate says of each kind of processor, if it has one. Raises BundleError when it is not
+    its model's."""
+    path = bundle.folder / CERTIFICATE
+    if not path.is_file():
+        return {}
+    found = read_certificate(path)
+    model = next(entry for entry in bundle.manifest.files if entry.name == bundle.manifest.model)
+    if found.model_sha256 != model.sha256:
+        raise BundleError(f"{path}: it certifies another model than {model.name}; copy the bundle again")
+    return summary(found)
 
 
 def _check_encoding(bundle: OpenedBundle, arrays: dict[str, NDArray[Any]]) -> None:

@@ -19,18 +19,19 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
 from compressor.artifacts import Shard, TeacherSignals
 from compressor.errors import DataError, TeacherError
-from compressor.store import sha256_file, write_atomic
+from compressor.store import sha256_file, stage_of, write_atomic
 
 ROWS = 1024  # of a shard: some seconds of a teacher's work, which an interruption loses at most
 OUTPUTS, LOGITS = "outputs", "logits"  # of inputs as a whole; of positions
 TEXT = "text"  # in place of these, bytes: what was written (see `texts`)
 TOKENS, POSITIONS = "tokens", "positions"
-_DONE = "shards.json"
+_DONE, _LISTED = "shards.json", TypeAdapter(dict[int, str])
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,10 @@ def write_shard(folder: Path, number: int, rows: list[RowSignals]) -> Shard:
 def finished_shards(folder: Path) -> dict[int, Shard]:
     """Of an unfinished or damaged recording: the shards that are as they were written, by number."""
     try:
-        listed = json.loads((folder / _DONE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        listed = _LISTED.validate_json((folder / _DONE).read_bytes())
+    except (FileNotFoundError, ValidationError):
         return {}
-    shards = {int(n): Shard(folder / shard_file(int(n)), str(sha256)) for n, sha256 in listed.items()}
+    shards = {number: Shard(folder / shard_file(number), sha256) for number, sha256 in listed.items()}
     return {number: shard for number, shard in shards.items() if intact(shard)}
 
 
@@ -94,9 +95,9 @@ class SignalReader:
     def __init__(self, signals: TeacherSignals) -> None:
         for shard in signals.shards:
             if not intact(shard):
-                stage = shard.path.parent.name.rpartition("-")[0]
                 raise TeacherError(
-                    f"{shard.path}: the recorded teacher outputs are missing or damaged; run again with --from {stage}"
+                    f"{shard.path}: the recorded teacher outputs are missing or damaged; run again with"
+                    f" --from {stage_of(shard.path.parent)}"
                 )
         self.rows, self.taps = signals.rows, signals.taps
         try:

@@ -1,8 +1,13 @@
-"""Where training stands, in one file that is replaced atomically: a resumed run continues as if never stopped."""
+"""Where training stands, in one file that is replaced atomically: a resumed run continues as if never stopped.
+
+The file is what torch.save writes, and the SHA-256 of that in 32 bytes.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -11,26 +16,33 @@ import numpy as np
 import torch
 
 from compressor.errors import TrainingError
-from compressor.store import write_atomic
+from compressor.store import stage_of, write_atomic
+
+_DIGEST_BYTES = 32
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Tensors, numbers, strings, lists and dicts only: it must load without running code."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
+    buffer.write(hashlib.sha256(buffer.getbuffer()).digest())
     write_atomic(path, buffer.getvalue())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The last checkpoint, or None where there is none. Raises TrainingError when it cannot be read."""
+    """The last checkpoint, or None where there is none. Raises TrainingError when it is not what was saved."""
     if not path.is_file():
         return None
-    content = io.BytesIO(path.read_bytes())
+    content = path.read_bytes()
+    saved, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
     try:
-        state: dict[str, Any] = torch.load(content, weights_only=True, map_location="cpu")
-    except Exception:  # damage surfaces as whatever the reader stumbles over
+        if hashlib.sha256(saved).digest() != digest:
+            raise ValueError
+        state: dict[str, Any] = torch.load(io.BytesIO(saved), weights_only=True, map_location="cpu")
+    except (ValueError, pickle.UnpicklingError):  # the latter of a file that was made to run code
         raise TrainingError(
-            f"{path}: the checkpoint is damaged; run again with --from distill to start training anew"
+            f"{path}: the checkpoint is damaged; run again with --from {stage_of(path.parent)} to start this training"
+            " anew"
         ) from None
     return state
 

@@ -12,7 +12,7 @@ from compressor.artifacts import TapPair
 from compressor.distill.head import OpenHead
 from compressor.distill.record import outputs_of
 from compressor.distill.taps import HIDDEN, Taps
-from compressor.errors import StudentError, TrainingError
+from compressor.errors import StudentError, TrainingError, out_of_memory
 from compressor.preprocess import Feed
 
 
@@ -81,13 +81,11 @@ def still(module: nn.Module) -> None:
 
 @contextmanager
 def memory_for(batch_size: int) -> Iterator[None]:
-    """Turns an exhausted memory into the batch size to try. On the CPU torch raises a plain RuntimeError for it."""
+    """Turns an exhausted memory into the batch size to try."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(
-            words in str(error) for words in ("can't allocate memory", "out of memory")
-        ):
+        if not out_of_memory(error):
             raise
         raise TrainingError(
             f"out of memory at a batch of {batch_size}; try --set distill.batch_size={max(2, batch_size // 2)},"

@@ -79,7 +79,8 @@ class Lessons:
         assert isinstance(self.settings, NextTokenDistillation)
         assert isinstance(self.preprocessor, CausalPreprocessor)
         # Other draws at every step and in every process, and the same ones when a run is resumed.
-        generator = torch.Generator().manual_seed(hash((self.settings.seed, step, *rows.tolist())) & (2**63 - 1))
+        seed = np.random.default_rng((self.settings.seed, 3, step, *rows.tolist())).integers(2**63 - 1)
+        generator = torch.Generator().manual_seed(int(seed))
         examples = [self.data.examples[i] for i in rows]
         said = continued(self.learner.student, self.learner.head, self.preprocessor, examples, generator)
         output, _, head = self.wrapped(self.preprocessor.collate(said))

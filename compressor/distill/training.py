@@ -134,11 +134,7 @@ class _Training:
                 self.accelerator.backward(loss)  # also of a loss that is not finite: other processes wait for it
         value, stop = self._agreed(total, interruption.requested)
         if not math.isfinite(value):
-            kept = "; the last good checkpoint is kept" if self.at.scores else ""  # there is one after each epoch
-            raise TrainingError(
-                f"the loss is {value} at step {self.at.step + 1}: lower distill.learning_rate"
-                f" (now {self.settings.learning_rate}){kept}"
-            )
+            raise self._diverged(f"the loss is {value} at step {self.at.step + 1}")
         self.optimizer.step()
         self._count(value)
         self.tracking.scalars(
@@ -168,6 +164,8 @@ class _Training:
 
     def _end_epoch(self, epoch: int, progress: Progress) -> None:
         score = self._held_out_score()
+        if not math.isfinite(score):
+            raise self._diverged(f"the held-out score is {score} after step {self.at.step}")
         self.at.scores.append([self.at.step, epoch, score])
         self.tracking.scalars(self.at.step, held_out__score=score)
         if score > self.at.best_score:
@@ -185,6 +183,10 @@ class _Training:
             score = float(shared)
         return score
 
+    def _diverged(self, what: str) -> TrainingError:
+        kept = "; the last good checkpoint is kept" if self.at.scores else ""  # there is one after each epoch
+        return TrainingError(f"{what}: lower distill.learning_rate (now {self.settings.learning_rate}){kept}")
+
     def _out_of_patience(self) -> bool:
         patience = self.settings.patience
         return (
@@ -194,8 +196,11 @@ class _Training:
         )
 
     def _save(self, path: Path) -> None:
+        """Of weights that a run can go on from. Raises TrainingError for others, and leaves the last checkpoint."""
         if not self.accelerator.is_main_process:
             return
+        if not all(bool(weight.isfinite().all()) for weight in self.learner.parameters()):
+            raise self._diverged(f"a weight is not finite after step {self.at.step}")
         scaler = self.accelerator.scaler
         save_checkpoint(
             path,
@@ -236,7 +241,8 @@ def train(
 
     AdamW with a linear warm-up and a linear decay to zero. A checkpoint is replaced every few seconds; where one
     exists, training continues from it. Called in every process of a distributed run, with the same arguments,
-    each takes its share of every batch. Raises TrainingError when the loss is not finite or memory runs out.
+    each takes its share of every batch. Raises TrainingError when the loss, a weight or the held-out score is not
+    finite, or memory runs out.
     """
     torch.manual_seed(settings.seed)
     run = _Training(module, task, preprocessor, data, settings)

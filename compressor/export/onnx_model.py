@@ -106,7 +106,11 @@ def _strip(model: onnx.ModelProto) -> None:
     for tensor in model.graph.initializer:
         tensor.doc_string = ""
         del tensor.metadata_props[:]
-    # A weight says its own shape; said twice, the quantizer, which transposes weights, leaves the second one behind.
+    drop_shapes_of_weights(model)
+
+
+def drop_shapes_of_weights(model: onnx.ModelProto) -> None:
+    """A weight says its own shape; said twice, the quantizer, which transposes weights, leaves the second behind."""
     weights = {tensor.name for tensor in model.graph.initializer}
     values = [value for value in model.graph.value_info if value.name not in weights]
     del model.graph.value_info[:]

@@ -1,39 +1,30 @@
-"""Integer products by onnxruntime's quantizer: dynamic int8, and static QDQ calibrated on training data."""
+"""Integer products by onnxruntime's quantizer: dynamic int8, and static QDQ in given ranges."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_dynamic,
-    quantize_static,
-)
+import onnx.version_converter
+from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_dynamic
+from onnxruntime.quantization.calibrate import TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
 
-from compressor.preprocess import Feed, Preprocessor
+from compressor.onnx_file import opset_of
 from compressor.progress import without_chatter
+from compressor.quantize.thresholds import Range
 
 StaticPrecision = Literal["static-int8", "static-int16"]
 
-_OPERATORS = ["MatMul", "Gemm", "Gather", "Conv"]
+OPERATORS = ["MatMul", "Gemm", "Gather", "Conv"]
 _ACTIVATIONS = {"static-int8": QuantType.QUInt8, "static-int16": QuantType.QUInt16}
+_OPSET_OF_INT16 = 21  # where QuantizeLinear gives 16 bits
 _OPTIONS = {"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT}
-
-
-class _Feeds(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, feeds: Iterator[Feed]) -> None:
-        self._feeds = feeds
-
-    def get_next(self) -> Feed | None:
-        return next(self._feeds, None)
 
 
 def to_dynamic_int8(model: onnx.ModelProto, nodes: Sequence[str]) -> onnx.ModelProto:
@@ -43,7 +34,7 @@ def to_dynamic_int8(model: onnx.ModelProto, nodes: Sequence[str]) -> onnx.ModelP
         quantize_dynamic(
             model,
             written,
-            op_types_to_quantize=_OPERATORS,
+            op_types_to_quantize=OPERATORS,
             nodes_to_quantize=list(nodes),
             per_channel=True,
             weight_type=QuantType.QInt8,
@@ -53,29 +44,30 @@ def to_dynamic_int8(model: onnx.ModelProto, nodes: Sequence[str]) -> onnx.ModelP
 
 
 def to_static(
-    model: onnx.ModelProto,
-    nodes: Sequence[str],
-    precision: StaticPrecision,
-    calibration: Sequence[NDArray[Any]],
-    preprocessor: Preprocessor,
+    model: onnx.ModelProto, nodes: Sequence[str], precision: StaticPrecision, found: Mapping[str, Range]
 ) -> onnx.ModelProto:
-    """`model` with these nodes in QDQ form: activations uint8 or uint16 in ranges found on `calibration`, one encoded
-    example after the other; int8 weights per channel.
+    """`model` with these nodes in QDQ form: activations uint8 or uint16 in the range of each tensor; int8 weights per
+    channel.
+
+    What onnxruntime's quantize_static does once it has calibrated.
     """
-    # It advises a pre-processing that fails on dynamic graphs; a user can act on none of it.
+    if precision == "static-int16" and opset_of(model) < _OPSET_OF_INT16:
+        model = onnx.version_converter.convert_version(model, _OPSET_OF_INT16)
+    extremes = {name: (np.float32(low), np.float32(high)) for name, (low, high) in found.items()}
     with tempfile.TemporaryDirectory() as folder, without_chatter():
         written = Path(folder) / "model.onnx"
-        quantize_static(
-            model,
-            written,
-            _Feeds(preprocessor.collate([example]) for example in calibration),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=_OPERATORS,
-            nodes_to_quantize=list(nodes),
+        quantizer = QDQQuantizer(
+            save_and_reload_model_with_shape_infer(model),
             per_channel=True,
-            activation_type=_ACTIVATIONS[precision],
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=_ACTIVATIONS[precision],
+            tensors_range=TensorsData(CalibrationMethod.MinMax, extremes),
+            nodes_to_quantize=list(nodes),
+            nodes_to_exclude=[],
+            op_types_to_quantize=OPERATORS,
             extra_options=dict(_OPTIONS),
         )
+        quantizer.quantize_model()
+        quantizer.model.save_model_to_file(written, False)
         return onnx.load(written)

@@ -26,7 +26,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from compressor.progress import Progress
 from compressor.quantize.sites import Site, applies
-from compressor.recipe import NodePrecision
+from compressor.recipe_quantize import NodePrecision
 from compressor.store import write_atomic
 
 Chosen = Mapping[str, NodePrecision]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
 
 from compressor.errors import QuantizationError
-from compressor.recipe import NodePrecision
+from compressor.onnx_file import opset_of, read_onnx
+from compressor.recipe_quantize import NodePrecision
 
 # Per-channel QuantizeLinear came with 13.
 _OLDEST_OPSET = 13
@@ -47,11 +47,8 @@ def load_float_model(path: Path) -> onnx.ModelProto:
     Raises QuantizationError where it cannot be quantized: not ONNX, an opset before 13, quantized already, or beyond
     what fits into one file.
     """
-    try:
-        model = onnx.load(path)
-    except (DecodeError, onnx.checker.ValidationError, OSError) as error:
-        raise QuantizationError(f"{path}: expected an ONNX model: {str(error).splitlines()[0]}") from None
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    model = read_onnx(path, QuantizationError)
+    opset = opset_of(model)
     if opset < _OLDEST_OPSET:
         raise QuantizationError(
             f"{path}: opset {opset}; quantization per channel needs {_OLDEST_OPSET} or newer: export the model again,"

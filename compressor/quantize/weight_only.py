@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compressor.errors import QuantizationError
 from compressor.quantize.blocks import to_blocks
 from compressor.quantize.sites import Site, turned_weights
-from compressor.recipe import NodePrecision
+from compressor.recipe_quantize import NodePrecision
 
 BITS: dict[NodePrecision, int] = {"weight-int8": 8, "weight-int4": 4}
 _HALVES: dict[NodePrecision, np.dtype[Any]] = {

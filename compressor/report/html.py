@@ -10,10 +10,11 @@ from importlib import resources
 from pathlib import Path
 
 from compressor.artifacts import Parity, TrainingHistory
+from compressor.error_attribution import ErrorAttribution
 from compressor.errors import StorageError, missing_extra
 from compressor.report import charts
-from compressor.report.formatting import cosine, duration, megabytes, percent, printable
-from compressor.report.rows import OUT_OF_REACH, metric_label, rows, summary_line
+from compressor.report.formatting import cosine, duration, megabytes, percent, printable, score
+from compressor.report.rows import OUT_OF_REACH, metric_label, remedy_line, rows, summary_line, time_words
 from compressor.report.trade_off import trade_off
 from compressor.result import Result
 from compressor.store import write_atomic
@@ -66,8 +67,13 @@ def _view(result: Result) -> dict[str, object]:
         "figures": _figures(result),
         "parts": _parts(result),
         "shares": _shares(result),
-        "refused": result.refused,
-        "parity": [_parity_cells(model.parity) for model in result.models if model.parity],
+        "refused": [(one.name, one.reason, time_words(result, one.name)) for one in result.refused],
+        "quality_steps": [
+            (step.step, printable(step.before), printable(step.after), f"{step.change:+.4f}")
+            for step in result.quality_steps
+        ],
+        "attributions": [(remedy_line(found), _layer_cells(found)) for found in result.attributions],
+        "parity": [_parity_cells(parity) for parity in result.parities],
         "stages": [(stage.stage, duration(stage.seconds), stage.reused) for stage in result.stages],
         "total": duration(sum(stage.seconds for stage in result.stages)),
         "facts": _facts(result),
@@ -169,16 +175,33 @@ def _shares(result: Result) -> list[tuple[str, str, str, str]]:
     ]
 
 
+def _layer_cells(found: ErrorAttribution) -> list[dict[str, str]]:
+    return [
+        {
+            "node": printable(layer.node),
+            "operator": printable(layer.operator),
+            "snr": f"{layer.snr_db:.1f}",
+            "whole": "" if then is None else "no error" if then.snr_db is None else f"{then.snr_db:.1f}",
+            "agreement": "" if then is None else score(then.agreement),
+            "more": "" if then is None else megabytes(max(then.bytes - found.now.bytes, 0)),
+        }
+        for layer in found.layers
+        for then in [layer.in_float32]
+    ]
+
+
 def _parity_cells(parity: Parity) -> dict[str, object]:
     return {
         "name": parity.name,
         "reference": parity.reference,
         "inputs": f"{parity.inputs:,}",
+        "shapes": f"{parity.shapes:,}",
         "error": f"{parity.max_abs_error:.2g}",
         "cosine": cosine(parity.mean_cosine),
         "top1": "" if parity.top1_agreement is None else percent(parity.top1_agreement),
         "bound": parity.bound,
         "holds": parity.holds,
+        "departs_at": printable(parity.departs_at or ""),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from compressor.artifacts import Interval, Quality
+from compressor.error_attribution import Closeness, ErrorAttribution
 from compressor.errors import DataError
 from compressor.report.formatting import (
     bounds,
@@ -104,6 +105,35 @@ def summary_line(result: Result) -> str:
         f"{percent(kept.value)} of the teacher's {metric_label(result)} ({interval})",
     ]
     return f"{printable(shipped.name)} ships: {', '.join(claim for claim in claims if claim)}"
+
+
+def time_words(result: Result, name: str) -> str:
+    """Which operators take a model's time; empty where that was not asked."""
+    timed = next((model.latency for model in result.models if model.name == name), None)
+    shares = (
+        [f"{percent(one.share)} in {one.nodes} {printable(one.operator)}" for one in timed.operators] if timed else []
+    )
+    return f"its time goes, by operator, {', '.join(shares)}" if shares else ""
+
+
+def remedy_line(found: ErrorAttribution) -> str:
+    """What would mend most of a quantized model's error in one sentence, or why nothing is told."""
+    if found.now.snr_db is None:
+        return f"{printable(found.model)} answers as float32 does"
+    if found.remedy is None:
+        return f"{printable(found.model)}: no layer alone makes much of the error"
+    then = found.remedy.then
+    more = then.bytes - found.now.bytes
+    price = f"{megabytes(abs(more))} MB {'more' if more > 0 else 'less'}"
+    return (
+        f"{printable(found.model)}: {printable(found.remedy.node)} in {found.remedy.precision} for {price} takes"
+        f" {percent(1 - _error(then) / _error(found.now))} of the error away, agreement with float32"
+        f" {score(found.now.agreement)} to {score(then.agreement)}"
+    )
+
+
+def _error(closeness: Closeness) -> float:
+    return 0.0 if closeness.snr_db is None else float(10 ** (-closeness.snr_db / 10))
 
 
 def _model_row(model: ModelResult, teacher: ModelResult, ships: bool) -> Row:

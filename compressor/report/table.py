@@ -9,7 +9,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from compressor.report.formatting import shorten
-from compressor.report.rows import CONTROL_NAME, OUT_OF_REACH, Row, baseline, metric_label, rows, summary_line
+from compressor.report.rows import (
+    CONTROL_NAME,
+    OUT_OF_REACH,
+    Row,
+    baseline,
+    metric_label,
+    remedy_line,
+    rows,
+    summary_line,
+    time_words,
+)
 from compressor.result import Result
 
 if TYPE_CHECKING:
@@ -117,7 +127,11 @@ def _notes(result: Result) -> list[str]:
     refused = [f"{one.name} refused: {one.reason}" for one in result.refused if one.name not in rows]
     disturbed = [f"times INVALID: {reason}" for reason in result.timing.reasons if timed]
     warned = [f"times: {warning}" for warning in result.timing.warnings if timed]
-    return [*(["; ".join(marks)] if marks else []), *disturbed, *warned, *refused]
+    slow = [f"{one.name}: {words}" for one in result.refused if (words := time_words(result, one.name))]
+    lost = [f"{step.change:+.4f} by {step.step}, {step.after}" for step in result.quality_steps]
+    went = [f"{metric_label(result)} {'; '.join(lost)}"] if lost else []
+    mended = [remedy_line(found) for found in result.attributions if found.remedy]
+    return [*(["; ".join(marks)] if marks else []), *disturbed, *warned, *refused, *slow, *went, *mended]
 
 
 def _encodable(text: str, encoding: str | None) -> str:

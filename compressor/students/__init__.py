@@ -19,6 +19,7 @@ from compressor.recipe import (
     Recipe,
     TextRecipe,
 )
+from compressor.recipe_student import ImageStudent
 from compressor.students.derive import blank_model, count, vocabulary_of
 from compressor.students.existing import load_existing, write_existing
 from compressor.students.on_disk import load_student_folder, load_weights, write_module, write_transformer
@@ -43,7 +44,7 @@ _NEVER_CUT = OwnTaskRecipe | AnsweredGenerationRecipe
 
 def is_derived(recipe: Recipe) -> bool:
     """Whether the student is cut from the teacher's weights, rather than built small or brought along."""
-    return not isinstance(recipe, OwnTaskRecipe) and recipe.student.is_cut
+    return recipe.student.is_cut
 
 
 def check_student(recipe: Recipe, teacher: nn.Module | None) -> None:
@@ -97,8 +98,8 @@ def blank_student(recipe: Recipe, teacher: nn.Module | None, training: list[NDAr
 
 def load_student(recipe: Recipe, folder: Path) -> nn.Module:
     """The raw student model of a folder, in evaluation mode."""
-    if is_derived(recipe) or getattr(recipe.student, "folder", None) is not None:
-        return load_student_folder(folder, recipe.task, getattr(recipe.student, "max_length", None))
+    if is_derived(recipe) or recipe.student.folder is not None:
+        return load_student_folder(folder, recipe.task, recipe.student.max_length)
     model = new_student(recipe)
     load_weights(model, folder)
     return model.eval()
@@ -134,10 +135,14 @@ def _write_brought(recipe: Recipe, model: nn.Module, folder: Path) -> Student:
     if isinstance(recipe, TextRecipe):
         return write_existing(recipe, model, folder)
     write_student(model, folder)
-    if isinstance(recipe, ImageClassificationRecipe) and recipe.student.folder is not None:
-        note = f"existing student {recipe.student.folder.name}"
+    spec = recipe.student
+    if spec.folder is not None:
+        note = f"existing student {spec.folder.name}"
+    elif spec.module is not None:
+        note = spec.module
     else:
-        note = recipe.student.module or f"widths {', '.join(map(str, getattr(recipe.student, 'widths', ())))}"
+        assert isinstance(spec, ImageStudent)
+        note = f"widths {', '.join(map(str, spec.widths))}"
     return Student(folder, count(model), (note,))
 
 

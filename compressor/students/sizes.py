@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from compressor.errors import StudentError
+from compressor.errors import StudentError, first_line
 from compressor.recipe_student import Layers, TextStudent, TransformerStudent
 from compressor.students.structure import Parts, width_in
 
@@ -91,7 +91,7 @@ def without_memory(model: PreTrainedModel, config: PretrainedConfig) -> PreTrain
         with torch.device("meta"):
             skeleton = type(model)(copy.deepcopy(config))
     except (ValueError, RuntimeError, ZeroDivisionError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise StudentError(f"transformers builds no {config.model_type} model of these sizes: {reason}") from None
     return skeleton
 

@@ -1,13 +1,16 @@
 """Which tokens of a subword model stay, and the model with them alone: WordPiece, byte-level BPE, Unigram.
 
-Each kind has a function that chooses, from the tokens in order of frequency, and one that rewrites. What is chosen can
-write every text that the training text's characters (or all bytes) can write, and segments text as before wherever all
-tokens of the former segmentation are kept.
+Each kind has a function that chooses and one that rewrites. What is chosen can write every text that the training
+text's characters (or all bytes) can write, and segments text as before wherever all tokens of the former segmentation
+are kept. Room goes to the tokens of the training text, the most frequent ones first; then, of the `others`, to those of
+a single character, which without it is unknown; then to the rest by their numbers, which follow their frequency in the
+text that the tokenizer was made from.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,19 +22,24 @@ Definition = dict[str, Any]
 NewIds = dict[int, int]
 _PRINTABLE = {chr(code) for code in range(33, 127)}
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+_PLACEHOLDER = re.compile(r"\[.+\]")  # [unused7]: a row of the table that no text is cut into
 
 
-def keep_wordpiece(definition: Definition, frequent: list[int], special: set[int], size: int) -> set[int]:
+def keep_wordpiece(
+    definition: Definition, frequent: list[int], others: list[int], special: set[int], size: int
+) -> set[int]:
     """WordPiece matches the longest piece first, so a word whose token is gone falls apart into pieces that are kept;
     with every character of the frequent tokens among them, nothing written in those characters becomes unknown.
     """
     model = definition["model"]
     vocabulary: dict[str, int] = model["vocab"]
     prefix = model.get("continuing_subword_prefix", "##")
-    token_of = {i: token for token, i in vocabulary.items()}
-    characters = {c for i in frequent for c in token_of[i].removeprefix(prefix)} | _PRINTABLE
+    text_of = {i: token.removeprefix(prefix) for token, i in vocabulary.items()}
+    characters = {c for i in frequent for c in text_of[i]} | _PRINTABLE
     pieces = {vocabulary[p] for c in characters for p in (c, prefix + c) if p in vocabulary}
-    return _filled(special | {vocabulary[model["unk_token"]]} | pieces, ((i, {i}) for i in frequent), size)
+    written = [i for i in others if i in text_of and not _PLACEHOLDER.fullmatch(text_of[i])]
+    wanted = [*frequent, *_single_first(written, text_of)]
+    return _filled(special | {vocabulary[model["unk_token"]]} | pieces, ((i, {i}) for i in wanted), size)
 
 
 def rewrite_wordpiece(model: Definition, new_id: NewIds) -> None:
@@ -40,7 +48,7 @@ def rewrite_wordpiece(model: Definition, new_id: NewIds) -> None:
     model["vocab"] = {token: new_id[i] for token, i in in_order if i in new_id}
 
 
-def keep_bpe(definition: Definition, frequent: list[int], special: set[int], size: int) -> set[int]:
+def keep_bpe(definition: Definition, frequent: list[int], others: list[int], special: set[int], size: int) -> set[int]:
     """BPE builds a token by merges, so with a token stays every token on the way to it, and all bytes stay.
 
     The merge that comes first among all of them also comes first among those that are kept, step by step: a word whose
@@ -70,7 +78,7 @@ def keep_bpe(definition: Definition, frequent: list[int], special: set[int], siz
     kept = special | {vocabulary[token] for token in base if token in vocabulary}
     if model.get("unk_token") in vocabulary:
         kept.add(vocabulary[model["unk_token"]])
-    return _filled(kept, ((i, needs(token_of[i])) for i in frequent), size)
+    return _filled(kept, ((i, needs(token_of[i])) for i in [*frequent, *others]), size)
 
 
 def rewrite_bpe(model: Definition, new_id: NewIds) -> None:
@@ -94,7 +102,9 @@ def merge_path(token: str, ranks: dict[tuple[str, str], int]) -> set[str] | None
     return seen
 
 
-def keep_unigram(definition: Definition, frequent: list[int], special: set[int], size: int) -> set[int]:
+def keep_unigram(
+    definition: Definition, frequent: list[int], others: list[int], special: set[int], size: int
+) -> set[int]:
     """Unigram takes the segmentation of highest probability, so one whose tokens are all kept stays the best; with
     every character of the frequent tokens (and bytes, if it falls back to them) kept, those characters stay known.
     """
@@ -107,7 +117,8 @@ def keep_unigram(definition: Definition, frequent: list[int], special: set[int],
         kept.add(model["unk_id"])
     if model.get("byte_fallback"):
         kept |= {number[byte] for byte in _BYTES if byte in number}
-    return _filled(kept, ((i, {i}) for i in frequent), size)
+    wanted = [*frequent, *_single_first(others, dict(enumerate(pieces)))]
+    return _filled(kept, ((i, {i}) for i in wanted), size)
 
 
 def rewrite_unigram(model: Definition, new_id: NewIds) -> None:
@@ -117,13 +128,17 @@ def rewrite_unigram(model: Definition, new_id: NewIds) -> None:
         model["unk_id"] = new_id[model["unk_id"]]
 
 
-Keep = Callable[[Definition, list[int], set[int], int], set[int]]
+Keep = Callable[[Definition, list[int], list[int], set[int], int], set[int]]
 Rewrite = Callable[[Definition, NewIds], None]
 KINDS: dict[str, tuple[Keep, Rewrite]] = {
     "WordPiece": (keep_wordpiece, rewrite_wordpiece),
     "BPE": (keep_bpe, rewrite_bpe),
     "Unigram": (keep_unigram, rewrite_unigram),
 }
+
+
+def _single_first(tokens: list[int], text_of: dict[int, str]) -> list[int]:
+    return sorted(tokens, key=lambda i: len(text_of[i]) > 1)
 
 
 def _filled(kept: set[int], wanted: Iterable[tuple[int, set[int] | None]], size: int) -> set[int]:

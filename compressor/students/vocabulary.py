@@ -29,11 +29,11 @@ def trim_vocabulary(
     size: int,
     needed: frozenset[int] = frozenset(),
 ) -> TrimmedVocabulary:
-    """Keeps special tokens, what every text can be written with, and the tokens most frequent in the training text.
+    """Keeps special tokens, what the training text's characters (or all bytes) can be written with, the tokens most
+    frequent in the training text, and where there is room others: `subwords` says which, of each kind of tokenizer.
 
     `training_ids` are the training text's ids under the old tokenizer; ids in `needed` are kept as special ones are.
-    `subwords` says what stays of each kind of tokenizer. Raises StudentError for other kinds, and when `size` is too
-    small for what has to stay.
+    Raises StudentError for other kinds, and when `size` is too small for what has to stay.
     """
     definition: dict[str, Any] = json.loads(tokenizer_file.read_text(encoding="utf-8"))
     kind = definition["model"].get("type")
@@ -49,7 +49,8 @@ def trim_vocabulary(
         kept = sorted(old)
     else:
         frequent = [i for i in _by_frequency(training_ids) if i in old and i not in special]
-        kept = sorted(choose(definition, frequent, special, size))
+        others = sorted(old - special - set(frequent))
+        kept = sorted(choose(definition, frequent, others, special, size))
     # Ascending, so that special tokens stay where the configuration expects them first.
     new_id = {old_id: index for index, old_id in enumerate(kept)}
     rewrite(definition["model"], new_id)

@@ -16,19 +16,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PretrainedConfig
 
 from compressor.answered import Answer, AnswerPreprocessor, answer_positions
-from compressor.errors import DataError, StudentError, TeacherError
+from compressor.errors import DataError, StudentError
 from compressor.progress import Progress
 from compressor.recipe import AnsweredGenerationRecipe
 from compressor.recipe_data import DataSource
 from compressor.tasks.base import TaskData
-from compressor.tasks.decoder import DecoderGraph, stop_ids
+from compressor.tasks.decoder import DecoderGraph, stop_ids, student_config
 from compressor.tasks.sources import place
 from compressor.tasks.tables import BadRows, read_columns
 from compressor.tasks.text import holdout_size
-from compressor.teachers.decoder import cache_shape, folder_config, start_id
+from compressor.teachers.decoder import cache_shape, start_id
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,6 @@ class AnsweredGeneration(DecoderGraph):
 
     def load_data(self, cache: Path, progress: Progress) -> TaskData:
         data = self.recipe.data
-        self._check_tokens()
         train = self._prompts(data.train, cache, progress)
         order = np.random.default_rng(self.recipe.distill.seed).permutation(len(train))[: data.max_train]
         if len(order) < 2 * self.recipe.distill.batch_size:
@@ -113,24 +111,19 @@ class AnsweredGeneration(DecoderGraph):
     def _reader(self) -> AnswerPreprocessor:
         return self.preprocessor(None)
 
-    def _check_tokens(self) -> None:
-        """Raises StudentError where the student's table has no row for a token of its tokenizer."""
-        folder, reader = self.recipe.student.folder, self._reader
-        there, needed = _config(folder).vocab_size, len(reader.tokens())
-        if needed > there or reader.end_id >= there:
-            raise StudentError(
-                f"{folder}: its tokenizer.json has {needed:,} tokens, its config.json says {there:,} (vocab_size), and"
-                f" texts end with number {reader.end_id} (eos_token_id); expected a tokenizer of that model"
-            )
-
     def preprocessor(self, folder: Path | None) -> AnswerPreprocessor:
         """Of a student's folder; for None of the one that the recipe names, since the teacher reads text itself."""
         folder = folder or self.recipe.student.folder
-        config = _config(folder)
+        config = student_config(folder)
         if not (folder / "tokenizer.json").is_file():
             raise StudentError(f"{folder}: expected a tokenizer.json in the student's folder, found none")
         if not stop_ids(config):
             raise StudentError(f"{folder}: expected an eos_token_id in its config.json, the token that ends an answer")
+        if stop_ids(config)[0] >= config.vocab_size:
+            raise StudentError(
+                f"{folder}: its config.json ends an answer with token {stop_ids(config)[0]} (eos_token_id) of"
+                f" {config.vocab_size} (vocab_size); expected one that it has"
+            )
         length, cache = self.recipe.student.max_length, cache_shape(config)
         return AnswerPreprocessor(folder / "tokenizer.json", length, cache, start_id(config), stop_ids(config)[0])
 
@@ -168,22 +161,12 @@ class AnsweredGeneration(DecoderGraph):
         return float(np.logical_and.reduceat(same, _begins(outputs)).mean())
 
     def answer_settings(self, student: Path) -> dict[str, Any]:
-        config = _config(student)
+        config = student_config(student)
         return {
             "max_length": self.recipe.student.max_length,
             "start_id": start_id(config),
             "stop_ids": stop_ids(config),
         }
-
-
-def _config(folder: Path) -> PretrainedConfig:
-    """The student's. Raises StudentError."""
-    if not (folder / "config.json").is_file():
-        raise StudentError(f"{folder}: expected a config.json in the student's folder, found none")
-    try:
-        return folder_config(folder)
-    except TeacherError as error:
-        raise StudentError(f"student.folder: {error}") from None
 
 
 def _judged(agrees: NDArray[np.bool_]) -> NDArray[np.float32]:

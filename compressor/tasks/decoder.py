@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from transformers import PretrainedConfig
 from transformers.cache_utils import DynamicCache
 
 from compressor.artifacts import TensorSpec
+from compressor.errors import StudentError, TeacherError
 from compressor.preprocess import CausalPreprocessor, Feed, Preprocessor
 from compressor.tasks.text import EDGE_TEXTS, GRAPH_INPUTS
+from compressor.teachers.decoder import folder_config
 
 _GOLDEN_TEXTS, _GOLDEN_WORDS = 4, 3  # every token has a row as long as the vocabulary
 
@@ -107,6 +110,16 @@ class DecoderGraph:
         """One step of generation after the rest of the passage."""
         assert isinstance(preprocessor, CausalPreprocessor)
         return preprocessor.step(example)
+
+
+def student_config(folder: Path) -> PretrainedConfig:
+    """The config in a student's folder. Raises StudentError."""
+    if not (folder / "config.json").is_file():
+        raise StudentError(f"{folder}: expected a config.json in the student's folder, found none")
+    try:
+        return folder_config(folder)
+    except TeacherError as error:
+        raise StudentError(f"student.folder: {error}") from None
 
 
 def stop_ids(config: PretrainedConfig) -> list[int]:

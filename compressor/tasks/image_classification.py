@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.artifacts import TensorSpec
-from compressor.errors import DataError
+from compressor.errors import DataError, first_line
 from compressor.metrics import accuracy
 from compressor.preprocess import Feed, ImagePreprocessor, Preprocessor
 from compressor.progress import Progress
@@ -23,6 +23,7 @@ from compressor.recipe_data import DataSource
 from compressor.tasks.base import TaskData, WholeInputs
 from compressor.tasks.image_files import read_images
 from compressor.tasks.sources import place
+from compressor.tasks.tables import labels_learnt_from
 from compressor.tasks.text import holdout_size
 
 
@@ -63,10 +64,12 @@ class ImageClassification(WholeInputs):
 
     def load_data(self, cache: Path, progress: Progress) -> TaskData:
         data = self.recipe.data
-        images, labels = self._read(data.train, self.recipe.distill.seed, cache, progress)
+        with labels_learnt_from(data.label, "labels"):
+            images, labels = self._read(data.train, self.recipe.distill.seed, cache, progress)
         if len(images) < 2 * self.recipe.distill.batch_size:
             raise DataError(f"{data.train}: expected at least two batches of images, got {len(images)}")
         eval_images, truth = self._read(data.eval, None, cache, progress)
+        assert truth is not None
         progress.log(f"  {len(images):,} training images, {len(truth):,} for evaluation")
         return TaskData(
             train=images,
@@ -82,32 +85,35 @@ class ImageClassification(WholeInputs):
 
     def _read(
         self, source: DataSource, seed: int | None, cache: Path, progress: Progress
-    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Images and labels; with a seed up to `max_train` of them, in an order that depends on it."""
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
+        """Images and labels. With a seed, for training: up to `max_train` of them, in an order that depends on it,
+        without labels where none are learnt from.
+        """
+        labelled = seed is None or self.recipe.distill.needs_labels
         if source.path is None or source.path.suffix != ".npz":
-            return read_images(self.recipe.data, source, seed, cache, progress)
+            return read_images(self.recipe.data, source, seed, labelled, cache, progress)
         if self.recipe.data.streaming:
             raise DataError(f"{source}: an .npz is read whole; leave data.streaming out")
-        images, labels = self._read_npz(source.path)
+        images, labels = self._read_npz(source.path, labelled)
         if seed is None:
             return images, labels
         order = np.random.default_rng(seed).permutation(len(images))[: self.recipe.data.max_train]
-        return images[order], labels[order]
+        return images[order], None if labels is None else labels[order]
 
-    def _read_npz(self, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Images uint8 [N, height, width, channels] and labels int64 [N]. Raises DataError."""
-        data = self.recipe.data
+    def _read_npz(self, path: Path, labelled: bool) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
+        """Images uint8 [N, height, width, channels] and, if they are `labelled`, int64 [N]. Raises DataError."""
+        data, wanted = self.recipe.data, ("images", "labels") if labelled else ("images",)
         if not path.is_file():
             raise DataError(f"{path}: expected an .npz file with `images` and `labels`, found none")
         if path.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty; expected an .npz with `images` and `labels`")
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                images, labels = archive["images"], archive["labels"]
-        except KeyError as error:
-            raise DataError(f"{path}: missing array {error.args[0]}; expected `images` and `labels`") from None
+                if missing := [name for name in wanted if name not in archive]:
+                    raise DataError(f"{path}: missing array {', '.join(missing)}; it has {', '.join(archive)}", missing)
+                images, labels = archive["images"], archive["labels"] if labelled else None
         except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, TypeError, NotImplementedError) as error:
-            raise DataError(f"{path}: not an .npz of plain arrays: {str(error).splitlines()[0]}") from None
+            raise DataError(f"{path}: not an .npz of plain arrays: {first_line(error)}") from None
         if images.ndim == 3:
             images = images[..., None]
         if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
@@ -118,6 +124,8 @@ class ImageClassification(WholeInputs):
                 f"{path}: images are {images.shape[1:]}, but data.size is {data.size}, data.mean has {len(data.mean)}"
                 f" and data.std {len(data.std)} channels"
             )
+        if labels is None:
+            return images, None
         if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
             raise DataError(f"{path}: expected {len(images)} integer labels, got {labels.dtype} {labels.shape}")
         if labels.min() < 0 or labels.max() >= len(data.classes):

@@ -22,14 +22,14 @@ from compressor.tasks.tables import BadRows, choose_columns, class_names, name_o
 # If none of so many can be used, the rest is not looked at.
 _HOPELESS = 1000
 
-# What names it in a message, its content or the path of its file, its class by name or number.
-_Row = tuple[str, Any, Any]
+# What names it in a message, its content or the path of its file, and if that is read its class by name or number.
+_Row = tuple[Any, ...]
 
 
 def read_images(
-    data: LabelledImages, source: DataSource, seed: int | None, cache: Path, progress: Progress
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images uint8 [N, height, width, channels] and their classes int64 [N].
+    data: LabelledImages, source: DataSource, seed: int | None, labelled: bool, cache: Path, progress: Progress
+) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
+    """Images uint8 [N, height, width, channels] and, if they are `labelled`, their classes int64 [N].
 
     With a seed up to `data.max_train` of them, in an order that depends on it; without, all in the order of the files.
     Only those that are used are decoded, and the others are not looked at. Raises DataError.
@@ -41,16 +41,18 @@ def read_images(
             f"{source}: expected 1 or 3 values in data.mean and data.std, got {channels} and {len(data.std)}"
         )
     preprocessor = ImagePreprocessor(height, width, channels, data.resize)
-    rows, most = _rows(data, source, seed, cache)
-    pixels, labels = np.empty((most, height, width, channels), np.uint8), np.empty(most, np.int64)
+    columns = (data.image, data.label) if labelled else (data.image,)
+    rows, most = _rows(data, source, columns, seed, cache)
+    pixels, classes = np.empty((most, height, width, channels), np.uint8), np.empty(most, np.int64)
     bad = BadRows(source, "images", "")
     used = seen = 0
     with progress.bar(source.name, most, "image") as bar, without_chatter():
-        for name, image, label in rows:
+        for name, image, *labels in rows:
             seen += 1
             bar.advance()
             try:
-                labels[used] = _class(label, data.classes)
+                for label in labels:
+                    classes[used] = _class(label, data.classes)
                 pixels[used] = preprocessor.decode(_content(image))
             except DataError as error:
                 bad.note(f"{name}: {error}")
@@ -61,12 +63,14 @@ def read_images(
     bad.settle(seen, data.max_bad_rows, progress)
     if not used:
         raise DataError(f"{source}: no images in it")
-    return pixels[:used], labels[:used]
+    return pixels[:used], classes[:used] if labelled else None
 
 
-def _rows(data: LabelledImages, source: DataSource, seed: int | None, cache: Path) -> tuple[Iterator[_Row], int]:
+def _rows(
+    data: LabelledImages, source: DataSource, columns: Sequence[str], seed: int | None, cache: Path
+) -> tuple[Iterator[_Row], int]:
     """Rows in the order in which they are wanted, and how many may be used at most."""
-    split, columns = open_split(source), (data.image, data.label)
+    split = open_split(source)
     if data.streaming and seed is not None and not split.images_in_files:
         assert data.max_train is not None
         streamed = stream_rows(source, columns, seed, None)
@@ -77,14 +81,18 @@ def _rows(data: LabelledImages, source: DataSource, seed: int | None, cache: Pat
     return (rows[int(index)] for index in order), most
 
 
-def _listed(split: Split, columns: tuple[str, str]) -> list[_Row]:
+def _listed(split: Split, columns: Sequence[str]) -> list[_Row]:
     """Of an image folder, its paths. The library's converted copy would go on naming a folder that has moved."""
-    image, label = columns
+    image, *labels = columns
     with readable(split.source):
         stream = choose_columns(split.source, split.stream(), columns)
-        names = class_names(stream, label, None)
+        names = {label: class_names(stream, label, None) for label in labels}
         return [
-            (split.name_of_file(row[image]["path"]), Path(row[image]["path"]), name_of(row[label], names))
+            (
+                split.name_of_file(row[image]["path"]),
+                Path(row[image]["path"]),
+                *(name_of(row[label], names[label]) for label in labels),
+            )
             for row in stream
         ]
 
@@ -94,20 +102,21 @@ class _Stored:
     """The rows of a table, read one at a time."""
 
     table: datasets.Dataset
-    columns: tuple[str, str]
-    names: list[str] | None
+    image: str
+    names: dict[str, list[str] | None]  # of the label, where it is read
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, index: int) -> _Row:
-        row, (image, label) = self.table[index], self.columns
-        return f"row {index + 1}", row[image], name_of(row[label], self.names)
+        row = self.table[index]
+        return f"row {index + 1}", row[self.image], *(name_of(row[label], names) for label, names in self.names.items())
 
 
-def _stored(split: Split, columns: tuple[str, str], cache: Path) -> _Stored:
+def _stored(split: Split, columns: Sequence[str], cache: Path) -> _Stored:
     table = choose_columns(split.source, split.table(cache), columns)
-    return _Stored(table, columns, class_names(table, columns[1], None))
+    image, *labels = columns
+    return _Stored(table, image, {label: class_names(table, label, None) for label in labels})
 
 
 def _content(image: Any) -> Path | bytes:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.artifacts import TensorSpec
-from compressor.errors import CompressorError, DataError, RecipeError
+from compressor.errors import (
+    CompressorError,
+    DataError,
+    RecipeError,
+    StudentError,
+    TeacherError,
+    TrainingError,
+    first_line,
+    out_of_memory,
+)
 from compressor.metrics import mean_cosine
 from compressor.own_task import Examples, OwnTask
 from compressor.preprocess import ArrayPreprocessor, Feed, Preprocessor
@@ -26,6 +38,19 @@ from compressor.teachers.module import called
 _SHAPES = (1, 2, 7)
 
 
+@contextmanager
+def own_code(what: str, error: type[CompressorError]) -> Iterator[None]:
+    """The user's own code may raise anything: one line says where. Of exhausted memory its caller knows more."""
+    try:
+        yield
+    except CompressorError:
+        raise
+    except Exception as failure:
+        if out_of_memory(failure):
+            raise
+        raise error(f"{what}: {type(failure).__name__}: {first_line(failure)}") from failure
+
+
 class NamedInput(nn.Module):
     """The user's module, its one input by name; a tuple for the one output."""
 
@@ -34,7 +59,9 @@ class NamedInput(nn.Module):
         self.model, self.name = model, name
 
     def forward(self, **inputs: Tensor) -> tuple[Tensor]:
-        return (self.model(inputs[self.name]),)
+        given = inputs[self.name]
+        with own_code(f"{type(self.model).__name__} failed on {_kind(given)}", TrainingError):
+            return (self.model(given),)
 
 
 def relative_distance(student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:  # noqa: ARG001
@@ -61,7 +88,42 @@ class Own(WholeInputs):
 
     @property
     def loss(self) -> Loss:
-        return self.defined.loss or relative_distance
+        return relative_distance if self.defined.loss is None else self._own_loss
+
+    def _own_loss(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
+        assert self.defined.loss is not None
+        what = f"{self.recipe.definition}: its loss {_name(self.defined.loss)}"
+        with own_code(f"{what} failed", TrainingError):
+            found = self.defined.loss(student, teacher, labels)
+        if not isinstance(found, Tensor) or found.ndim:
+            raise TrainingError(f"{what}: expected a scalar tensor, got {_kind(found)}")
+        return found
+
+    def try_out(self, teacher: nn.Module, student: nn.Module, data: TaskData) -> None:
+        """Calls once what is the user's own, so that a mistake in it costs no work.
+
+        `student` is spent after it. Raises TeacherError, StudentError, TrainingError, RecipeError.
+        """
+        recipe, batch = self.recipe, self.recipe.distill.batch_size
+        inputs = torch.from_numpy(data.train[:batch])
+        with torch.no_grad():
+            taught = _outputs(recipe.teacher.module, TeacherError, teacher, inputs)
+            _outputs(recipe.student.module, StudentError, student.eval(), inputs[:1])
+        learnt = _outputs(recipe.student.module, StudentError, student.train(), inputs)
+        if learnt.shape != taught.shape:
+            raise StudentError(
+                f"{recipe.student.module}: gives {learnt.shape[1]} numbers for an input, its teacher {taught.shape[1]};"
+                " they must agree"
+            )
+        labels = None if data.labels is None else torch.from_numpy(data.labels[:batch])
+        if not self.loss(learnt, taught, labels).requires_grad:
+            raise TrainingError(f"{recipe.definition}: its loss does not depend on the student: nothing can be learnt")
+        spread = np.linspace(0, len(data.truth) - 1, min(batch, len(data.truth))).astype(np.int64)
+        with torch.no_grad():
+            judged = _outputs(
+                recipe.teacher.module, TeacherError, teacher, torch.from_numpy(np.asarray(data.eval_inputs)[spread])
+            )
+        self.metric(judged.numpy(), data.truth[spread])
 
     def load_data(self, cache: Path, progress: Progress) -> TaskData:  # noqa: ARG002 (arrays need no converted copy)
         data = self.recipe.data
@@ -73,7 +135,7 @@ class Own(WholeInputs):
             raise DataError(f"{data.eval}: expected the truth beside the inputs, for the metric, got none")
         if held_out.inputs.shape[1:] != train.inputs.shape[1:] or held_out.inputs.dtype != train.inputs.dtype:
             raise DataError(
-                f"{data.eval}: inputs {_kind(held_out.inputs)}, but those of data.train {_kind(train.inputs)}"
+                f"{data.eval}: inputs {_kind(held_out.inputs[0])}, but those of data.train {_kind(train.inputs[0])}"
             )
         progress.log(f"  {len(order):,} of {len(train.inputs):,} training examples, {len(held_out.inputs):,} held out")
         return TaskData(
@@ -83,7 +145,7 @@ class Own(WholeInputs):
             eval_inputs=held_out.inputs,
             truth=held_out.truth,
             described={
-                "training": f"{len(order):,} examples {_kind(train.inputs)} of {data.train.name}",
+                "training": f"{len(order):,} examples {_kind(train.inputs[0])} of {data.train.name}",
                 "evaluation": f"{len(held_out.inputs):,} examples of {data.eval.name}",
             },
         )
@@ -102,6 +164,9 @@ class Own(WholeInputs):
             raise DataError(f"{path}: reading it failed: {type(error).__name__}: {error}") from error
         if not isinstance(found, Examples) or not isinstance(found.inputs, np.ndarray) or not len(found.inputs):
             raise DataError(f"{path}: expected Examples with an array of inputs from the definition's `read`")
+        for name, array in (("inputs", found.inputs), ("truth", found.truth)):
+            if array is not None and not (isinstance(array, np.ndarray) and array.dtype.kind in "biuf"):
+                raise DataError(f"{path}: expected {name} as an array of numbers, got {_kind(array)}")
         if found.truth is not None and len(found.truth) != len(found.inputs):
             raise DataError(f"{path}: {len(found.inputs)} inputs, but truth for {len(found.truth)}")
         return found
@@ -137,7 +202,12 @@ class Own(WholeInputs):
         return outputs
 
     def metric(self, answers: NDArray[Any], truth: NDArray[Any]) -> float:
-        return float(self.defined.metric(answers, truth))
+        what = f"{self.recipe.definition}: its metric {_name(self.defined.metric)}"
+        with own_code(f"{what} failed", RecipeError):
+            found = self.defined.metric(answers, truth)
+        if np.ndim(found) or not isinstance(found, float | int | np.number | np.bool_ | np.ndarray):
+            raise RecipeError(f"{what}: expected a number, got {_kind(found)}")
+        return float(found)
 
     def agreement(self, outputs: NDArray[np.float32], teacher: NDArray[np.float32]) -> float:
         return mean_cosine(outputs, teacher)
@@ -147,5 +217,20 @@ class Own(WholeInputs):
         return {"array": {"name": shape.name, "dtype": shape.dtype, "shape": list(shape.shape)}}
 
 
-def _kind(inputs: NDArray[Any]) -> str:
-    return f"{inputs.dtype} {list(inputs.shape[1:])}"
+def _outputs(reference: str, error: type[CompressorError], module: nn.Module, inputs: Tensor) -> Tensor:
+    """What a module of the user's own gives for a batch, if that is float32 [batch, width]."""
+    with own_code(f"{reference}: calling it on {_kind(inputs)} failed", error):
+        found = module(inputs)
+    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(inputs) or found.dtype != torch.float32:
+        raise error(f"{reference}: expected float32 [{len(inputs)}, width] for {_kind(inputs)}, got {_kind(found)}")
+    return found
+
+
+def _name(function: object) -> str:
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return type(value).__name__

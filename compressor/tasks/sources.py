@@ -20,7 +20,7 @@ from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import DatasetCard, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from compressor.errors import DataError
+from compressor.errors import DataError, first_line
 from compressor.images import IMAGE_SUFFIXES
 from compressor.recipe_data import DataSource
 from compressor.store import key_of, sha256_file
@@ -196,7 +196,7 @@ def _card(root: Path) -> object:
     try:
         said = DatasetCard.load(readme, ignore_metadata_errors=False).data.to_dict()
     except Exception as error:  # of YAML, of the card's own checks
-        raise DataError(f"{readme}: its front matter cannot be read: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{readme}: its front matter cannot be read: {first_line(error)}") from None
     found = {key: said[key] for key in ("configs", "dataset_info") if key in said}
     return found or None
 
@@ -210,7 +210,7 @@ def _snapshot(repository: str, revision: str | None) -> Path:
     try:
         found = snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=_FETCHED)
     except (HfHubHTTPError, RepositoryNotFoundError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = first_line(error)
         raise DataError(
             f"data: {repository}{f' at {revision}' if revision else ''} cannot be fetched from the hub: {reason[:300]};"
             " check the name and the network, or download the folder and name it as path"

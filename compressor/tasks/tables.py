@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,21 @@ def choose_columns(source: DataSource, table: Any, columns: Sequence[str]) -> An
 
 def missing_columns(source: DataSource, missing: Sequence[str], there: Sequence[str] | dict[str, Any]) -> DataError:
     """The error for columns that are not there."""
-    return DataError(f"{source}: missing column {', '.join(missing)}; it has {', '.join(there)}: name yours under data")
+    message = f"{source}: missing column {', '.join(missing)}; it has {', '.join(there)}: name yours under data"
+    return DataError(message, missing)
+
+
+@contextmanager
+def labels_learnt_from(*columns: str) -> Iterator[None]:
+    """While training data are read: where it is these columns with labels that are missing, says how to do without."""
+    try:
+        yield
+    except DataError as error:
+        if not error.missing or not set(error.missing) <= set(columns):
+            raise
+        raise DataError(
+            f"{error}, or set distill.hard_weight to 0 and distill.control to false: then no labels are needed"
+        ) from None
 
 
 def class_names(table: Any, column: str, classes: Sequence[object] | None) -> list[str] | None:

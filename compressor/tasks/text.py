@@ -96,11 +96,20 @@ def class_names(teacher: FolderTeacher | HubTeacher | OnnxClassifierTeacher | En
 
 
 def class_number(label: Any, classes: tuple[str, ...], where: str) -> int:
-    """The number of a class that is given by its name or its number; `where` names the column. Raises DataError."""
-    index = classes.index(label) if isinstance(label, str) and label in classes else label
-    if not isinstance(index, int) or not 0 <= index < len(classes):
-        raise DataError(f"{where}: expected one of {', '.join(classes)} or its number from 0, got {label!r}")
-    return index
+    """The number of a class that is given by its name, or by its number where no name is one; `where` names the column.
+
+    Raises DataError.
+    """
+    named_by_numbers = any(name.isdecimal() for name in classes)
+    if isinstance(label, int) and not isinstance(label, bool):
+        if named_by_numbers and str(label) in classes:
+            return classes.index(str(label))
+        if not named_by_numbers and 0 <= label < len(classes):
+            return label
+    if isinstance(label, str) and label in classes:
+        return classes.index(label)
+    numbers = "" if named_by_numbers else " or its number from 0"
+    raise DataError(f"{where}: expected one of {', '.join(classes)}{numbers}, got {label!r}")
 
 
 def text_shape_feeds(preprocessor: TextPreprocessor, max_length: int) -> list[Feed]:

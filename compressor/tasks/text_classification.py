@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from compressor.recipe import TextClassificationRecipe
 from compressor.recipe_data import DataSource
 from compressor.tasks.base import TaskData, WholeInputs
 from compressor.tasks.sources import place
-from compressor.tasks.tables import BadRows, Row, enumerate_rows, read_columns, stream_rows
+from compressor.tasks.tables import BadRows, Row, enumerate_rows, labels_learnt_from, read_columns, stream_rows
 from compressor.tasks.text import (
     EDGE_TEXTS,
     GRAPH_INPUTS,
@@ -54,61 +54,58 @@ class TextClassification(WholeInputs):
     views = 1
 
     def load_data(self, cache: Path, progress: Progress) -> TaskData:
-        data = self.recipe.data
-        texts, labels = self._training(cache, progress)
-        if len(texts) < 2 * self.recipe.distill.batch_size:
-            raise DataError(f"{data.train}: expected at least two batches of labelled texts, got {len(texts)}")
-        eval_texts, truth = self._labelled(data.eval, self._rows(data.eval, cache), None, progress)
-        progress.log(f"  {len(texts):,} training texts, {len(truth):,} for evaluation")
+        data, labelled = self.recipe.data, self.recipe.distill.needs_labels
+        with labels_learnt_from(data.label):
+            train = self._training((data.text, data.label) if labelled else (data.text,), cache, progress)
+        if len(train) < 2 * self.recipe.distill.batch_size:
+            raise DataError(f"{data.train}: expected at least two batches of texts, got {len(train)}")
+        columns = read_columns(data.eval, (data.text, data.label), cache, self.classes())
+        held_out = self._usable(data.eval, enumerate_rows(columns), None, progress)
+        progress.log(f"  {len(train):,} training texts, {len(held_out):,} for evaluation")
         return TaskData(
-            train=texts,
-            labels=labels,
-            holdout=holdout_size(len(texts)),
-            eval_inputs=eval_texts,
-            truth=truth,
+            train=[text for text, *_ in train],
+            labels=np.array([label for _, label in train], dtype=np.int64) if labelled else None,
+            holdout=holdout_size(len(train)),
+            eval_inputs=[text for text, _ in held_out],
+            truth=np.array([label for _, label in held_out], dtype=np.int64),
             described={
-                "training": f"{len(texts):,} texts of {place(data.train)}",
-                "evaluation": f"{len(truth):,} texts of {place(data.eval)}, {len(self.classes())} classes",
+                "training": f"{len(train):,} texts of {place(data.train)}",
+                "evaluation": f"{len(held_out):,} texts of {place(data.eval)}, {len(self.classes())} classes",
             },
         )
 
-    def _training(self, cache: Path, progress: Progress) -> tuple[list[str], NDArray[np.int64]]:
-        """Up to `max_train` texts and labels, in an order that depends on the seed."""
+    def _training(self, columns: Sequence[str], cache: Path, progress: Progress) -> list[tuple[Any, ...]]:
+        """Up to `max_train` usable rows, in an order that depends on the seed."""
         data, seed = self.recipe.data, self.recipe.distill.seed
         if data.streaming:
-            rows = stream_rows(data.train, (data.text, data.label), seed, self.classes())
-            return self._labelled(data.train, rows, data.max_train, progress)
-        texts, labels = self._labelled(data.train, self._rows(data.train, cache), None, progress)
-        order = np.random.default_rng(seed).permutation(len(texts))[: data.max_train]
-        return [texts[i] for i in order], labels[order]
-
-    def _rows(self, source: DataSource, cache: Path) -> Iterator[Row]:
-        data = self.recipe.data
-        columns = read_columns(source, (data.text, data.label), cache, self.classes())
-        return enumerate_rows(columns)
+            rows = stream_rows(data.train, columns, seed, self.classes())
+            return self._usable(data.train, rows, data.max_train, progress)
+        table = read_columns(data.train, columns, cache, self.classes())
+        found = self._usable(data.train, enumerate_rows(table), None, progress)
+        return [found[i] for i in np.random.default_rng(seed).permutation(len(found))[: data.max_train]]
 
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the teacher's logits. Raises TeacherError."""
         return class_names(self.recipe.teacher)
 
-    def _labelled(
+    def _usable(
         self, source: DataSource, rows: Iterable[Row], most: int | None, progress: Progress
-    ) -> tuple[list[str], NDArray[np.int64]]:
-        """The texts of the rows and their classes; of no more rows than it takes for `most` texts."""
+    ) -> list[tuple[Any, ...]]:
+        """Text and, where the rows have a label, number of its class; of no more rows than it takes for `most`."""
         data, classes = self.recipe.data, self.classes()
-        texts, labels, bad, read = [], [], BadRows(source), 0
-        for row, (text, label) in rows:
+        found: list[tuple[Any, ...]] = []
+        bad, read = BadRows(source), 0
+        for row, (text, *labels) in rows:
             read += 1
             if not bad.usable(row, text):
                 continue
-            texts.append(text)
-            labels.append(class_number(label, classes, f"{source}: {data.label}"))
-            if len(texts) == most:
+            found.append((text, *(class_number(label, classes, f"{source}: {data.label}") for label in labels)))
+            if len(found) == most:
                 break
-        if not texts:
+        if not found:
             raise DataError(f"{source}: no row has text in {data.text}")
         bad.settle(read, data.max_bad_rows, progress)
-        return texts, np.asarray(labels, dtype=np.int64)
+        return found
 
     def deployable(self, model: nn.Module) -> nn.Module:
         return TextClassifier(model)

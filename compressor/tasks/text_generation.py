@@ -17,11 +17,11 @@ from compressor.progress import Progress
 from compressor.recipe import TextGenerationRecipe
 from compressor.recipe_data import DataSource
 from compressor.tasks.base import TaskData
-from compressor.tasks.decoder import DecoderGraph, stop_ids
+from compressor.tasks.decoder import DecoderGraph, stop_ids, student_config
 from compressor.tasks.sources import place
 from compressor.tasks.tables import BadRows, read_columns
 from compressor.tasks.text import holdout_size, teacher_tokenizer
-from compressor.teachers.decoder import cache_shape, decoder_config, folder_config, most_tokens, start_id
+from compressor.teachers.decoder import cache_shape, decoder_config, most_tokens, start_id
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class TextGeneration(DecoderGraph):
         if folder is None:
             config, tokenizer = decoder_config(self.recipe.teacher), teacher_tokenizer(self.recipe)
             return CausalPreprocessor(tokenizer, student.max_length, cache_shape(config), start_id(config))
-        config = folder_config(folder)
+        config = student_config(folder)
         length = most_tokens(student, config)
         return CausalPreprocessor(folder / "tokenizer.json", length, cache_shape(config), start_id(config))
 
@@ -117,7 +117,7 @@ class TextGeneration(DecoderGraph):
 
     def answer_settings(self, student: Path) -> dict[str, Any]:
         trimmed = self.recipe.student.vocab is not None  # then its tokens have other numbers
-        config = folder_config(student) if trimmed else decoder_config(self.recipe.teacher)
+        config = student_config(student) if trimmed else decoder_config(self.recipe.teacher)
         return {
             "max_length": most_tokens(self.recipe.student, config),
             "start_id": start_id(config),

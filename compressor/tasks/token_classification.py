@@ -20,7 +20,7 @@ from compressor.recipe import TokenClassificationRecipe
 from compressor.recipe_data import DataSource
 from compressor.tasks.base import TaskData
 from compressor.tasks.sources import place
-from compressor.tasks.tables import BadRows, Row, enumerate_rows, read_columns, stream_rows
+from compressor.tasks.tables import BadRows, Row, enumerate_rows, labels_learnt_from, read_columns, stream_rows
 from compressor.tasks.text import (
     EDGE_TEXTS,
     GRAPH_INPUTS,
@@ -67,10 +67,13 @@ class TokenClassification:
 
     def load_data(self, cache: Path, progress: Progress) -> TaskData:
         data = self.recipe.data
-        train, tags = self._training(cache, progress)
+        columns = (data.tokens, data.tags)
+        with labels_learnt_from(data.tags):
+            train, tags = self._training(columns if self.recipe.distill.needs_labels else columns[:1], cache, progress)
         if len(train) < 2 * self.recipe.distill.batch_size:
-            raise DataError(f"{data.train}: expected at least two batches of tagged sentences, got {len(train)}")
-        held_out, truth = self._tagged(data.eval, self._rows(data.eval, cache), None, progress)
+            raise DataError(f"{data.train}: expected at least two batches of sentences, got {len(train)}")
+        table = read_columns(data.eval, columns, cache, self.classes())
+        held_out, truth = self._usable(data.eval, columns, enumerate_rows(table), None, progress)
         judged_on = self._judged_on(truth)
         words = sum(map(len, held_out))
         progress.log(f"  {len(train):,} training sentences, {len(held_out):,} for evaluation, of {words:,} words")
@@ -89,39 +92,41 @@ class TokenClassification:
             eval_tags=truth,
         )
 
-    def _training(self, cache: Path, progress: Progress) -> Sentences:
-        """Up to `max_train` sentences and their tags, in an order that depends on the seed."""
+    def _training(self, columns: Sequence[str], cache: Path, progress: Progress) -> Sentences:
+        """Up to `max_train` sentences, in an order that depends on the seed, and their tags where these are read."""
         data, seed = self.recipe.data, self.recipe.distill.seed
         if data.streaming:
-            rows = stream_rows(data.train, (data.tokens, data.tags), seed, self.classes())
-            return self._tagged(data.train, rows, data.max_train, progress)
-        sentences, tags = self._tagged(data.train, self._rows(data.train, cache), None, progress)
+            rows = stream_rows(data.train, columns, seed, self.classes())
+            return self._usable(data.train, columns, rows, data.max_train, progress)
+        table = read_columns(data.train, columns, cache, self.classes())
+        sentences, tags = self._usable(data.train, columns, enumerate_rows(table), None, progress)
         order = np.random.default_rng(seed).permutation(len(sentences))[: data.max_train]
-        return [sentences[i] for i in order], [tags[i] for i in order]
+        return [sentences[i] for i in order], [tags[i] for i in order] if tags else []
 
-    def _rows(self, source: DataSource, cache: Path) -> Iterable[Row]:
-        data = self.recipe.data
-        return enumerate_rows(read_columns(source, (data.tokens, data.tags), cache, self.classes()))
-
-    def _tagged(self, source: DataSource, rows: Iterable[Row], most: int | None, progress: Progress) -> Sentences:
-        """The sentences of the rows and their tags' classes; of no more rows than it takes for `most` sentences."""
+    def _usable(
+        self, source: DataSource, columns: Sequence[str], rows: Iterable[Row], most: int | None, progress: Progress
+    ) -> Sentences:
+        """The sentences of the rows and, where `columns` has tags, their classes; of no more rows than it takes for
+        `most` sentences.
+        """
         data, classes = self.recipe.data, self.classes()
-        bad = BadRows(source, "rows without words and a tag for each")
+        bad = BadRows(source, "rows without words" + (" and a tag for each" if len(columns) > 1 else ""))
         sentences: list[list[str]] = []
         tags: list[NDArray[np.int64]] = []
         read = 0
-        for row, (words, labels) in rows:
+        for row, (words, *labels) in rows:
             read += 1
-            if not _is_sentence(words, labels):
+            if not _is_sentence(words, *labels):
                 bad.note(row)
                 continue
-            numbers = [class_number(label, classes, f"{source}: {data.tags}, row {row}") for label in labels]
             sentences.append(words)
-            tags.append(np.array(numbers, dtype=np.int64))
+            for named in labels:
+                numbers = [class_number(label, classes, f"{source}: {data.tags}, row {row}") for label in named]
+                tags.append(np.array(numbers, dtype=np.int64))
             if len(sentences) == most:
                 break
         if not sentences:
-            raise DataError(f"{source}: no row has a list of words in {data.tokens} and as many tags in {data.tags}")
+            raise DataError(f"{source}: no row has a list of words in {' and as many tags in '.join(columns)}")
         bad.settle(read, data.max_bad_rows, progress)
         return sentences, tags
 
@@ -160,7 +165,9 @@ class TokenClassification:
         _, of_mine, of_theirs = np.intersect1d(student, teacher, assume_unique=True, return_indices=True)
         return of_mine, of_theirs
 
-    def labels(self, data: TaskData, examples: Sequence[NDArray[Any]]) -> Sequence[Any]:
+    def labels(self, data: TaskData, examples: Sequence[NDArray[Any]]) -> Sequence[Any] | None:
+        if not data.train_tags:
+            return None
         return [tags[word_positions(example)[1]] for tags, example in zip(data.train_tags, examples, strict=True)]
 
     def judged(self, output: NDArray[np.float32], example: NDArray[Any]) -> NDArray[np.float32]:
@@ -217,8 +224,8 @@ class TokenClassification:
         return {"max_length": self.recipe.student.max_length, "classes": list(self.classes())}
 
 
-def _is_sentence(words: object, labels: object) -> bool:
-    if not isinstance(words, list) or not isinstance(labels, list) or len(words) != len(labels):
+def _is_sentence(words: object, *labels: object) -> bool:
+    if not isinstance(words, list) or not all(isinstance(one, list) and len(one) == len(words) for one in labels):
         return False
     return all(isinstance(word, str) for word in words) and any(word.strip() for word in words)
 

@@ -20,11 +20,13 @@ from compressor.recipe_teacher import (
     GgufTeacher,
     HubTeacher,
     ModuleTeacher,
+    OnnxClassifierTeacher,
+    OnnxEmbeddingTeacher,
     OnnxTeacher,
 )
 from compressor.store import key_of, sha256_file, sha256_tree
-from compressor.teachers.folder import check_folder, load_folder
-from compressor.teachers.gguf import check_gguf, load_gguf
+from compressor.teachers.folder import check_folder, check_tokens, load_folder
+from compressor.teachers.gguf import check_gguf, gguf_tokenizer_file, load_gguf
 from compressor.teachers.hub import hub_commit, hub_folder
 from compressor.teachers.module import load_module, source_file
 from compressor.teachers.onnx_file import check_onnx_file
@@ -48,6 +50,7 @@ def load_teacher(recipe: Recipe) -> nn.Module:
         model: nn.Module = load_module(teacher.module, teacher.weights)
     elif isinstance(teacher, GgufTeacher):
         model = load_gguf(teacher.gguf)
+        check_tokens(teacher.gguf, model, gguf_tokenizer_file(teacher.gguf, recipe.out / "cache"))
     elif isinstance(teacher, FolderTeacher | HubTeacher):
         folder, remote_code = teacher_folder(teacher), teacher.trust_remote_code
         if isinstance(recipe, ImageClassificationRecipe):
@@ -80,7 +83,7 @@ def fingerprint(recipe: Recipe) -> str:
         return sha256_tree(root_folder(teacher))
     if isinstance(teacher, OnnxTeacher):
         check_onnx_file(teacher.onnx)
-        tokenizer: Path | None = getattr(teacher, "tokenizer", None)
+        tokenizer = teacher.tokenizer if isinstance(teacher, OnnxEmbeddingTeacher | OnnxClassifierTeacher) else None
         if tokenizer is not None and not tokenizer.is_file():
             raise TeacherError(f"{tokenizer}: expected the teacher's tokenizer.json, found none")
         read = teacher.model_dump(include={"output", "gives", "classes"})

@@ -1,7 +1,8 @@
 """Answers that were paid for, on disk: one JSON line each, only ever appended, safe against a crash at any byte.
 
 A line is `{"key": ..., "answer": ..., "check": ...}`; the check is a CRC-32 over key and answer. A line that a crash
-has torn, or that has rotted, is left out, so that its answer is asked for again.
+has torn, or that has rotted, is left out, so that its answer is asked for again. Several runs may share the file: one
+at a time asks.
 """
 
 from __future__ import annotations
@@ -10,37 +11,54 @@ import json
 import os
 import threading
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from compressor.errors import TeacherError
+from compressor.locks import hold
 
 
 class AnswerCache:
-    """Key to answer; `put` returns when the answer is on disk. Safe to use from several threads, one process.
+    """Key to answer; `put` returns when the answer is on disk. Safe to use from several threads; of several processes,
+    each puts only what it found missing while it holds the file.
 
     In memory is where each answer lies, not what it says: with log-probabilities they come to kilobytes each.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Reads what is there; `damaged` counts the lines that are left out. Raises OSError."""
+    def __init__(self, path: Path, waits: Callable[[], None] = lambda: None) -> None:
+        """Reads what is there; `damaged` counts the lines that are left out. `waits` is called where another process
+        holds the file. Raises OSError.
+        """
         self.damaged = 0
-        self._path = path
+        self._path, self._waits = path, waits
         self._lock = threading.Lock()
         self._places: dict[str, int] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._end = 0
-        with path.open("ab+") as file:
-            file.seek(0)
-            for line in file:
-                entry = _entry(line)
-                if entry is None:
-                    self.damaged += 1
-                else:
-                    self._places[entry[0]] = self._end
-                if line.endswith(b"\n"):
-                    self._end += len(line)
-            file.truncate(self._end)  # else the next line would continue a torn one
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self.held():
+            pass
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds the file against other processes; what they have put is there from now on."""
+        with self._path.open("ab+") as file:
+            hold(file, self._waits)
+            self._read_on(file)
+            yield
+
+    def _read_on(self, file: IO[bytes]) -> None:
+        file.seek(self._end)
+        for line in file:
+            entry = _entry(line)
+            if entry is None:
+                self.damaged += 1
+            else:
+                self._places[entry[0]] = self._end
+            if line.endswith(b"\n"):
+                self._end += len(line)
+        file.truncate(self._end)  # else the next line would continue a torn one
 
     def __len__(self) -> int:
         return len(self._places)

@@ -6,23 +6,18 @@ from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
 
-from compressor.errors import TeacherError
+from compressor.errors import TeacherError, first_line
 from compressor.preprocess import CacheShape
-from compressor.progress import without_chatter
 from compressor.recipe_student import DecoderStudent, TextStudent
 from compressor.recipe_teacher import FolderTeacher, GgufTeacher, HubTeacher
 from compressor.teachers import teacher_folder
-from compressor.teachers.gguf import check_gguf
+from compressor.teachers.gguf import gguf_config
 
 
 def decoder_config(teacher: FolderTeacher | HubTeacher | GgufTeacher) -> PretrainedConfig:
     """The teacher's config. Raises TeacherError."""
     if isinstance(teacher, GgufTeacher):
-        check_gguf(teacher.gguf)
-        with without_chatter():
-            folder, name = teacher.gguf.parent, teacher.gguf.name
-            config: PretrainedConfig = AutoConfig.from_pretrained(folder, gguf_file=name, local_files_only=True)
-        return config
+        return _with_keys_and_values(gguf_config(teacher.gguf), teacher.gguf)
     return folder_config(teacher_folder(teacher), remote_code=teacher.trust_remote_code)
 
 
@@ -33,7 +28,16 @@ def folder_config(folder: Path, *, remote_code: bool = False) -> PretrainedConfi
             folder, local_files_only=True, trust_remote_code=remote_code
         )
     except (OSError, ValueError, KeyError) as error:
-        raise TeacherError(f"{folder}: its config.json does not load: {str(error).strip().splitlines()[0]}") from None
+        raise TeacherError(f"{folder}: its config.json does not load: {first_line(error)}") from None
+    return _with_keys_and_values(config, folder)
+
+
+def _with_keys_and_values(config: PretrainedConfig, place: Path) -> PretrainedConfig:
+    if not hasattr(config, "num_attention_heads"):
+        raise TeacherError(
+            f"{place}: a {config.model_type} model has no attention heads, whose keys and values a device is to keep;"
+            " expected a transformer such as GPT-2, Llama or Qwen"
+        )
     return config
 
 

@@ -8,44 +8,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import requests
 
-from compressor.errors import TeacherError
+from compressor.errors import TeacherError, first_line
 from compressor.recipe_teacher import EndpointTeacher
 from compressor.teachers.answer_cache import AnswerCache
+from compressor.teachers.completion import (
+    BrokenOff,
+    Completion,
+    NoCompletion,
+    from_json,
+    message_of,
+    read_completion,
+    to_json,
+)
 from compressor.teachers.pacing import LONGEST_ASKED_WAIT_S, Pace, Stopped, asked_wait_s, backoff_s
 
 _LARGEST_ANSWER = 4 << 20
+_SECRET_LENGTH = 16  # characters
+_NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"}  # OpenSSL's reasons: the bytes are none
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
-_CUT_OFF = ("length", "content_filter")  # the reasons of an API for ending an answer that has not ended
-
-
-@dataclass(frozen=True)
-class Token:
-    """One generated token: its text, and the most probable tokens at its place with their log-probabilities."""
-
-    text: str
-    top: tuple[tuple[str, float], ...]
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What the endpoint said: the text, and its tokens where log-probabilities were asked for. `ended`: it stopped by
-    itself, and was not cut off.
-    """
-
-    text: str
-    tokens: tuple[Token, ...]
-    ended: bool = True
 
 
 class _Passing(Exception):  # noqa: N818 (a user never meets it)
@@ -59,15 +50,17 @@ class _Passing(Exception):  # noqa: N818 (a user never meets it)
 class Endpoint:
     """Asks prompts, several at once. One for a run: it holds the cache, the pace and the connections."""
 
-    def __init__(self, teacher: EndpointTeacher, cache_file: Path, top_logprobs: int = 0) -> None:
-        self.teacher, self.top_logprobs = teacher, top_logprobs
-        self.cache = AnswerCache(cache_file)
+    def __init__(self, teacher: EndpointTeacher, cache: AnswerCache, top_logprobs: int = 0) -> None:
+        """Raises TeacherError where the key cannot be one."""
+        self.teacher, self.cache, self.top_logprobs = teacher, cache, top_logprobs
         self.pace = Pace(teacher.requests_per_minute, teacher.max_requests)
         self._key = os.environ.get(teacher.key_env, "")
         if not (self._key.isascii() and self._key.isprintable()):
             raise TeacherError(
                 f"{teacher.key_env}: holds characters that no HTTP header may have; set it to the key alone"
             )
+        # A short one, such as EMPTY for a local server, is no secret, but may well be a word of an answer.
+        self._secret = self._key if len(self._key) >= _SECRET_LENGTH else ""
 
         self._session = requests.Session()
         self._session.auth = self._authorise  # else a key in the user's .netrc would take its place
@@ -82,10 +75,11 @@ class Endpoint:
         """
         bodies = [self._body(prompt) for prompt in prompts]
         keys = [self._cache_key(body) for body in bodies]
-        new = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self.cache}
-        if new:
-            self._ask_all(new)
-        return [_completion_of(self.cache.get(key)) for key in keys]
+        if any(key not in self.cache for key in keys):
+            with self.cache.held():  # another run that asks the same is waited for, and what it was told is known then
+                asked = zip(keys, bodies, strict=True)
+                self._ask_all({key: body for key, body in asked if key not in self.cache})
+        return [from_json(self.cache.get(key)) for key in keys]
 
     def _ask_all(self, bodies: dict[str, dict[str, Any]]) -> None:
         with ThreadPoolExecutor(self.teacher.concurrency) as pool:
@@ -129,7 +123,7 @@ class Endpoint:
                     ) from None
                 self._hold_back(failure, tries)
             else:
-                self.cache.put(key, self._without_key(completion))
+                self.cache.put(key, to_json(self._without_key(completion)))
                 return
 
     def _hold_back(self, failure: _Passing, tries: int) -> None:
@@ -144,8 +138,8 @@ class Endpoint:
         self.pace.slow_down(failure.wait_s)  # it is the server that is busy: all requests wait
         self.pace.wait(failure.wait_s + backoff_s(1))
 
-    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer to one request, as it goes into the cache. Raises TeacherError, _Passing."""
+    def _post(self, body: dict[str, Any]) -> Completion:
+        """The answer to one request. Raises TeacherError, _Passing."""
         try:
             with self._session.post(
                 f"{self.teacher.endpoint}/chat/completions",
@@ -155,17 +149,24 @@ class Endpoint:
                 stream=True,
             ) as response:
                 content = _read(response, self.teacher.timeout_s)
-        except requests.exceptions.SSLError as error:
-            raise TeacherError(
-                f"{self.teacher.endpoint}: its certificate is not trusted: {_first_line(error)}"
-            ) from None
         except (requests.exceptions.Timeout, TimeoutError):
             raise _Passing(f"no answer within {self.teacher.timeout_s:g} s") from None
         except requests.exceptions.RequestException as error:
-            raise _Passing(self._safe(f"the connection fails: {_cause(error)}")) from None
+            raise self._no_connection(_cause(error)) from None
         if response.status_code != 200:
             raise self._refusal(response, content)
         return self._parsed(content)
+
+    def _no_connection(self, cause: BaseException) -> Exception:
+        said = self._safe(first_line(cause))[:200]
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return TeacherError(f"{self.teacher.endpoint}: its certificate is not trusted: {said}")
+        if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
+            return TeacherError(
+                f"{self.teacher.endpoint}: does not speak https there: {said}; check the port, or set teacher.endpoint"
+                " to http://"
+            )
+        return _Passing(f"the connection fails: {said}")
 
     def _refusal(self, response: requests.Response, content: bytes) -> Exception:
         status, where = response.status_code, self.teacher.endpoint
@@ -186,35 +187,13 @@ class Endpoint:
             )
         return TeacherError(f"{where}: refuses the request with status {status}: {said}")
 
-    def _parsed(self, content: bytes) -> dict[str, Any]:
-        where = self.teacher.endpoint
+    def _parsed(self, content: bytes) -> Completion:
         try:
-            answer = json.loads(content)
-        except (ValueError, RecursionError):
-            if content.lstrip()[:1] == b"{":
-                raise _Passing("its answer breaks off") from None
-            kind = "an HTML page" if content.lstrip()[:1] == b"<" else "no JSON"
-            raise TeacherError(f"{where}: expected a chat completion, got {kind}; check teacher.endpoint") from None
-        try:
-            choice = answer["choices"][0]
-            text, ended = _text_of(choice["message"]["content"]), choice.get("finish_reason") not in _CUT_OFF
-            if not self.top_logprobs:
-                return {"text": text, "tokens": [], "ended": ended}
-            entries = (choice.get("logprobs") or {}).get("content")
-            if not entries:
-                raise TeacherError(
-                    f"{where}: gives no log-probabilities; set teacher.top_logprobs to 0 to take labels alone"
-                )
-            tokens = [
-                {
-                    "text": str(entry["token"]),
-                    "top": [[str(top["token"]), _finite(top["logprob"])] for top in entry["top_logprobs"]],
-                }
-                for entry in entries
-            ]
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-            raise TeacherError(f"{where}: expected a chat completion with choices, got {self._said(content)}") from None
-        return {"text": text, "tokens": tokens, "ended": ended}
+            return read_completion(content, with_tokens=self.top_logprobs > 0)
+        except BrokenOff:
+            raise _Passing("its answer breaks off") from None
+        except NoCompletion as other:
+            raise TeacherError(f"{self.teacher.endpoint}: {self._safe(str(other))[:300]}") from None
 
     def _authorise(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         if self._key:
@@ -222,31 +201,37 @@ class Endpoint:
         return request
 
     def _safe(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key else text
+        """A message without the key."""
+        return text.replace(self._secret, "[key]") if self._secret else text
 
     def _said(self, content: bytes) -> str:
         """What a body says, in one short line; cut after the key is out of it, or a part of it would stay."""
-        return self._safe(_message(content))[:200] or "nothing"
+        return self._safe(message_of(content))[:200] or "nothing"
 
-    def _without_key(self, answer: Any) -> Any:
-        """A server may echo what it was sent."""
-        if isinstance(answer, str):
-            return self._safe(answer)
-        if isinstance(answer, list):
-            return [self._without_key(one) for one in answer]
-        if isinstance(answer, dict):
-            return {name: self._without_key(one) for name, one in answer.items()}
-        return answer
+    def _without_key(self, completion: Completion) -> Completion:
+        """The same. Raises TeacherError where a server echoes what it was sent: the key must not reach the disk."""
+        texts = [completion.text, *(text for token in completion.tokens for text in (token.text, *dict(token.top)))]
+        if self._secret and any(self._secret in text for text in texts):
+            raise TeacherError(
+                f"{self.teacher.endpoint}: answers with the key of {self.teacher.key_env}, so nothing of that is kept;"
+                " ask whoever runs it, and change the key"
+            )
+        return completion
 
 
 def opened(teacher: EndpointTeacher, cache_file: Path, tell: Callable[[str], None], top_logprobs: int = 0) -> Endpoint:
-    """An endpoint that is asked nothing yet; `tell` hears what of its cache is damaged. Raises TeacherError where the
-    key cannot be one.
+    """An endpoint that is asked nothing yet; `tell` hears what of its cache is damaged, and that another run is waited
+    for. Raises TeacherError where the key cannot be one.
     """
-    endpoint = Endpoint(teacher, cache_file, top_logprobs)
-    if endpoint.cache.damaged:
-        tell(f"  {cache_file.name}: {endpoint.cache.damaged} damaged lines, which are asked for again")
-    return endpoint
+
+    @cache  # to say so once is enough
+    def waits() -> None:
+        tell(f"  waits for another compressor, which is asking {teacher.endpoint}")
+
+    kept = AnswerCache(cache_file, waits)
+    if kept.damaged:
+        tell(f"  {cache_file.name}: {kept.damaged} damaged lines, which are asked for again")
+    return Endpoint(teacher, kept, top_logprobs)
 
 
 def _read(response: requests.Response, timeout_s: float) -> bytes:
@@ -263,55 +248,11 @@ def _read(response: requests.Response, timeout_s: float) -> bytes:
     return bytes(content)
 
 
-def _text_of(content: Any) -> str:
-    """The text of a message; none is sent where nothing was said. JSON may hold halves of characters, which no file of
-    text can: they become U+FFFD, which stands for what is no text.
-    """
-    if content is None:
-        return ""
-    if not isinstance(content, str):
-        raise TypeError
-    return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _finite(value: Any) -> float:
-    if not math.isfinite(value):
-        raise ValueError(value)
-    return float(value)
-
-
-def _completion_of(cached: dict[str, Any]) -> Completion:
-    tokens = tuple(
-        Token(token["text"], tuple((text, logprob) for text, logprob in token["top"])) for token in cached["tokens"]
-    )
-    return Completion(cached["text"], tokens, cached.get("ended", True))
-
-
-def _message(content: bytes) -> str:
-    """What an error body says, in one line."""
-    text = content.decode("utf-8", "replace")
-    try:
-        body = json.loads(text)
-        error = body["error"] if "error" in body else body["detail"]
-        text = str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
-
-
-def _cause(error: BaseException) -> str:
+def _cause(error: BaseException) -> BaseException:
     """The innermost reason: requests and urllib3 wrap it several times, with the whole URL."""
-    inner: BaseException = error
-    while reason := getattr(inner, "reason", None) or next(
-        (a for a in inner.args if isinstance(a, BaseException)), None
-    ):
-        if not isinstance(reason, BaseException):
-            break
-        inner = reason
-    return (
-        _first_line(inner if isinstance(inner, Exception) else Exception(type(inner).__name__)) or type(inner).__name__
-    )
+    inner: BaseException | None = error
+    while inner is not None:
+        error = inner
+        reason = getattr(error, "reason", None)
+        inner = next((cause for cause in (reason, *error.args) if isinstance(cause, BaseException)), None)
+    return error

@@ -6,16 +6,20 @@ The tokenizer is of text alone.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from optimum.exporters.tasks import TasksManager
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import logging as transformers_logging
 
-from compressor.errors import TeacherError
+from compressor.errors import TeacherError, first_line
+from compressor.preprocess import TextPreprocessor
 
 # The task names of optimum's TasksManager, which knows the model class for each.
 OPTIMUM_TASK = {
@@ -40,19 +44,23 @@ def check_folder(path: Path) -> None:
         raise TeacherError(f"{path}: expected weights as *.safetensors; {remedy}")
 
 
-def card_license(path: Path) -> str | None:
-    """The licence that the front matter of the folder's model card (README.md) states; None where it states none."""
+def card_licenses(path: Path) -> tuple[str, ...]:
+    """The licences that the front matter of the folder's model card (README.md) states, if it can be read."""
     card = path / "README.md"
     if not card.is_file():
-        return None
-    match = re.match(
-        r"---\n.*?^license:[ \t]*([\w.+-]+)[ \t]*$.*?^---$", card.read_text("utf-8", "replace"), re.S | re.M
-    )
-    return match.group(1) if match else None
+        return ()
+    front = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$", card.read_text("utf-8", "replace"), re.S | re.M)
+    try:
+        stated = YAML(typ="safe").load(front[1]) if front else None
+    except (YAMLError, ValueError):  # a date such as 2001-99-99 is a ValueError
+        return ()
+    found = stated.get("license") if isinstance(stated, dict) else None
+    return tuple(one for one in (found if isinstance(found, list) else [found]) if isinstance(one, str) and one)
 
 
 def load_folder(path: Path, task: str, max_length: int | None, *, remote_code: bool = False) -> PreTrainedModel:
-    """The model of a folder, float32, in evaluation mode. Raises TeacherError, also when `max_length` is too long.
+    """The model of a folder, float32, in evaluation mode. Raises TeacherError, also when `max_length` is too long or
+    its tokenizer.json has tokens that the model does not know.
 
     `max_length` is of text, None for images. `remote_code` lets code in the folder run. Weights are read from
     safetensors alone.
@@ -66,7 +74,7 @@ def load_folder(path: Path, task: str, max_length: int | None, *, remote_code: b
             path, local_files_only=True, use_safetensors=True, trust_remote_code=remote_code, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise TeacherError(f"{path}: transformers does not load it: {str(error).strip().splitlines()[0]}") from None
+        raise TeacherError(f"{path}: transformers does not load it: {first_line(error)}") from None
     absent = sorted(name for name in loading["missing_keys"] if "pooler" not in name)
     if absent:
         raise TeacherError(
@@ -77,9 +85,37 @@ def load_folder(path: Path, task: str, max_length: int | None, *, remote_code: b
         raise TeacherError(f"{path}: gives several labels to an input; expected a teacher that gives one")
     if max_length is not None and (limit := _longest_input(model)) is not None and max_length > limit:
         raise TeacherError(f"{path}: reads at most {limit} tokens, but student.max_length is {max_length}; lower it")
+    if max_length is not None and (path / "tokenizer.json").is_file():
+        check_tokens(path, model, path / "tokenizer.json")
     model = model.float().eval()
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def check_tokens(path: Path, model: PreTrainedModel, tokenizer: Path) -> None:
+    """Raises TeacherError where the table of the model at `path` has no row for a token of its tokenizer."""
+    rows, last = getattr(model.config, "vocab_size", None), TextPreprocessor(tokenizer, 1).last_id
+    if rows is not None and last >= rows:
+        raise TeacherError(
+            f"{path}: its tokenizer numbers tokens up to {last}, but its table has {rows} rows (vocab_size); expected"
+            " the tokenizer of that model, with no token that it has no row for"
+        )
+
+
+def check_classes(path: Path, model: PreTrainedModel, classes: Sequence[str], place: str, remedy: str) -> None:
+    """Raises TeacherError where the classes of the model at `path` are not `classes`, which stand at `place`."""
+    named = {int(number): str(name) for number, name in (model.config.id2label or {}).items()}
+    own = [named[number] for number in sorted(named)]
+    if len(own) != len(classes):
+        raise TeacherError(f"{path}: tells {len(own)} classes apart, but {place} names {len(classes)}")
+    if own == [f"LABEL_{number}" for number in range(len(own))]:
+        return  # what transformers writes where nobody named them
+    for number, (mine, name) in enumerate(zip(own, classes, strict=True)):
+        if mine != name:
+            raise TeacherError(
+                f"{path}: its class {number} is {mine!r} (id2label in its config.json), but {name!r} in {place};"
+                f" {remedy}"
+            )
 
 
 def _longest_input(model: PreTrainedModel) -> int | None:

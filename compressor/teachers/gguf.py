@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import io
 import struct
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers import logging as transformers_logging
 
-from compressor.errors import TeacherError, missing_extra
+from compressor.errors import TeacherError, first_line, missing_extra
 from compressor.progress import without_chatter
 from compressor.store import sha256_file, write_atomic
 
@@ -27,13 +35,11 @@ def load_gguf(file: Path) -> PreTrainedModel:
     check_gguf(file)
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        with without_chatter(), redirect_stderr(io.StringIO()):  # a bar of its own, which no setting silences
-            model = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-            )
-    except (OSError, ValueError, KeyError, IndexError, RuntimeError, struct.error) as error:
-        raise TeacherError(f"{file}: transformers does not load it: {_first_line(error)}") from None
+    # stderr: it draws a bar of its own, which no setting silences.
+    with _loads(file, "transformers does not load it"), redirect_stderr(io.StringIO()):
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        )
     assert isinstance(model, PreTrainedModel)
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     # It still says that it is quantized, and so would whatever is cut from it: neither could be loaded again.
@@ -44,15 +50,21 @@ def load_gguf(file: Path) -> PreTrainedModel:
     return model
 
 
+def gguf_config(file: Path) -> PretrainedConfig:
+    """The config that the file's own metadata make. Raises TeacherError, MissingDependencyError."""
+    check_gguf(file)
+    with _loads(file, "transformers does not load it"):
+        config: PretrainedConfig = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+    return config
+
+
 def load_gguf_tokenizer(file: Path) -> PreTrainedTokenizerFast:
     """The tokenizer that the file carries. Raises TeacherError, MissingDependencyError."""
     check_gguf(file)
-    try:
+    with _loads(file, "its tokenizer does not load"):
         tokenizer = AutoTokenizer.from_pretrained(
             file.parent, gguf_file=file.name, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, IndexError, RuntimeError, struct.error) as error:
-        raise TeacherError(f"{file}: its tokenizer does not load: {_first_line(error)}") from None
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     return tokenizer
 
@@ -79,5 +91,11 @@ def check_gguf(file: Path) -> None:
         raise missing_extra("gguf")
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+@contextmanager
+def _loads(file: Path, otherwise: str) -> Iterator[None]:
+    """Turns what a damaged file makes of transformers into a TeacherError of one line."""
+    try:
+        with without_chatter():
+            yield
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError, struct.error) as error:
+        raise TeacherError(f"{file}: {otherwise}: {first_line(error)}; if it was cut short, fetch it again") from None

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from compressor.errors import TeacherError
+from compressor.errors import TeacherError, first_line
 from compressor.recipe_teacher import HubTeacher
 
 # Never a pickle; code only where it was asked for.
@@ -53,7 +53,7 @@ def _snapshot(repository: str, revision: str | None, code: bool) -> Path:
 
 
 def _unreachable(repository: str, revision: str | None, error: Exception) -> TeacherError:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = first_line(error)
     return TeacherError(
         f"teacher.hub: {repository}{f' at {revision}' if revision else ''} cannot be fetched: {reason[:300]};"
         " check the name and the network, or download the folder and set teacher.path"

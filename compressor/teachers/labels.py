@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from compressor.errors import TeacherError
 from compressor.recipe_teacher import EndpointClassifier
-from compressor.teachers.endpoint import Completion, Endpoint, opened
+from compressor.teachers.completion import Completion
+from compressor.teachers.endpoint import Endpoint, opened
 
 _LEAST = 1e-6
 

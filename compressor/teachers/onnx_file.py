@@ -17,9 +17,9 @@ from compressor.artifacts import OnnxModel, TensorSpec
 from compressor.errors import BundleError, TeacherError
 from compressor.onnx_file import describe_onnx
 from compressor.onnxrt import open_session, run_one
-from compressor.preprocess import Feed
+from compressor.preprocess import Feed, TextPreprocessor
 from compressor.recipe import ImageClassificationRecipe, Recipe
-from compressor.recipe_teacher import OnnxClassifierTeacher, OnnxImageTeacher, OnnxTeacher
+from compressor.recipe_teacher import OnnxClassifierTeacher, OnnxEmbeddingTeacher, OnnxImageTeacher, OnnxTeacher
 
 # What exporters call the output that holds what a task learns from.
 _USUAL_OUTPUTS = {
@@ -117,7 +117,10 @@ def open_onnx_teacher(recipe: Recipe, teacher: OnnxTeacher) -> OnnxTeacherModel:
         _check_image_input(path, described)
     else:
         _check_text_inputs(path, described)
-    return OnnxTeacherModel(described, recipe, session, _chosen_output(path, described, teacher.output, recipe.task))
+    model = OnnxTeacherModel(described, recipe, session, _chosen_output(path, described, teacher.output, recipe.task))
+    if isinstance(teacher, OnnxEmbeddingTeacher | OnnxClassifierTeacher):
+        _check_tokens(model, session, TextPreprocessor(teacher.tokenizer, 2).last_id)
+    return model
 
 
 def check_onnx_file(path: Path) -> None:
@@ -149,6 +152,18 @@ def _check_text_inputs(path: Path, described: OnnxModel) -> None:
     names = [spec.name for spec in described.inputs]
     if "input_ids" not in names or set(names) - set(_TEXT_INPUTS):
         raise TeacherError(f"{path}: expected inputs of {', '.join(_TEXT_INPUTS)}, found {', '.join(names)}")
+
+
+def _check_tokens(model: OnnxTeacherModel, session: ort.InferenceSession, last: int) -> None:
+    """Tried out: which of the file's weights is the table of its tokens is not known."""
+    ids = np.array([[0, last]], dtype=np.int64)
+    try:
+        run_one(session, model.feed({"input_ids": ids, "attention_mask": np.ones_like(ids)}))
+    except BundleError as error:
+        raise TeacherError(
+            f"{model.file.path}: does not take token {last}, the last one of teacher.tokenizer; expected the"
+            f" tokenizer.json of that model: {error}"
+        ) from None
 
 
 def _check_image_input(path: Path, described: OnnxModel) -> None:

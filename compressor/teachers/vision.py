@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from compressor.errors import TeacherError
+from compressor.errors import TeacherError, first_line
 from compressor.recipe import LabelledImages
-from compressor.teachers.folder import load_folder
+from compressor.teachers.folder import check_classes, load_folder
 
 PROCESSOR = "preprocessor_config.json"
 
@@ -25,24 +25,10 @@ def load_vision_folder(path: Path, data: LabelledImages, *, remote_code: bool = 
     Raises TeacherError, also where classes, normalisation, channels or size of the images are not those of `data`.
     """
     model = load_folder(path, "image-classification", None, remote_code=remote_code)
-    own = {int(number): str(name) for number, name in (model.config.id2label or {}).items()}
-    _check_classes(path, [own[number] for number in sorted(own)], data.classes)
+    check_classes(path, model, data.classes, "data.classes", "write its classes there, in its order")
     _check_normalisation(path, data)
     _check_images(path, model, data)
     return model
-
-
-def _check_classes(path: Path, own: Sequence[str], classes: Sequence[str]) -> None:
-    if len(own) != len(classes):
-        raise TeacherError(f"{path}: tells {len(own)} classes apart, but data.classes names {len(classes)}")
-    if own == [f"LABEL_{number}" for number in range(len(own))]:
-        return  # what transformers writes where nobody named them
-    for number, (mine, name) in enumerate(zip(own, classes, strict=True)):
-        if mine != name:
-            raise TeacherError(
-                f"{path}: its class {number} is {mine!r} (id2label in its config.json), but {name!r} in data.classes;"
-                " write its classes there, in its order"
-            )
 
 
 def _check_normalisation(path: Path, data: LabelledImages) -> None:
@@ -103,5 +89,5 @@ def _check_images(path: Path, model: PreTrainedModel, data: LabelledImages) -> N
             raise TeacherError(
                 f"{path}: reads images of {depth} channels, but data.mean has {channels} values: one for each channel"
             ) from None
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise TeacherError(f"{path}: does not read images of {height} by {width} pixels: {reason}") from None

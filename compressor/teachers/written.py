@@ -13,7 +13,8 @@ from pathlib import Path
 from compressor.answered import Answer
 from compressor.errors import TeacherError
 from compressor.recipe_teacher import EndpointWriter
-from compressor.teachers.endpoint import Completion, Endpoint, opened
+from compressor.teachers.completion import Completion
+from compressor.teachers.endpoint import Endpoint, opened
 
 _EACH = 16  # requests for each of those under way at once: the last ones of a batch are waited for
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from compressor.artifacts import GateDecision, Latency, OnnxModel, Parity, Quality, RefusedModel
 from compressor.errors import GateError
 from compressor.recipe import Gate
+from compressor.verify.parity import first_at
 
 # Below, a bootstrap cannot show what it has not drawn: three right answers of three would be certainty.
 MIN_EXAMPLES = 30
@@ -70,7 +71,10 @@ def _objection(
     if teacher is not None and model.bytes >= teacher.bytes:
         return f"not smaller than its teacher: {model.bytes:,} bytes against {teacher.bytes:,}"
     if not parity.holds:
-        return f"departs from {parity.reference}: mean cosine {parity.mean_cosine:.4f}, expected {parity.bound}"
+        return (
+            f"departs from {parity.reference}: mean cosine {parity.mean_cosine:.4f}, expected {parity.bound}"
+            f"{first_at(parity)}"
+        )
     faster = latencies[model.name].over_float32
     if model is not student and (faster is None or not faster.low > 1):
         own_ms, float_ms = latencies[model.name].p50_ms, latencies[student.name].p50_ms

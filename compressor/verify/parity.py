@@ -1,8 +1,12 @@
-"""How far each converted model is from the one that it was made from, on real inputs and on inputs at the edge."""
+"""How far each converted model is from the one that it was made from: on real inputs, on inputs at the edge, and in
+several shapes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,68 +14,149 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from compressor.artifacts import OnnxModel, Parity
+from compressor.artifacts import Parity
 from compressor.errors import ExportError
 from compressor.metrics import accuracy, mean_cosine
-from compressor.onnxrt import first_outputs
-from compressor.preprocess import Keep, Preprocessor
-from compressor.progress import SILENT
+from compressor.onnxrt import open_session, run_one
+from compressor.preprocess import Feed, Keep, Preprocessor
 
 # float32 on both sides: the orders of summation differ, nothing else may. 1e-5 is optimum's and Polygraphy's bound.
 FLOAT_ABSOLUTE = 1e-5
 FLOAT_RELATIVE = 1e-4
+# A deep model amplifies rounding beyond that. Where torch in float64 says what is right, a model may be so many times
+# as far from it as the float32 that it was made from.
+FLOAT64_TIMES = 4
 # int8 is another function: here only that it is finite and points the same way. Its quality is the gate's affair.
 INT8_COSINE = 0.9
 
-
-def torch_outputs(
-    module: nn.Module, preprocessor: Preprocessor, examples: Sequence[NDArray[Any]], keep: Keep
-) -> NDArray[np.float32]:
-    """What is compared of the module's first output for every example, one at a time: float32 [rows, width]."""
-    rows = []
-    with torch.inference_mode():
-        for example in examples:
-            feed = preprocessor.collate([example])
-            output = module(**{name: torch.from_numpy(array) for name, array in feed.items()})[0][0]
-            rows.append(keep(output.numpy(), example))
-    return np.concatenate(rows)
+Answer = Callable[[Feed], NDArray[Any]]
+Where = Callable[[Feed], str | None]
 
 
-def onnx_outputs(
-    model: OnnxModel, preprocessor: Preprocessor, examples: Sequence[NDArray[Any]], keep: Keep
-) -> NDArray[np.float32]:
-    """The same of an ONNX model."""
-    return first_outputs(model.path, preprocessor, examples, batch_size=1, progress=SILENT, title="", keep=keep)
+@dataclass(frozen=True)
+class Probe:
+    """A feed, and what is compared of the first output for it: float32 [rows, width]."""
+
+    feed: Feed
+    compared: Callable[[NDArray[Any]], NDArray[Any]]
+
+
+def probes_of(preprocessor: Preprocessor, inputs: Sequence[Any], keep: Keep) -> tuple[Probe, ...]:
+    """One for each raw input, alone in its batch."""
+
+    def probe(example: NDArray[Any]) -> Probe:
+        return Probe(preprocessor.collate([example]), lambda output: keep(output[0], example))
+
+    return tuple(probe(example) for example in preprocessor.encode(inputs))
+
+
+def probes_in_shapes(feeds: Sequence[Feed]) -> tuple[Probe, ...]:
+    """One for each feed, everything compared."""
+    return tuple(Probe(feed, lambda output: output.reshape(-1, output.shape[-1])) for feed in feeds)
+
+
+def by_torch(module: nn.Module) -> Answer:
+    """The module's first output; its keyword arguments are a feed's names."""
+
+    def answer(feed: Feed) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            output: NDArray[np.float32] = module(**{name: torch.from_numpy(feed[name]) for name in feed})[0].numpy()
+        return output
+
+    return answer
+
+
+def by_torch_in_float64(module: nn.Module) -> Answer:
+    """The same of a copy of the module whose weights, and float inputs, are float64: float64 [batch, ...]."""
+    precise = copy.deepcopy(module).double()
+
+    def answer(feed: Feed) -> NDArray[Any]:
+        return by_torch(precise)({n: a.astype(np.float64) if a.dtype == np.float32 else a for n, a in feed.items()})
+
+    return answer
+
+
+def by_onnx(model: Path) -> Answer:
+    """The graph's first output. Raises BundleError."""
+    session = open_session(model)
+
+    def answer(feed: Feed) -> NDArray[np.float32]:
+        output: NDArray[np.float32] = run_one(session, feed)[0]
+        return output
+
+    return answer
+
+
+def equal_floats(got: NDArray[Any], expected: NDArray[Any]) -> bool:
+    """Up to rounding: |got - expected| <= 1e-5 + 1e-4 |expected| everywhere, all of it finite."""
+    error = np.abs(np.subtract(got, expected, dtype=np.float64))
+    return bool((error <= FLOAT_ABSOLUTE + FLOAT_RELATIVE * np.abs(expected)).all())
+
+
+def same_way(got: NDArray[Any], expected: NDArray[Any]) -> bool:
+    """A mean cosine of 0.9 or more, all of it finite."""
+    if not (np.isfinite(got).all() and np.isfinite(expected).all()):
+        return False
+    rows = (-1, got.shape[-1] if got.ndim else 1)
+    return mean_cosine(got.reshape(rows), expected.reshape(rows)) >= INT8_COSINE
 
 
 def compare(
+    name: str,
+    reference: str,
+    answers: tuple[Answer, Answer],
+    probes: Sequence[Probe],
+    where: Where,
+    *,
+    float64: Callable[[], Answer] | None,
+) -> Parity:
+    """Parity of the model `name` with its `reference`, by their answers in this order.
+
+    With `float64`, what both should answer, `equal_floats` must hold, or else the model's largest distance from float64
+    be at most four times the reference's. Without, a mean cosine of all rows of 0.9 or more. What is not finite fails.
+    Where it does not hold, `where` is asked for the first place at which both part on the probe that is worst.
+    """
+    rows = [_rows(answer, probes) for answer in answers]
+    got, expected = (np.concatenate(one) for one in rows)
+    found = measured(name, reference, got, expected, exact=float64 is not None)
+    shapes = {tuple(array.shape for array in probe.feed.values()) for probe in probes}
+    found = replace(found, inputs=len(probes), shapes=len(shapes))
+    if float64 is not None and not found.holds and np.isfinite(got).all() and np.isfinite(expected).all():
+        right = np.concatenate(_rows(float64(), probes))
+        own, allowed = np.abs(got - right).max(), FLOAT64_TIMES * np.abs(expected - right).max()
+        bound = f"{found.bound}, or <= {allowed:.2g} from float64, {FLOAT64_TIMES} times the reference's distance"
+        found = replace(found, holds=bool(own <= allowed), bound=bound)
+    if found.holds:
+        return found
+    worst = max(range(len(probes)), key=lambda number: _distance(rows[0][number], rows[1][number]))
+    return replace(found, departs_at=where(probes[worst].feed))
+
+
+def _rows(answer: Answer, probes: Sequence[Probe]) -> list[NDArray[Any]]:
+    return [probe.compared(answer(probe.feed)) for probe in probes]
+
+
+def measured(
     name: str, reference: str, got: NDArray[np.float32], expected: NDArray[np.float32], *, exact: bool
 ) -> Parity:
-    """Parity of two models' outputs, float32 [inputs, width] each.
-
-    `exact` asks for float32 equality up to rounding: |got - expected| <= 1e-5 + 1e-4 |expected| everywhere. Otherwise a
-    mean cosine of at least 0.9. Anything that is not finite fails both.
-    """
+    """Parity of outputs, float32 [rows, width] each."""
     finite = bool(np.isfinite(got).all() and np.isfinite(expected).all())
-    error = np.abs(got.astype(np.float64) - expected) if finite else np.full_like(expected, np.inf, dtype=np.float64)
     cosine = mean_cosine(got, expected) if finite else 0.0
-    within = (
-        bool((error <= FLOAT_ABSOLUTE + FLOAT_RELATIVE * np.abs(expected)).all()) if exact else cosine >= INT8_COSINE
-    )
-    bound = (
-        f"|difference| <= {FLOAT_ABSOLUTE:g} + {FLOAT_RELATIVE:g} |value|"
-        if exact
-        else f"mean cosine >= {INT8_COSINE:g}"
-    )
     return Parity(
         name=name,
         reference=reference,
         inputs=len(got),
-        max_abs_error=float(error.max()) if finite else float(np.finfo(np.float32).max),
+        shapes=1,
+        max_abs_error=float(np.abs(got - expected).max()) if finite else float(np.finfo(np.float32).max),
         mean_cosine=cosine,
         top1_agreement=accuracy(got.argmax(axis=1), expected.argmax(axis=1)) if finite else 0.0,
-        holds=finite and within,
-        bound=bound,
+        holds=finite and (equal_floats(got, expected) if exact else cosine >= INT8_COSINE),
+        bound=(
+            f"|difference| <= {FLOAT_ABSOLUTE:g} + {FLOAT_RELATIVE:g} |value|"
+            if exact
+            else f"mean cosine >= {INT8_COSINE:g}"
+        ),
+        departs_at=None,
     )
 
 
@@ -80,6 +165,16 @@ def require(parity: Parity) -> Parity:
     if not parity.holds:
         raise ExportError(
             f"{parity.name} departs from {parity.reference}: largest difference {parity.max_abs_error:.3g}, mean cosine"
-            f" {parity.mean_cosine:.6f} on {parity.inputs} inputs; expected {parity.bound}"
+            f" {parity.mean_cosine:.6f} on {parity.inputs} inputs; expected {parity.bound}{first_at(parity)}"
         )
     return parity
+
+
+def first_at(parity: Parity) -> str:
+    """Where the models part, for the end of a sentence; empty where that is not known."""
+    return f"; the first layer that departs is {parity.departs_at}" if parity.departs_at else ""
+
+
+def _distance(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    distance = float(np.linalg.norm(np.subtract(got, expected, dtype=np.float64)))
+    return distance if np.isfinite(distance) else np.inf

@@ -7,6 +7,7 @@ the interval of the ratio is narrower than the two intervals suggest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,21 +28,32 @@ def bootstrap(metric: Metric, answers: NDArray[Any], truth: NDArray[Any]) -> Int
     return _interval(metric(answers, truth), draws)
 
 
-def share_kept(metric: Metric, student: NDArray[Any], teacher: NDArray[Any], truth: NDArray[Any]) -> Interval:
-    """metric(student) / metric(teacher) with its 95% interval, both resampled over the same rows; all are [N].
-
-    Raises TeacherError when the teacher's own metric is 0.
-    """
-    whole = metric(teacher, truth)
-    if whole == 0:
+def worth(metric: Metric, teacher: NDArray[Any], truth: NDArray[Any]) -> float:
+    """metric(teacher); both are [N]. Raises TeacherError where it is not above 0: no share of it could be kept."""
+    found = metric(teacher, truth)
+    if found == 0:
         raise TeacherError(
             f"the teacher is right on none of the {len(truth)} held-out examples: its classes are ordered otherwise"
             " than the data's, or it was trained for something else"
         )
+    if not 0 < found < math.inf:  # also when it is NaN
+        raise TeacherError(
+            f"the teacher's metric is {found:.4g} on the {len(truth)} held-out examples: expected a number above 0,"
+            " higher is better, of which a student keeps a share; of an error take 1 / (1 + error), say"
+        )
+    return found
+
+
+def share_kept(metric: Metric, student: NDArray[Any], teacher: NDArray[Any], truth: NDArray[Any]) -> Interval:
+    """metric(student) / metric(teacher) with its 95% interval, both resampled over the same rows; all are [N].
+
+    Raises TeacherError as `worth`.
+    """
+    whole = worth(metric, teacher, truth)
     draws = []
     for rows in _resamples(len(truth)):
         teachers = metric(teacher[rows], truth[rows])
-        if teachers != 0:
+        if teachers > 0:
             draws.append(metric(student[rows], truth[rows]) / teachers)
     return _interval(metric(student, truth) / whole, draws)
 

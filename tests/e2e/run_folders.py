@@ -34,3 +34,9 @@ def weights_of(out: Path, stage: str = "distill") -> bytes:
     """The trained student's weights in a finished run."""
     (folder,) = [path for path in (out / "stages").glob(f"{stage}-*") if (path / "artifact.json").is_file()]
     return (folder / "model.safetensors").read_bytes()
+
+
+def sizes_of_students(out: Path) -> dict[str, int]:
+    """Bytes of the float32 student as it ships and of the quantized ones, by the name of their file."""
+    files = [path for path in (out / "stages").glob("*/student*.onnx") if path.stem != "student-open"]
+    return {path.stem: path.stat().st_size for path in files}

@@ -75,6 +75,15 @@ def interrupted_and_continued(recipe: Path, server: Server, folder: Path) -> tup
     return planned, first, ended
 
 
+def another_asks_nothing(recipe: Path, server: Server, folder: Path) -> None:
+    """A run in another folder, with the same cache."""
+    before = len(server.seen)
+    ended = run_fresh("compress", recipe, "--out", folder / "another", "--set", "distill.epochs=1", cwd=folder)
+    assert "distill" in ended.stages("done"), ended.stderr
+    assert "teacher-answers" in ended.stages("done"), "of the held-out data, from the answers on disk"
+    assert len(server.seen) == before
+
+
 def write_recipe(inputs: Inputs, out: Path, teacher: dict[str, Any]) -> Path:
     """The recipe of other inputs with another teacher."""
     values = YAML(typ="safe").load(inputs.write_recipe(out))
@@ -103,9 +112,9 @@ def test_an_onnx_file_teaches_images(inputs: dict[str, Inputs], image_file: Path
     rows = {row["name"]: row for row in result["models"]}
     assert rows["teacher"]["bytes"] == image_file.stat().st_size
     assert rows["teacher"]["latency"]["p50_ms"] > 0
-    assert rows["teacher"]["parity"] is None, "it was not converted"
     assert rows["teacher"]["quality"]["quality"]["value"] > 0.9
-    assert rows["student"]["parity"]["holds"]
+    converted = [parity["name"] for parity in result["parities"] if parity["holds"]]
+    assert converted[:2] == ["student-exported", "student"], "the teacher was not converted"
     assert result["shipped"]
     sha256 = hashlib.sha256(image_file.read_bytes()).hexdigest()
     assert (result["lineage"]["source"], result["lineage"]["sha256"]) == ("teacher.onnx", sha256)
@@ -195,6 +204,7 @@ def endpoint_recipe(inputs: Inputs, out: Path, url: str, student: Path) -> Path:
     values = YAML(typ="safe").load(path)
     values["student"] = {"folder": str(student), "max_length": 24}
     values["distill"] |= {"epochs": 8, "learning_rate": 5e-3, "temperature": 1.0, "control": False}
+    values["cache"] = str(out.with_name("shared"))
     with path.open("w", encoding="utf-8") as file:
         YAML().dump(values, file)
     return path
@@ -213,6 +223,7 @@ def test_an_endpoint_teaches_text(
         planned, first, ended = interrupted_and_continued(recipe, server, tmp_path)
         assert sorted(prompt.rpartition("Text: ")[2] for prompt in server.prompts()) == sorted(distinct)
         assert {headers["Authorization"] for _, headers, _, _ in server.seen} == {f"Bearer {KEY}"}
+        another_asks_nothing(recipe, server, tmp_path)
         assert run_fresh("verify", out / "bundle", cwd=tmp_path).code == 0
         inspected = run_fresh("inspect", out / "bundle", cwd=tmp_path).stdout
     for expected in ("teacher: big at 127.0.0.1", "sha256: None", "terms: https://host/terms"):
@@ -292,6 +303,7 @@ def writer_recipe(folder: Path, url: str, student: Path, **teacher: Any) -> Path
         "gate": {"max_drop": 0.2, "judge": "value"},
         "benchmark": {"min_samples": 459, "budget_s": 5.0},
         "out": "out",
+        "cache": "shared",
     }
     path = folder / "writer.yaml"
     with path.open("w", encoding="utf-8") as file:
@@ -310,6 +322,7 @@ def test_an_endpoint_teaches_to_write(small_decoder: Path, tmp_path: Path, monke
         assert sorted(server.prompts()) == sorted(f"Which words follow? {text}" for text in distinct)
         other = run_fresh("compress", recipe, "--dry-run", "--set", "distill.epochs=1", cwd=tmp_path)
         assert "of teacher outputs, found in" in other.stdout, "which another student learns from"
+        another_asks_nothing(recipe, server, tmp_path)
         assert len(server.seen) == len(distinct)
     assert run_fresh("verify", out / "bundle", cwd=tmp_path).code == 0
     inspected = run_fresh("inspect", out / "bundle", cwd=tmp_path).stdout

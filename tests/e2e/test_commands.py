@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from made_inputs import Inputs
 from ruamel.yaml import YAML
-from run_folders import assert_one_clear_line
+from run_folders import assert_one_clear_line, sizes_of_students
 from shared_runs import TASKS, Begun, Finished, Run
 
 from compressor.recipe_file import read_recipe
@@ -110,7 +110,7 @@ def test_a_plan_says_what_the_files_will_weigh(finished: Finished, run: Run) -> 
     assert ended.code == 0, ended.stderr
     own, *others = json.loads(ended.stdout)["choices"]
     assert own["choice"] == "recipe"
-    sizes = {path.stem: path.stat().st_size for path in (finished.out / "stages").glob("*/student*.onnx")}
+    sizes = sizes_of_students(finished.out)
     predicted = {f"student-{name}".removesuffix("-float32"): size for name, size in own["onnx_bytes"].items()}
     assert predicted.keys() == sizes.keys()
     for name, size in sizes.items():

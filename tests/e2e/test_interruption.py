@@ -10,6 +10,8 @@ import torch
 from run_folders import assert_nothing_half_written, assert_one_clear_line, assert_whole, weights_of
 from shared_runs import Begun, Run, Start
 
+from compressor.distill.checkpoint import load_checkpoint, save_checkpoint
+
 # Long enough that a signal after the first epochs arrives while there is still much to train.
 EPOCHS = 25
 
@@ -58,10 +60,11 @@ def test_a_loss_that_turns_infinite_keeps_the_last_good_checkpoint(begun: Begun,
     stopped.end()
     (checkpoint,) = (tmp_path / "out" / "stages").glob("distill-*.partial/checkpoint.pt")
     # When a loss diverges depends on the machine's rounding, so training is put just before that point.
-    state = torch.load(checkpoint, weights_only=True)
+    state = load_checkpoint(checkpoint)
+    assert state is not None
     for tensor in state["learner"].values():
         tensor.fill_(torch.inf) if tensor.is_floating_point() else None
-    torch.save(state, checkpoint)
+    save_checkpoint(checkpoint, state)
     before = checkpoint.read_bytes()
     diverged = start("compress", recipe).end()
     assert "the last good checkpoint is kept" in assert_one_clear_line(diverged, 7)

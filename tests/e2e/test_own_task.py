@@ -65,6 +65,8 @@ def test_a_task_of_ones_own_goes_the_whole_way(project: Path) -> None:
         ("    return OwnTask(", "    return dict(", "expected an OwnTask, got dict"),
         ('file["vibration"], file["wear"]', 'file["vibration"], file["tear"]', "reading it failed: KeyError"),
         ('file["vibration"], file["wear"]', 'file["vibration"], file["wear"][:3]', "2000 inputs, but truth for 3"),
+        ("metric=variance_explained", "metric=lambda *_: -0.3", "the teacher's metric is -0.3 on the 500 held-out"),
+        ("return network(width=12)", "return nn.Linear(7, 2)", "own_task.py:student: calling it on float32 [1, 3, 64]"),
     ],
 )
 def test_a_definition_that_does_not_fit_is_one_line(
@@ -79,3 +81,4 @@ def test_a_definition_that_does_not_fit_is_one_line(
     assert ended.code not in (0, 1)
     assert complaint in ended.lines[-1]
     assert "Traceback" not in ended.stderr
+    assert "student" not in ended.stages("done"), "before any work"

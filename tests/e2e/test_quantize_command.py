@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,11 @@ def test_the_fastest_that_agrees_is_written(run: Run, products: Path, examples: 
     found = json.loads(ended.stdout)
     assert found == json.loads((out / "quantization.json").read_text())
     (candidate,) = found["candidates"]
+    certificate = out / "model.certificate.json"
+    assert certificate.is_file() == (found["chosen"] != "float32")
+    if certificate.is_file():
+        sha256 = hashlib.sha256((out / "model.onnx").read_bytes()).hexdigest()
+        assert json.loads(certificate.read_text())["model_sha256"] == sha256
     x = np.load(examples)["x"][:4]
     sessions = [
         onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -75,6 +81,25 @@ def test_the_fastest_that_agrees_is_written(run: Run, products: Path, examples: 
     else:
         assert candidate["faster"]["low"] > 1
         assert (out / "model.onnx").stat().st_size == candidate["bytes"] < products.stat().st_size / 3
+
+
+def test_inspect_tells_which_layers_err(run: Run, products: Path, examples: Path, tmp_path: Path) -> None:
+    """One weight is rounded by hand, so that its product alone errs."""
+    model = onnx.load(products)
+    (rounded,) = (tensor for tensor in model.graph.initializer if tensor.name == "w2")
+    rounded.CopyFrom(numpy_helper.from_array(np.round(numpy_helper.to_array(rounded), 2), "w2"))
+    onnx.save(model, tmp_path / "rounded.onnx")
+    against = ("--against", products, "--inputs", examples)
+    ended = run("inspect", tmp_path / "rounded.onnx", *against, "--json")
+    assert ended.code == 0, ended.stderr
+    errors = json.loads(ended.stdout)["errors"]
+    assert [layer["node"] for layer in errors["layers"]] == ["product_2"]
+    assert (errors["remedy"]["node"], errors["remedy"]["precision"]) == ("product_2", "float32")
+    assert errors["remedy"]["then"]["snr_db"] is None
+    assert 20 < errors["now"]["snr_db"] < 60
+    shown = run("inspect", tmp_path / "rounded.onnx", *against).stdout
+    assert "MatMul product_2: agreement 1.000000, +" in shown
+    assert_one_clear_line(run("inspect", tmp_path / "rounded.onnx", "--against", products), 2)
 
 
 def test_where_fewer_bits_are_slower_float32_is_kept_and_the_reason_told(run: Run, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_a_flipped_bit_in_what_the_teacher_said_is_found_and_mended(begun: Begun
     shard.write_bytes(content[:-50] + bytes([content[-50] ^ 1]) + content[-49:])
     ended = run("compress", recipe)
     _assert_ran(ended, ["signals"])
-    assert "a file is not what was written; the stage runs again" in ended.stderr
+    assert "signals-00000.safetensors is missing or not what was written; the stage runs again" in ended.stderr
     assert shard.read_bytes() == content
 
 

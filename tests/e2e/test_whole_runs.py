@@ -107,7 +107,11 @@ def test_result_has_teacher_student_and_int8_measured(finished: Finished) -> Non
         assert row["latency"]["samples"] >= 459
         quality = row["quality"]["quality"]
         assert 0 <= quality["low"] <= quality["value"] <= quality["high"] <= 1
-        assert row["parity"]["holds"]
+    parities = {parity["name"]: parity for parity in result["parities"]}
+    assert list(parities) == ["teacher", "student-exported", "student", *int8]
+    assert all(parity["holds"] and parity["departs_at"] is None for parity in parities.values())
+    exact = [parities[name] for name in ("teacher", "student-exported", "student")]
+    assert all(parity["shapes"] > 2 for parity in exact), "of lengths, where there are any, and of batches"
     # The inputs are made so that the teacher is good at them: otherwise a student could keep nothing of worth.
     assert rows["teacher"]["quality"]["quality"]["value"] > _GOOD.get(result["task"], 0.9)
     assert rows["student"]["parameters"] < rows["teacher"]["parameters"]

@@ -2,37 +2,18 @@
 
 import json
 import platform
-import sys
 from importlib.metadata import version as installed_version
-from pathlib import Path
 
-import builds
-import needed
+import arm64
 import numpy as np
 import pytest
 import runner_cases
 import runtimes
+from arm64 import EMULATOR, PROCESSOR
 
-COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 NAMES = ("mlp", "mlp-int8", "cnn", "cnn-int8", "integers")
-# Not the emulator's default, which has all that it can emulate: there ONNX Runtime takes its kernels for SME, and a
-# dynamic int8 product is wrong (ONNX Runtime 1.31.1, QEMU 7.2: whose fault is not known; without SME the bits agree).
-PROCESSOR = "cortex-a76"
 LOAD_TIMES = ("library_ms", "session_ms", "first_inference_ms")
 EMULATED = f"instructions are emulated ({EMULATOR}): times say nothing of a processor"
-
-# ONNX Runtime reads this at its start, and ends with SIGSEGV where it finds another processor's. It must be that of
-# PROCESSOR: with instructions that are only promised here it ends with SIGILL.
-CPUINFO = """\
-processor\t: 0
-BogoMIPS\t: 50.00
-Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp
-CPU implementer\t: 0x41
-CPU architecture: 8
-CPU variant\t: 0x4
-CPU part\t: 0xd0b
-CPU revision\t: 1
-"""
 
 # `slow`: everything that such a processor computes is computed by this one, some ten times slower.
 pytestmark = [
@@ -44,27 +25,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def program():
-    """Kept, so that the next run compiles what has changed. Not test_neon.py's folder: both may build at once."""
-    needed.require(COMPILER, "g++-aarch64-linux-gnu")
-    folder = builds.ROOT / "build" / "aarch64-runner"
-    target = {"CMAKE_SYSTEM_NAME": "Linux", "CMAKE_SYSTEM_PROCESSOR": "aarch64", "CMAKE_CXX_COMPILER": COMPILER}
-    settings = [f"-D{name}={value}" for name, value in {**target, "COMPRESSOR_MODULE": "OFF"}.items()]
-    builds.output_of(sys.executable, "-m", "cmake", "-S", builds.ROOT, "-B", folder, *settings)
-    builds.output_of(sys.executable, "-m", "cmake", "--build", folder, "--target", "compressor_runner")
-    return folder / "compressor-runner"
-
-
-@pytest.fixture(scope="module")
-def words(program, tmp_path_factory):
-    """Of the command: the emulator, which shows Arm's libraries and processor in place of this machine's."""
-    needed.require(EMULATOR, "qemu-user")
-    loader = Path(builds.output_of(COMPILER, "-print-file-name=ld-linux-aarch64.so.1").strip()).resolve()
-    root = tmp_path_factory.mktemp("sysroot")
-    (root / "lib").symlink_to(loader.parent)
-    (root / "proc").mkdir()
-    (root / "proc" / "cpuinfo").write_text(CPUINFO)
-    return [EMULATOR, "-cpu", PROCESSOR, "-L", root, program]
+def words(tmp_path_factory):
+    return arm64.words(PROCESSOR, arm64.runner(), tmp_path_factory.mktemp("sysroot"))
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from compressor.artifacts import (
     Interval,
     Latency,
     LossPoint,
+    OperatorTime,
     Parity,
     Provenance,
     Quality,
@@ -20,7 +21,8 @@ from compressor.artifacts import (
     Timing,
     TrainingHistory,
 )
-from compressor.result import Environment, ModelResult, Result, SizeShare, StageTime
+from compressor.error_attribution import Closeness, ErrorAttribution, NoisyLayer, Remedy
+from compressor.result import Environment, ModelResult, QualityStep, Result, SizeShare, StageTime
 
 STEPS_PER_EPOCH = 250
 
@@ -59,7 +61,7 @@ def quality(name: str, value: float, kept: Interval, agreement: float) -> Qualit
 
 
 def parity(name: str, reference: str, error: float, cosine: float, top1: float, bound: str) -> Parity:
-    return Parity(name, reference, 512, error, cosine, top1, holds=True, bound=bound)
+    return Parity(name, reference, 512, 5, error, cosine, top1, holds=True, bound=bound, departs_at=None)
 
 
 def models() -> tuple[ModelResult, ...]:
@@ -81,7 +83,6 @@ def models() -> tuple[ModelResult, ...]:
         latency=latency("student", 1.9, Interval(2.94, 2.9, 2.98), 121.0),
         quality=quality("student", 0.8815, Interval(0.9882, 0.9831, 0.9929), 0.9712),
         agreement=0.9712,
-        parity=parity("student", "torch student", 1.4e-6, 0.9999998, 1.0, "max abs error <= 1e-4"),
     )
     int8 = ModelResult(
         name="student-int8",
@@ -91,17 +92,18 @@ def models() -> tuple[ModelResult, ...]:
         latency=latency("student-int8", 0.917, Interval(6.11, 6.02, 6.21), 84.0),
         quality=quality("student-int8", 0.8804, Interval(0.987, 0.981, 0.992), 0.9663),
         agreement=0.9663,
-        parity=parity("student-int8", "student", 0.0231, 0.9971, 0.9932, "mean cosine >= 0.99"),
     )
     static = ModelResult(
         name="student-int8-static",
         precision="int8 static",
         parameters=8_340_000,
         bytes=8_500_000,
-        latency=latency("student-int8-static", 0.84, Interval(6.67, 6.51, 6.8), 86.0),
+        latency=replace(
+            latency("student-int8-static", 0.84, Interval(6.67, 6.51, 6.8), 86.0),
+            operators=(OperatorTime("QAttention", 3, 0.412), OperatorTime("QuantizeLinear", 14, 0.2)),
+        ),
         quality=quality("student-int8-static", 0.8321, Interval(0.9328, 0.921, 0.944), 0.8911),
         agreement=0.8911,
-        parity=parity("student-int8-static", "student", 0.412, 0.9433, 0.9012, "mean cosine >= 0.94"),
     )
     return teacher, student, int8, static
 
@@ -129,11 +131,18 @@ def sizes() -> tuple[SizeShare, ...]:
     )
 
 
+def attribution() -> ErrorAttribution:
+    noisy = NoisyLayer("layer.0/output", "MatMul", 18.3, Closeness(0.9987, 26.1, 7_573_582))
+    remedy = Remedy("layer.0/output", "weight-int8", Closeness(0.9985, 25.8, 6_801_582))
+    now = Closeness(0.9971, 22.4, 6_783_582)
+    return ErrorAttribution("student-int8", now, (noisy, NoisyLayer("layer.1/query", "MatMul", 31.9, None)), remedy)
+
+
 @pytest.fixture
 def result() -> Result:
     """A text classifier: the dynamic int8 student ships, the static one loses too much."""
     return Result(
-        schema_version=3,
+        schema_version=4,
         task="text-classification",
         models=models(),
         shipped="student-int8",
@@ -164,7 +173,18 @@ def result() -> Result:
         data={"source": "data/reviews.jsonl", "rows": "24000 train, 4000 held out", "sha256": "a90c" * 16},
         history=history(),
         sizes=sizes(),
+        parities=(
+            parity("student", "torch student", 1.4e-6, 0.9999998, 1.0, "max abs error <= 1e-4"),
+            parity("student-int8", "student", 0.0231, 0.9971, 0.9932, "mean cosine >= 0.99"),
+            parity("student-int8-static", "student", 0.412, 0.9433, 0.9012, "mean cosine >= 0.94"),
+        ),
         refused=(RefusedModel("student-int8-static", "keeps 93.3% of the teacher's AUROC; the recipe asks for 97.0%"),),
+        quality_steps=(
+            QualityStep("distillation", "teacher", "student-torch", -0.0105),
+            QualityStep("export", "student-torch", "student", 0.0),
+            QualityStep("quantization", "student", "student-int8", -0.0011),
+        ),
+        attributions=(attribution(),),
         stages=(
             StageTime("teacher signals", 148.2, reused=True),
             StageTime("distill", 412.6, reused=False),
@@ -191,6 +211,7 @@ def small_result(result: Result) -> Result:
     return replace(
         result,
         models=(teacher, int8),
+        parities=result.parities[-2:-1],
         lineage=replace(result.lineage, sha256="6d1f" * 16),
         history=replace(result.history, losses=result.history.losses[-2:], scores=result.history.scores[-3:-1]),
         sizes=result.sizes[-4:],

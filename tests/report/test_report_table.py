@@ -60,6 +60,12 @@ def test_a_disturbed_timing_is_called_so(result: Result):
     assert "times: teacher drifts" in printed(undisturbed, 120)
 
 
+def test_where_the_quality_went(result: Result):
+    text = " ".join(printed(result).split())
+    assert "AUROC -0.0105 by distillation, student-torch; +0.0000 by export, student; -0.0011 by quantization" in text
+    assert "student-int8: layer.0/output in weight-int8 for" in text
+
+
 def test_all_columns_at_120_and_the_claims_at_80(result: Result):
     wide, narrow = printed(result, 120).splitlines(), printed(result, 80).splitlines()
     for header in ("params", "MB", "smaller", "p50 ms", "p99 ms", "faster", "inf/s", "AUROC [95%]", "kept", "agree"):

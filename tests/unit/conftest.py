@@ -234,5 +234,24 @@ def embedder_onnx(vocabulary: list[str], tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture
+def make_cnn(tmp_path: Path) -> Callable[[Callable[..., NDArray[np.float32]]], Path]:
+    """image -> a convolution, a mean, a product with a bias; with weights that `draw(*shape)` gives."""
+
+    def make(draw: Callable[..., NDArray[np.float32]]) -> Path:
+        nodes = [
+            helper.make_node("Conv", ["image", "kernel"], ["features"], kernel_shape=[3, 3]),
+            helper.make_node("Relu", ["features"], ["active"]),
+            helper.make_node("GlobalAveragePool", ["active"], ["pooled"]),
+            helper.make_node("Flatten", ["pooled"], ["flat"]),
+            helper.make_node("Gemm", ["flat", "weight", "bias"], ["out"], transB=1),
+        ]
+        arrays = {"kernel": draw(64, 16, 3, 3), "weight": draw(10, 64), "bias": draw(10)}
+        interface = {"image": (TensorProto.FLOAT, ["batch", 16, 8, 8])}, {"out": (TensorProto.FLOAT, ["batch", 10])}
+        return save_onnx(tmp_path / "image.onnx", nodes, *interface, arrays)
+
+    return make
+
+
+@pytest.fixture
 def make_onnx() -> Callable[..., Path]:
     return save_onnx

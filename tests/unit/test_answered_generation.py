@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from compressor.progress import SILENT
 from compressor.recipe_distill import AnswerDistillation
 from compressor.recipe_file import recipe_from_values
 from compressor.recipe_teacher import EndpointWriter
+from compressor.students import check_student
 from compressor.tasks import TaskData, task_for
 from compressor.tasks.answered_generation import AnsweredGeneration
 from compressor.teachers.answer_cache import AnswerCache
@@ -258,8 +260,7 @@ def test_prompts_without_room_for_an_answer_are_bounded(folder: Path, tmp_path: 
     ("change", "words"),
     [
         ({"eos_token_id": None}, "expected an eos_token_id in its config.json"),
-        ({"vocab_size": 200}, "its tokenizer.json has 290 tokens, its config.json says 200"),
-        ({"eos_token_id": 300}, "texts end with number 300"),
+        ({"eos_token_id": 290}, "ends an answer with token 290 (eos_token_id) of 290 (vocab_size)"),
         (None, "expected a config.json in the student's folder"),
     ],
 )
@@ -276,6 +277,15 @@ def test_a_student_that_cannot_end(folder: Path, tmp_path: Path, change: dict[st
         task_for(recipe_from_values(values(other, tmp_path), "test")).load_data(tmp_path / "cache", SILENT)
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_token_without_a_row_in_the_table(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "other")
+    tokenizer = Tokenizer.from_file(str(tmp_path / "other" / "tokenizer.json"))
+    tokenizer.add_tokens(["new"])
+    tokenizer.save(str(tmp_path / "other" / "tokenizer.json"))
+    with pytest.raises(StudentError, match="its tokenizer numbers tokens up to 290, but its table has 290 rows"):
+        check_student(recipe_from_values(values(tmp_path / "other", tmp_path), "test"), None)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,27 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
+from ruamel.yaml import YAML
 from tokenizers import Tokenizer
 
 import compressor
 from compressor.artifacts import Interval, OnnxModel, Provenance, Quality
 from compressor.bundle.build import Contents, write_bundle
+from compressor.bundle.card import model_card
 from compressor.bundle.golden import golden_cases
 from compressor.bundle.manifest import check_files, dump_manifest, open_bundle
 from compressor.bundle.predictor import Predictor, load
 from compressor.bundle.verify import verify_bundle
+from compressor.certificate import (
+    CERTIFICATE,
+    certificate,
+    certificate_beside,
+    dump_certificate,
+    read_certificate,
+    summary,
+)
 from compressor.errors import BundleError, DataError
+from compressor.inspection import inspect_path, inspection_lines
 from compressor.onnx_file import describe_onnx
 from compressor.preprocess import ImagePreprocessor, TextPreprocessor
 from compressor.store import sha256_file
@@ -129,6 +140,23 @@ def test_the_same_inputs_give_the_same_bytes(
         assert str(tmp_path).encode() not in (again / name).read_bytes(), name
 
 
+def test_a_certificate_is_in_the_bundle_and_is_its_models(
+    embedder_onnx: Path, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "student.onnx"
+    shutil.copyfile(embedder_onnx, model)
+    found = certificate(sha256_file(model), 3, (), ())
+    certificate_beside(model).write_bytes(dump_certificate(found))
+    bundle = write_text_bundle(model, tokenizer_file, tmp_path / "bundle")
+    assert read_certificate(bundle / CERTIFICATE) == found
+    assert verify_bundle(bundle).same_everywhere == summary(found)
+    assert inspect_path(bundle)["integer products"] == summary(found)
+    (bundle / CERTIFICATE).write_bytes(dump_certificate(replace(found, model_sha256="0" * 64)))
+    edit(bundle)
+    with pytest.raises(BundleError, match=r"it certifies another model than model\.onnx"):
+        verify_bundle(bundle)
+
+
 def test_a_good_bundle_passes_wherever_it_lies(text_bundle: Path, image_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(text_bundle, tmp_path / "elsewhere")
     check = verify_bundle(tmp_path / "elsewhere")
@@ -143,8 +171,41 @@ def test_the_manifest_reads_back_as_it_was_written(text_bundle: Path) -> None:
     assert dump_manifest(opened.manifest) == (text_bundle / "manifest.json").read_bytes()
     assert opened.manifest.lineage == LINEAGE
     card = (text_bundle / "README.md").read_text()
-    assert "license: MIT" in card
+    assert 'license: "MIT"' in card
     assert "0.9000 (95% interval 0.8800 to 0.9200)" in card
+
+
+def test_inspect_shows_what_was_found(text_bundle: Path) -> None:
+    lines = inspection_lines(inspect_path(text_bundle))
+    begin = lines.index("  quality:")
+    assert lines[begin : begin + 7] == [
+        "  quality:",
+        "    agreement: 0.97",
+        "    examples: 100",
+        "    kept:",
+        "      high: 1.0",
+        "      low: 0.98",
+        "      value: 0.99",
+    ]
+
+
+@pytest.mark.parametrize(
+    "license_", ["Acme: internal use", "mit\nlibrary_name: evil\n---\n# x", 'a "b" #c', "- x", "ünï"]
+)
+def test_whatever_the_licence_the_front_matter_of_the_card_holds_it(embedder_onnx: Path, license_: str) -> None:
+    model = describe_onnx(embedder_onnx, "student", "float32")
+    evidence = {"teacher_bytes": None, "quality": asdict(QUALITY)}
+    lineage = replace(LINEAGE, license=license_, terms="https://a/b\n\n# Heading", source="big\n# Heading")
+    card = model_card(model, "text-classification", evidence, lineage, {})
+    _, front, text = card.split("---\n", 2)
+    assert YAML(typ="safe").load(front) == {
+        "license": " ".join(license_.split()),
+        "pipeline_tag": "text-classification",
+        "library_name": "onnx",
+    }
+    assert [line for line in text.splitlines() if line.startswith("# ")] == [
+        "# text-classification model distilled from big # Heading"
+    ]
 
 
 FILES = ["README.md", "bom.cdx.json", "golden.npz", "golden_texts.json", "model.onnx", "tokenizer.json"]

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import json
 import math
+import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import needed
 import numpy as np
 import pytest
+import requests
 from chat_server import Reply, Server, completion, serving
 from pydantic import ValidationError
 
 from compressor.errors import TeacherError
 from compressor.recipe_teacher import EndpointClassifier
 from compressor.teachers.answer_cache import AnswerCache
+from compressor.teachers.completion import Completion, Token
 from compressor.teachers.endpoint import Endpoint
 from compressor.teachers.labels import EndpointClassifierModel, class_log_probabilities, matched_class, open_endpoint
-from compressor.teachers.pacing import asked_wait_s, backoff_s
+from compressor.teachers.pacing import Pace, asked_wait_s, backoff_s
 
 KEY = "sk-planted-0123456789"
 Make = Callable[..., EndpointClassifier]
@@ -82,6 +91,31 @@ def test_nothing_is_asked_twice(server: Server, teacher: Make, cache_file: Path)
     assert len(server.seen) == 5, "what an answer depends on is part of its key"
 
 
+def test_runs_at_once_ask_nothing_twice(server: Server, teacher: Make, cache_file: Path) -> None:
+    """Three, each with a file of its own open, as processes have; some answers are torn by a crash before."""
+    server.answer = lambda body: replace(sport_or_food(body), delay_s=0.02)
+    texts = [f"{word} {number}" for number in range(8) for word in ("goal", "soup")]
+    open_endpoint(teacher(), cache_file).answers(texts[:4])
+    cache_file.write_bytes(cache_file.read_bytes()[:-9])
+    found, told = dict[int, Any](), list[str]()
+
+    def run(number: int) -> None:
+        one = open_endpoint(teacher(), cache_file, told.append)
+        found[number] = np.concatenate([one.answers(texts[begin : begin + 4]) for begin in range(0, 16, 4)])
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(server.seen) == 16 + 1, "the torn one again"
+    again = AnswerCache(cache_file)
+    assert (len(again), again.damaged) == (16, 0)
+    for rows in found.values():
+        assert rows.argmax(1).tolist() == [0, 1] * 8
+    assert sum("waits for another compressor" in line for line in told) <= 3, "each says so once"
+
+
 FAULTS = {
     "no answer": Reply(status=0),
     "cut": Reply(body=completion("sport").body, cut=20),
@@ -115,6 +149,56 @@ def test_a_server_that_is_not_there(teacher: Make, cache_file: Path) -> None:
     with pytest.raises(TeacherError, match="the connection fails") as raised:
         open_endpoint(one, cache_file).answers(["a goal"])
     assert "\n" not in str(raised.value)
+
+
+def test_https_to_a_server_without_it(server: Server, teacher: Make, cache_file: Path) -> None:
+    one = teacher(endpoint=server.url.replace("http:", "https:"))
+    with pytest.raises(TeacherError, match=r"does not speak https there.* set teacher.endpoint to http://") as raised:
+        open_endpoint(one, cache_file).answers(["a goal"])
+    assert "\n" not in str(raised.value)
+
+
+@contextmanager
+def tls(folder: Path, *, spoken: bool) -> Iterator[int]:
+    """The port of a server with a certificate of its own; else of one that hangs up on every handshake."""
+    openssl = needed.require("openssl", "openssl")
+    named = ("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
+    made = (openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "cert.pem")
+    subprocess.run([*made, *named], cwd=folder, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+
+    def answer() -> None:
+        with suppress(OSError):  # it is closed
+            while True:
+                connection, _ = listening.accept()
+                with connection, suppress(OSError):
+                    if spoken:
+                        context.wrap_socket(connection, server_side=True).close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=answer, daemon=True).start()
+        yield listening.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("spoken", "words"),
+    [(True, "its certificate is not trusted: .*self.signed"), (False, "the connection fails: .*, 3 times in a row")],
+)
+def test_a_certificate_of_ones_own_and_a_broken_handshake(
+    teacher: Make, cache_file: Path, tmp_path: Path, spoken: bool, words: str
+) -> None:
+    with tls(tmp_path, spoken=spoken) as port, pytest.raises(TeacherError, match=words):
+        open_endpoint(teacher(endpoint=f"https://127.0.0.1:{port}/v1", retries=2), cache_file).answers(["a goal"])
+
+
+def test_a_failure_without_words_is_named(teacher: Make, cache_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: Any, **__: Any) -> Any:
+        raise requests.exceptions.ChunkedEncodingError
+
+    monkeypatch.setattr(requests.Session, "post", silent)
+    with pytest.raises(TeacherError, match="the connection fails: ChunkedEncodingError"):
+        open_endpoint(teacher(retries=0), cache_file).answers(["a goal"])
 
 
 def test_retry_after_is_waited_for_by_all(server: Server, teacher: Make, cache_file: Path) -> None:
@@ -221,15 +305,41 @@ def test_the_budget_ends_the_run_and_keeps_what_it_has(server: Server, teacher: 
     assert len(set(server.prompts())) == len(server.seen) == 10
 
 
-def test_requests_are_bounded_in_number_and_rate(server: Server, teacher: Make, cache_file: Path) -> None:
-    server.answer = lambda _: Reply(body=completion("food").body, delay_s=0.05)
-    texts = [f"soup {number}" for number in range(12)]
-    open_endpoint(teacher(concurrency=3), cache_file).answers(texts)
+def test_so_many_requests_are_under_way_as_asked_for(server: Server, teacher: Make, cache_file: Path) -> None:
+    """Each answer waits until three are asked for; a fourth at once would be counted."""
+    together = threading.Barrier(3)
+
+    def with_two_others(_: Any) -> Reply:
+        together.wait(timeout=60)
+        return completion("food")
+
+    server.answer = with_two_others
+    open_endpoint(teacher(concurrency=3), cache_file).answers([f"soup {number}" for number in range(12)])
     assert server.most_at_once == 3
-    server.seen.clear()
-    open_endpoint(teacher(requests_per_minute=1200.0, model="slow"), cache_file).answers(texts[:6])
-    times = sorted(when for *_, when in server.seen)
-    assert times[-1] - times[0] >= 5 * 0.05 * 0.9, "a twentieth of a second between each two"
+
+
+@dataclass
+class NotedPace(Pace):
+    """Notes how long it would wait."""
+
+    waits_s: list[float] = field(default_factory=list)
+
+    def wait(self, seconds: float) -> None:
+        self.waits_s.append(seconds)
+
+
+def test_turns_are_apart_by_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now_s=100.0)
+    monkeypatch.setattr("compressor.teachers.pacing.time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    pace = NotedPace(requests_per_minute=1200.0, budget=None)
+    for _ in range(3):
+        pace.take_turn()
+    clock.now_s = 101.0  # a pause earns no burst
+    pace.take_turn()
+    pace.take_turn()
+    pace.slow_down(7.0)
+    pace.take_turn()
+    assert pace.waits_s == pytest.approx([0, 0.05, 0.1, 0, 0.05, 7.0])
 
 
 def test_a_ctrl_c_keeps_what_was_answered(
@@ -258,7 +368,7 @@ def test_a_ctrl_c_keeps_what_was_answered(
 def test_the_key_is_written_nowhere(
     server: Server, teacher: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A server that echoes it in every way it can is answered without it."""
+    """Whatever a server echoes it in."""
     caplog.set_level("DEBUG")
     echo = f"sport {KEY}"
     said = []
@@ -285,8 +395,35 @@ def test_the_key_is_written_nowhere(
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     out, err = capfd.readouterr()
     assert all(KEY[:8] not in place for place in said), "nor a part of it"
-    for place in (*said, written.decode(), out, err, caplog.text, repr(Endpoint(teacher(), tmp_path / "e.jsonl"))):
+    shown = repr(Endpoint(teacher(), AnswerCache(tmp_path / "e.jsonl")))
+    for place in (*said, written.decode(), out, err, caplog.text, shown):
         assert KEY not in place
+
+
+@pytest.mark.parametrize("key", ["o", "EMPTY", "none"])
+def test_a_key_that_is_a_word_alters_no_answer(
+    server: Server, teacher: Make, cache_file: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("COMPRESSOR_TEACHER_KEY", key)
+    said = f"food: none of the pots is {key}, {key}."
+    server.answer = lambda _: completion(said, [[("food", -0.1), (key, -3.0)]])
+    endpoint = Endpoint(teacher(), AnswerCache(cache_file), top_logprobs=2)
+    for _ in range(2):  # asked, and from the cache
+        (found,) = endpoint.complete(["soup"])
+        assert found.text == said
+        assert found.tokens == (Token("food", (("food", -0.1), (key, -3.0))),)
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [completion(f"food {KEY}", [[("food", -0.1)]]), completion("food", [[("food", -0.1), (KEY, -3.0)]])],
+    ids=["text", "token"],
+)
+def test_an_answer_with_the_key_in_it_is_refused(server: Server, teacher: Make, cache_file: Path, echo: Reply) -> None:
+    server.answer = lambda _: echo
+    with pytest.raises(TeacherError, match=r"answers with the key of COMPRESSOR_TEACHER_KEY.* change the key"):
+        Endpoint(teacher(), AnswerCache(cache_file), top_logprobs=2).complete(["soup"])
+    assert len(AnswerCache(cache_file)) == 0
 
 
 def test_a_key_that_no_header_can_hold(teacher: Make, cache_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,8 +532,6 @@ def test_soft_labels_that_cannot_be_had(server: Server, teacher: Make, cache_fil
 
 
 def test_every_answer_is_a_distribution(teacher: Make) -> None:
-    from compressor.teachers.endpoint import Completion, Token
-
     generator = np.random.default_rng(0)
     classes = ["alpha", "beta", "gamma", "delta"]
     one = teacher(classes=classes, top_logprobs=5)

@@ -36,7 +36,10 @@ def decide(*models: Model, gate: Gate | None = None, seen: bool = True) -> GateD
         candidates,
         {m.name: Quality(m.name, "AUROC", Interval(0.9, 0.89, 0.91), kept(m), 0.9, 100) for m in chosen},
         {m.name: latency(m) for m in chosen},
-        {m.name: Parity(m.name, "student", 9, 0.1, 0.5, None, m.parity, "mean cosine >= 0.9") for m in chosen},
+        {
+            m.name: Parity(m.name, "student", 9, 1, 0.1, 0.5, None, m.parity, "mean cosine >= 0.9", "MatMul odd")
+            for m in chosen
+        },
         gate or Gate(),
     )
 
@@ -44,6 +47,10 @@ def decide(*models: Model, gate: Gate | None = None, seen: bool = True) -> GateD
 def kept(model: Model) -> Interval:
     value, low = model.kept
     return Interval(value, low, value + (value - low))
+
+
+def parity(model: Model) -> Parity:
+    return Parity(model.name, "student", 9, 1, 0.1, 0.5, None, model.parity, "mean cosine >= 0.9", "MatMul odd")
 
 
 def latency(model: Model) -> Latency:
@@ -106,6 +113,7 @@ def test_int8_that_departs_is_passed_over() -> None:
     decision = decide(STUDENT, Model("student-int8", 8, 3.0, parity=False))
     assert decision.shipped == "student"
     assert "departs from student: mean cosine 0.5" in reasons(decision)["student-int8"]
+    assert "the first layer that departs is MatMul odd" in reasons(decision)["student-int8"]
 
 
 @pytest.mark.parametrize(

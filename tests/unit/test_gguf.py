@@ -13,9 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from compressor.errors import TeacherError
 from compressor.recipe_student import DecoderStudent
+from compressor.recipe_teacher import GgufTeacher
 from compressor.students import write_student
 from compressor.students.derive import derive_model
 from compressor.students.on_disk import load_student_folder
+from compressor.teachers.decoder import decoder_config
 from compressor.teachers.gguf import load_gguf, load_gguf_tokenizer
 
 HEADS, KV_HEADS = 4, 2
@@ -145,6 +147,12 @@ def test_files_that_are_none(tmp_path: Path, content: bytes | None, words: str) 
 
 def test_a_cut_file(llama: LlamaForCausalLM, tmp_path: Path) -> None:
     path = write(llama, tmp_path / "tiny.gguf")
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(TeacherError, match="does not load"):
-        load_gguf(path)
+    whole = path.read_bytes()
+    for left in (len(whole) - 1000, len(whole) // 2, 2000, 300):
+        path.write_bytes(whole[:left])
+        for load in (load_gguf, lambda file: decoder_config(GgufTeacher(gguf=file))):
+            with pytest.raises(
+                TeacherError, match=r"does not load it: .*; if it was cut short, fetch it again$"
+            ) as raised:
+                load(path)
+            assert "\n" not in str(raised.value)

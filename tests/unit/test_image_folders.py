@@ -205,6 +205,19 @@ def test_images_at_the_top_have_no_class(folder_recipe: Make, folders: tuple[Pat
     assert "class 'b' is not in data.classes" in refused(folder_recipe(train=folders[0] / "b", classes=["a", "c"]))
 
 
+def test_images_at_the_top_teach_without_a_class(folder_recipe: Make, image_recipe: Make, tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    for number in range(12):
+        Image.fromarray(picture(number)).save(tmp_path / "flat" / f"{number}.png")
+    unlabelled = image_recipe(
+        data={"train": tmp_path / "flat", "eval": folder_recipe().data.eval.path}, distill={"hard_weight": 0.0}
+    )
+    data = loaded(unlabelled)
+    assert data.labels is None
+    assert {np.asarray(image).tobytes() for image in data.train} == {picture(number).tobytes() for number in range(12)}
+    refused(folder_recipe(train=tmp_path / "flat"))
+
+
 def test_a_folder_counts_by_its_content(folders: tuple[Path, Path], tmp_path: Path) -> None:
     """Not by where it lies; by every byte, by the class, and not by what is not read."""
     train, _ = folders

@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from tokenizers import Tokenizer
 from transformers import BertModel
 
 from compressor.artifacts import TensorSpec
@@ -187,6 +188,19 @@ def test_a_file_of_a_shorter_length_says_so(make_onnx: MakeOnnx, recipe_for: Mak
     at = Materials(recipe_for("text-classification", path, classes=["a", "b"]), SILENT)
     with pytest.raises(TeacherError, match=r"takes 5 tokens; set student\.max_length"):
         at.answers(at.teacher_inputs(TEXTS))
+
+
+def test_a_token_that_the_file_does_not_know(
+    embedder_onnx: Path, recipe_for: MakeRecipe, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    """Its table has 454 rows: told when it is opened, not at the first text with that token."""
+    opened(recipe_for("sentence-embedding", embedder_onnx))
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.add_tokens(["new"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(TeacherError, match=r"does not take token 454, the last one of teacher\.tokenizer") as raised:
+        opened(recipe_for("sentence-embedding", embedder_onnx, tokenizer=tmp_path / "tokenizer.json"))
+    assert "\n" not in str(raised.value)
 
 
 def test_other_classes_than_columns(make_onnx: MakeOnnx, recipe_for: MakeRecipe, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from compressor.prediction import Bytes, Choice, choice_lines, extrapolate, weig
 from compressor.preprocess import ImagePreprocessor
 from compressor.progress import SILENT
 from compressor.quantize import Mixer, quantize
-from compressor.recipe import Quantization
+from compressor.recipe_quantize import Quantization
 from compressor.recipe_student import TextStudent
 from compressor.students.derive import blank_model, derive_model
 
@@ -61,7 +61,7 @@ def files_of(model: PreTrainedModel, folder: Path) -> Bytes:
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
     settings = Quantization(precisions=("dynamic-int8",))
     mixer = Mixer.of(exported, [], ImagePreprocessor(1, 1, 1), settings)
-    quantized = quantize(exported, mixer, settings, folder, SILENT)
+    quantized = quantize(exported, mixer, folder, SILENT)
     (int8,) = quantized.models
     return {"float32": exported.bytes, "int8": int8.bytes}
 

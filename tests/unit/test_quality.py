@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -77,6 +79,31 @@ def test_a_teacher_that_is_always_wrong_has_no_share_to_keep() -> None:
     truth = np.zeros(20, dtype=np.int64)
     with pytest.raises(TeacherError, match="right on none of the 20"):
         share_kept(accuracy, truth, truth + 1, truth)
+
+
+@pytest.mark.parametrize("worth", [-0.3, float("nan"), float("inf")])
+def test_a_metric_that_is_not_above_0_has_no_share_to_keep(worth: float) -> None:
+    """Of -RMSE a student that is ten times as wrong would keep 1000%."""
+    truth = np.zeros(20, dtype=np.int64)
+    with pytest.raises(TeacherError, match=r"the teacher's metric is .* expected a number above 0, higher is better"):
+        share_kept(lambda *_: worth, truth, truth, truth)
+
+
+def test_resamples_in_which_the_teacher_is_worth_nothing_do_not_count() -> None:
+    """R2 of few examples, of which one is far off: without it the rest say little, and may say less than nothing."""
+
+    def r2(answers: NDArray[np.float64], truth: NDArray[np.float64]) -> float:
+        spread = ((truth - truth.mean()) ** 2).sum()
+        return float(1 - ((answers - truth) ** 2).sum() / spread) if spread else math.nan
+
+    truth = np.r_[np.linspace(0, 1, 19), 10.0]
+    teacher = truth + np.r_[np.full(19, 0.7), 0.0]
+    kept = share_kept(r2, truth + np.r_[np.full(19, 0.9), 0.0], teacher, truth)
+    drawn = np.random.default_rng(0)
+    rows = [drawn.integers(0, 20, 20) for _ in range(quality.RESAMPLES)]
+    assert any(r2(teacher[chosen], truth[chosen]) < 0 for chosen in rows), "which would turn the share around"
+    assert 0 < kept.value < 1
+    assert kept.high < 1
 
 
 def test_a_teacher_that_is_hardly_ever_right_has_a_finite_interval() -> None:

@@ -16,8 +16,9 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from compressor.errors import RecipeError
-from compressor.recipe import ENDPOINT_RECIPES, RECIPES, OwnTaskRecipe, portable
+from compressor.recipe import ENDPOINT_RECIPES, RECIPES, OwnTaskRecipe
 from compressor.recipe_file import read_recipe, recipe_from_values, recipe_template
+from compressor.recipe_portable import portable
 from compressor.recipe_student import ImageStudent
 from compressor.recipe_teacher import (
     EndpointClassifier,
@@ -378,6 +379,13 @@ def test_a_portable_recipe_holds_no_folder(write: Any, tmp_path: Path, text: str
     assert content["task"] == recipe.task
 
 
+def test_a_portable_recipe_changes_paths_and_nothing_else(write: Any) -> None:
+    reference = "contract of legal/terms.py:3 signed"
+    found: Any = portable(read_recipe(write(IMAGES.replace("own-model", f'own-model, reference: "{reference}"'))))
+    assert found["teacher"]["reference"] == reference
+    assert found["teacher"]["module"] == "big.py:make"
+
+
 def test_a_portable_recipe_reads_back_as_the_same_settings(write: Any) -> None:
     recipe: Any = read_recipe(write(TEXT + "gate: {max_drop: 3%}\n"))
     again: Any = recipe_from_values(portable(recipe), "test")
@@ -467,11 +475,33 @@ def test_the_template_shows_every_kind_of_teacher(task: str) -> None:
     assert settings & {"path", "hub", "gguf", "onnx", "endpoint", "module"} == OTHER_TEACHERS[task]
 
 
-def test_an_endpoint_tags_no_words(write: Any) -> None:
-    path = write(ENDPOINT.replace("text-classification", "token-classification"))
-    assert refusal(path) == (
-        f"{path}:2: teacher: an endpoint answers a text as a whole; a class for each word needs path, hub or onnx"
-    )
+@pytest.mark.parametrize("setting", ["hidden_weight: 1.0", "relation_weight: [0.0, 1.0]"])
+@pytest.mark.parametrize(
+    "teacher",
+    ["endpoint: https://host/v1\n  model: big", "onnx: a.onnx\n  tokenizer: t.json"],
+    ids=["endpoint", "onnx"],
+)
+def test_nothing_is_learnt_from_inside_a_black_box(write: Any, teacher: str, setting: str) -> None:
+    text = ENDPOINT.replace("endpoint: https://host/v1\n  model: big", teacher) + f"distill: {{{setting}}}\n"
+    assert "a black box shows nothing of its inside: set distill.hidden_weight" in refusal(write(text))
+
+
+@pytest.mark.parametrize(
+    ("task", "teacher", "words"),
+    [
+        ("token-classification", "{endpoint: x}", "endpoint teaches text-classification and text-generation alone"),
+        ("sentence-embedding", "{module: 'm.py:make'}", "module teaches image-classification and own alone"),
+        ("text-classification", "{module: 'm.py:make'}", "this task takes path, hub, onnx, endpoint"),
+        ("text-generation", "{onnx: x}", "onnx teaches all tasks but text-generation and own; this task takes path"),
+        ("image-classification", "{gguf: x}", "gguf teaches text-generation alone; this task takes path, hub, module"),
+    ],
+)
+def test_a_kind_of_teacher_of_other_tasks(write: Any, task: str, teacher: str, words: str) -> None:
+    path = write(f"task: {task}\nteacher: {teacher}\ndata: {{train: a, eval: b}}\n")
+    message = refusal(path)
+    assert message.startswith(f"{path}:2: teacher: "), message
+    assert words in message
+    assert "unknown key" not in message
 
 
 def test_a_student_that_generates_text_has_a_config(write: Any) -> None:

@@ -131,6 +131,21 @@ def test_a_damaged_shard_is_found_and_alone_made_again(
     assert [shard.sha256 for shard in mended.shards] == [shard.sha256 for shard in signals.shards]
 
 
+@pytest.mark.parametrize(
+    "listed", [b'{"p": "x"}', b"[]", b"3", b"null", b'{"0": 7}', b'{"0"', b"\xff", b'{"-1": "x", "99": "x"}', b""]
+)
+def test_a_damaged_list_of_shards_costs_the_shards_and_no_more(
+    bert: BertModel, tokenizer_file: Path, inputs: Inputs, tmp_path: Path, listed: bytes
+) -> None:
+    signals = Counting(bert, tokenizer_file).record(inputs, tmp_path / "signals-1")
+    path = signals.shards[1].path
+    path.write_bytes(flip(path.read_bytes()))
+    (tmp_path / "signals-1" / "shards.json").write_bytes(listed)
+    again = Counting(bert, tokenizer_file)
+    assert again.record(inputs, tmp_path / "signals-1").shards == signals.shards
+    assert again.seen == inputs.rows
+
+
 def test_a_shard_in_the_place_of_another_is_found(
     bert: BertModel, tokenizer_file: Path, inputs: Inputs, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoModel, BertConfig, BertForSequenceClassification, BertModel
+from transformers import AutoModel, BertConfig, BertForSequenceClassification, BertForTokenClassification, BertModel
 
 from compressor.errors import RecipeError, StudentError
 from compressor.export import export_onnx
@@ -30,9 +30,9 @@ import torch
 from types import SimpleNamespace
 
 class Table(torch.nn.Module):
-    def __init__(self, width=32):
+    def __init__(self, width=32, tokens=600):
         super().__init__()
-        self.table = torch.nn.Embedding(600, width)
+        self.table = torch.nn.Embedding(tokens, width)
 
     def forward(self, input_ids, attention_mask):
         return SimpleNamespace(last_hidden_state=self.table(input_ids) * attention_mask[..., None])
@@ -40,8 +40,15 @@ class Table(torch.nn.Module):
 def narrow():
     return Table(8)
 
+def few():
+    return Table(tokens=453)
+
 def of_pixels():
     return torch.nn.Linear(3, 3)
+
+class Silent(torch.nn.Module):
+    def forward(self, input_ids, attention_mask):
+        raise ValueError
 """
 
 Make = Callable[..., Recipe]
@@ -188,7 +195,12 @@ def test_a_module_of_the_users_is_the_student(
     ("student", "message"),
     [
         ({"module": "{file}:narrow"}, "expected a last_hidden_state as wide as the teacher's 32, found one of 8"),
-        ({"module": "{file}:of_pixels"}, "calling it with input_ids and attention_mask"),
+        (
+            {"module": "{file}:of_pixels"},
+            r"calling it with input_ids \(0 to 453, as its tokenizer has them\) and attention_mask",
+        ),
+        ({"module": "{file}:few"}, r"input_ids \(0 to 453, .* failed: index out of range"),
+        ({"module": "{file}:Silent"}, r"int64 \[1, 3\], failed: ValueError$"),
         ({"module": "{file}:absent"}, "expected a callable 'absent'"),
         ({"folder": "{folder}/nowhere"}, "expected a folder in Hugging Face layout"),
     ],
@@ -207,6 +219,41 @@ def test_a_folder_without_a_tokenizer(text_recipe: Make, bert: BertModel, studen
     (student_folder / "tokenizer.json").unlink()
     with pytest.raises(StudentError, match=r"expected a tokenizer\.json in the student's folder"):
         check_student(text_recipe(student={"folder": student_folder}), bert)
+
+
+def test_a_folder_with_more_tokens_than_its_table(text_recipe: Make, bert: BertModel, student_folder: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(student_folder / "tokenizer.json"))
+    tokenizer.add_tokens(["new"])
+    tokenizer.save(str(student_folder / "tokenizer.json"))
+    with pytest.raises(StudentError, match=r"student\.folder: its tokenizer numbers tokens up to 454, .* 454 rows"):
+        check_student(text_recipe(student={"folder": student_folder}), bert)
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [("text-classification", BertForSequenceClassification), ("token-classification", BertForTokenClassification)],
+)
+def test_classes_in_another_order_than_the_teachers(
+    text_recipe: Make, teacher_folder: Path, student_folder: Path, tokenizer_file: Path, task: str, kind: Any
+) -> None:
+    """Each answer would ship under the other's name. Names that nobody gave say nothing."""
+
+    def classifier(folder: Path, *names: str) -> Any:
+        config = BertConfig(vocab_size=454, hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
+        config.id2label = dict(enumerate(names))
+        model = kind(config)
+        model.save_pretrained(folder)
+        (folder / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
+        return model.eval()
+
+    teacher, recipe = classifier(teacher_folder, "sport", "food"), text_recipe(task, student={"folder": student_folder})
+    for names in (("sport", "food"), ("LABEL_0", "LABEL_1")):
+        classifier(student_folder, *names)
+        check_student(recipe, teacher)
+    classifier(student_folder, "food", "sport")
+    with pytest.raises(StudentError, match=r"its class 0 is 'food' .*, but 'sport' in its teacher") as raised:
+        check_student(recipe, teacher)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_folder_with_other_classes(

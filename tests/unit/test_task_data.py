@@ -133,12 +133,53 @@ def test_labels_are_names_or_numbers(text_recipe: Make, rows_file: Rows) -> None
     assert data.labels.tolist() == [number[text] for text in data.train]
 
 
+def test_where_names_are_numbers_a_number_is_a_name(text_recipe: Make, rows_file: Rows, teacher_folder: Path) -> None:
+    """Stars from one to three: the label 1 is the class `1`, whose number is 0."""
+    config = json.loads((teacher_folder / "config.json").read_text())
+    config["id2label"] = {"0": "1", "1": "2", "2": "3"}
+    (teacher_folder / "config.json").write_text(json.dumps(config))
+    rows_file("train.jsonl", [{"text": f"text {i}", "label": i % 3 + 1} for i in range(12)])
+    rows_file("eval.jsonl", [{"text": f"held out {i}", "label": i % 3 + 1} for i in range(6)])
+    recipe = text_recipe("text-classification")
+    assert loaded(recipe).truth.tolist() == [0, 1, 2, 0, 1, 2]
+    rows_file("eval.jsonl", [{"text": "x", "label": 0}])
+    assert "expected one of 1, 2, 3, got 0" in refused(recipe)
+
+
 @pytest.mark.usefixtures("with_classes")
-@pytest.mark.parametrize("label", [11, -1, "positive", 1.5, None])
+@pytest.mark.parametrize("label", [11, -1, True, "positive", 1.5, None])
 def test_labels_that_are_no_class(text_recipe: Make, rows_file: Rows, label: Any) -> None:
     rows_file("train.jsonl", [*LABELLED, {"text": "x", "label": label}] if not isinstance(label, str) else LABELLED)
     rows_file("eval.jsonl", [{"text": "x", "label": label}])
     assert "expected one of class 0" in refused(text_recipe("text-classification"))
+
+
+NO_LABELS_LEARNT = {"hard_weight": 0.0}
+HOW_TO_DO_WITHOUT = "or set distill.hard_weight to 0 and distill.control to false: then no labels are needed"
+
+
+@pytest.mark.usefixtures("with_classes")
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("others", [{}, {"label": None}, {"label": "of another task"}], ids=str)
+def test_texts_need_labels_where_they_are_learnt_from_alone(
+    text_recipe: Make, rows_file: Rows, others: dict[str, Any], streaming: bool
+) -> None:
+    """Those of the training texts; what is judged needs them."""
+    rows_file("train.jsonl", [{"text": row["text"], **others} for row in LABELLED])
+    rows_file("eval.jsonl", LABELLED)
+    source = {"streaming": streaming, "max_train": 12}
+
+    def recipe(**distill: Any) -> Recipe:
+        return text_recipe("text-classification", data=source, distill=distill)
+
+    data = loaded(recipe(**NO_LABELS_LEARNT))
+    assert sorted(data.train) == sorted(row["text"] for row in LABELLED)
+    assert data.labels is None
+    for learnt in ({}, {**NO_LABELS_LEARNT, "control": True}):
+        said = refused(recipe(**learnt))
+        assert ("missing column label; it has text" in said and said.endswith(HOW_TO_DO_WITHOUT)) == (not others)
+    rows_file("eval.jsonl", [{"text": row["text"]} for row in LABELLED])
+    assert refused(recipe(**NO_LABELS_LEARNT)).endswith("it has text: name yours under data")
 
 
 @pytest.mark.usefixtures("with_classes")
@@ -208,6 +249,18 @@ def test_images(image_recipe: Make, tmp_path: Path, dtype: Any) -> None:
 def test_images_that_do_not_fit(image_recipe: Make, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     write_images(tmp_path, **changes)
     assert words in refused(image_recipe())
+
+
+def test_images_need_labels_where_they_are_learnt_from_alone(image_recipe: Make, tmp_path: Path) -> None:
+    write_images(tmp_path, labels=None)
+    data = loaded(image_recipe(distill=NO_LABELS_LEARNT))
+    assert data.labels is None
+    assert {image.tobytes() for image in np.asarray(data.train)} == {image.tobytes() for image in GOOD["images"]}
+    said = refused(image_recipe())
+    assert said == f"{tmp_path}/train.npz: missing array labels; it has images, {HOW_TO_DO_WITHOUT}"
+    (tmp_path / "train.npz").rename(tmp_path / "eval.npz")
+    np.savez(tmp_path / "train.npz", **GOOD)
+    assert refused(image_recipe()) == f"{tmp_path}/eval.npz: missing array labels; it has images"
 
 
 @pytest.mark.parametrize("max_train", [1, 3])

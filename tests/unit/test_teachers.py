@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import BertModel
 
@@ -89,6 +90,15 @@ def test_folders_that_are_no_teacher(teacher_folder: Path, how: str, words: str)
 def test_an_encoder_is_no_classifier(teacher_folder: Path) -> None:
     with pytest.raises(TeacherError, match=r"lack 2 tensors.*classifier.*trained for something else"):
         load_folder(teacher_folder, "text-classification", 16)
+
+
+def test_a_token_without_a_row_in_the_table_is_refused(teacher_folder: Path) -> None:
+    file = teacher_folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.add_tokens(["new"])
+    tokenizer.save(str(file))
+    with pytest.raises(TeacherError, match="its tokenizer numbers tokens up to 454, but its table has 454 rows"):
+        load_folder(teacher_folder, "sentence-embedding", 16)
 
 
 def test_a_text_longer_than_the_positions_is_refused(teacher_folder: Path) -> None:
@@ -259,6 +269,12 @@ CARD = "---\nlanguage: en\nlicense: {}\ntags:\n- x\n---\n# A model\nlicense: mit
         ({"permission": "own-model"}, None, (None, "own-model", None, None)),
         ({"license": "MIT"}, None, ("MIT", "license-permits", None, None)),
         ({}, "apache-2.0", ("apache-2.0", "license-permits", "model card in the teacher's folder", None)),
+        ({}, '"mit"', ("mit", "license-permits", "model card in the teacher's folder", None)),
+        ({}, "mit # see LICENSE", ("mit", "license-permits", "model card in the teacher's folder", None)),
+        ({}, "\n- mit\n- 'isc'", ("mit, isc", "license-permits", "model card in the teacher's folder", None)),
+        ({"license": "MIT"}, "[isc, mit]", ("MIT", "license-permits", "model card in the teacher's folder", None)),
+        ({"license": "mit", "reference": "mail"}, "llama3.1", ("mit", "license-permits", "mail", None)),
+        ({"permission": "own-model", "license": "mit"}, "llama3.1", ("mit", "own-model", None, None)),
         (
             {"license": "other", "permission": "written-permission", "reference": "letter", "terms": "https://a/b"},
             "mit",
@@ -278,7 +294,18 @@ def test_what_permits_a_teacher(
     assert astuple(rights(text_recipe(teacher={"permission": None, **declared}))) == expected
 
 
-@pytest.mark.parametrize("card", [None, "cc-by-nc-4.0", "llama3", ""])
+@pytest.mark.parametrize("permission", [None, "license-permits"])
+def test_a_licence_that_is_not_the_cards_needs_a_reference(
+    text_recipe: Make, teacher_folder: Path, permission: str | None
+) -> None:
+    (teacher_folder / "README.md").write_text(CARD.format("llama3.1"))
+    with pytest.raises(TeacherError, match=r"teacher.license: mit, but .* card says llama3.1; .* teacher.reference"):
+        rights(text_recipe(teacher={"permission": permission, "license": "mit"}))
+
+
+@pytest.mark.parametrize(
+    "card", [None, "cc-by-nc-4.0", "llama3", "", "[mit, llama3]", "{mit: 1}", "'mit", "2001-99-99"]
+)
 def test_without_a_permissive_licence_a_teacher_is_refused(
     text_recipe: Make, teacher_folder: Path, card: str | None
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,22 +18,26 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 import compressor
+from compressor import stages
 from compressor.artifacts import Interval, Provenance, Quality
 from compressor.bundle.build import Contents, write_bundle
 from compressor.distill import Inputs, SignalReader, TrainingData, answers_at, record_signals
 from compressor.distill.positions import as_teacher, packed, said, unpacked
-from compressor.errors import StudentError
+from compressor.errors import StudentError, TeacherError
 from compressor.export import export_onnx
 from compressor.kernels import SparseTeacher, distillation_loss
+from compressor.materials import Materials
 from compressor.preprocess import CacheShape, CausalPreprocessor, Feed
 from compressor.progress import SILENT
 from compressor.recipe_distill import NextTokenDistillation
 from compressor.recipe_file import recipe_from_values
+from compressor.recipe_teacher import FolderTeacher
 from compressor.tasks import TaskData, task_for
 from compressor.tasks.text_generation import TextGeneration
+from compressor.teachers.decoder import decoder_config
 
 CLASSES, ROWS, HELD_OUT = 12, 22, 4
 TEXTS = [
@@ -98,6 +103,13 @@ def task(folder: Path, tmp_path: Path) -> TextGeneration:
     return found
 
 
+def test_a_model_without_attention_is_no_teacher(tmp_path: Path) -> None:
+    MambaForCausalLM(MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1)).save_pretrained(tmp_path)
+    with pytest.raises(TeacherError, match=r"a mamba model has no attention heads.*expected a transformer") as raised:
+        decoder_config(FolderTeacher(path=tmp_path))
+    assert "\n" not in str(raised.value)
+
+
 def test_perplexity_by_hand(task: TextGeneration) -> None:
     """True tokens of probability 1/2, 1/4 and, in another passage, 1/8: 1/perplexity = (1/64) ** (1/3) = 1/4."""
 
@@ -145,6 +157,21 @@ def test_passages_lose_no_text(tokenizer: Tokenizer, tmp_path: Path, max_length:
         lengths = [len(whole.encode(passage).ids) for passage in passages]
         assert all(0 < length <= max_length for length in lengths)
         assert all(one + other > max_length / 2 for one, other in itertools.pairwise(lengths)), "crumbs"
+
+
+def test_a_student_of_other_tokens_is_refused_before_the_teacher_is_asked(
+    task: TextGeneration, folder: Path, tmp_path: Path
+) -> None:
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = definition["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    (other / "tokenizer.json").write_text(json.dumps(definition))
+    student = task.recipe.student.model_copy(update={"layers": None, "folder": other})
+    at = Materials(task.recipe.model_copy(update={"student": student}), SILENT)
+    with pytest.raises(StudentError, match="its tokens are not its teacher's"):
+        stages.teacher(at)
 
 
 def test_a_student_of_other_tokens_is_refused(task: TextGeneration) -> None:

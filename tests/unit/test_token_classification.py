@@ -110,6 +110,26 @@ def test_classes_that_a_data_set_numbers_count_by_their_names(tagging: Make, tmp
         assert TAGS[tags[1]] == "O"
 
 
+@pytest.mark.parametrize("others", [{}, {"tags": None}, {"tags": ["of another task"]}], ids=str)
+def test_sentences_need_tags_where_they_are_learnt_from_alone(
+    tagging: Make, tmp_path: Path, others: dict[str, Any]
+) -> None:
+    """Those of the training data; what is judged needs them."""
+    words = GOOD["tokens"]
+    write(tmp_path, [*[{"tokens": words, **others}] * 6, {"tokens": [], **others}], [GOOD])
+    unlabelled, told = tagging(data={"max_bad_rows": 0.2}, distill={"hard_weight": 0.0}), Told()
+    data = loaded(unlabelled, told)
+    assert data.train == [words] * 6
+    assert "  train.jsonl: left out 1 of 7 rows without words (row 7)" in told.lines
+    task = task_for(unlabelled)
+    assert task.labels(data, task.preprocessor(None).encode(data.train)) is None
+    with pytest.raises(DataError, match=r"no labels are needed$" if not others else "no row has a list of words"):
+        loaded(tagging())
+    write(tmp_path, [GOOD] * 6, [{"tokens": words}])
+    with pytest.raises(DataError, match=r"missing column tags; it has tokens: name yours under data$"):
+        loaded(unlabelled)
+
+
 BAD = [
     {"tokens": [], "tags": []},
     {"tokens": None, "tags": None},
@@ -145,7 +165,7 @@ def rows_of(tag: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("train", "held_out", "words"),
     [
-        ([GOOD] * 3, [GOOD], "at least two batches of tagged sentences, got 3"),
+        ([GOOD] * 3, [GOOD], "at least two batches of sentences, got 3"),
         ([GOOD] * 4, BAD[:1], "no row has a list of words in tokens and as many tags in tags"),
         ([GOOD] * 4, [{"tokens": ["a", "b"], "tags": ["O", "I-PER"]}], "no entity in it; expected tags in IOB2"),
     ],
@@ -359,6 +379,23 @@ def test_teacher_and_student_line_up_word_by_word(
     assert shorter >= 20
     scores = [point.score for point in learnt.history.scores]
     assert max(scores) > scores[0] / 2, "minus the divergence from the teacher, at least halved"
+
+
+def test_a_student_learns_from_sentences_without_tags(
+    tagging: Make, teacher_folder: Path, vocabulary: list[str], tmp_path: Path
+) -> None:
+    small_tagger(vocabulary).save_pretrained(teacher_folder)
+    generator = np.random.default_rng(0)
+    write(
+        tmp_path, [{"tokens": list(generator.choice(["the", "cat", "sat", "dog"], 5))} for _ in range(80)], [GOOD] * 9
+    )
+    at = Materials(tagging(student={"layers": 2}, distill={"batch_size": 8, "epochs": 6, "hard_weight": 0.0}), SILENT)
+    for name in ("student", "signals", "distill"):
+        (tmp_path / name).mkdir()
+    start = stages.student(at, tmp_path / "student")
+    recorded = learning.signals(at, start, tmp_path / "signals")
+    history = learning.distill(at, start, recorded, tmp_path / "distill").history
+    assert history.losses[-1].loss < history.losses[0].loss / 2
 
 
 def test_sentences_without_an_answer_teach_nothing(

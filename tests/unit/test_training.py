@@ -26,6 +26,7 @@ from compressor.errors import TrainingError
 from compressor.preprocess import Feed
 from compressor.progress import SILENT, Bar, Progress
 from compressor.recipe_distill import ClassDistillation
+from compressor.store import CHECKPOINT
 
 EPOCHS, BATCH, ROWS, HELD_OUT, CLASSES = 2, 4, 18, 4, 3
 STEPS = EPOCHS * (ROWS // BATCH)
@@ -89,10 +90,16 @@ def data(folder: Path) -> TrainingData:
 
 
 def learn(
-    folder: Path, progress: Progress = SILENT, events: Path | None = None, **changes: Any
+    folder: Path,
+    progress: Progress = SILENT,
+    events: Path | None = None,
+    *,
+    task: Plain | None = None,
+    module: Linear | None = None,
+    **changes: Any,
 ) -> tuple[Linear, TrainingHistory]:
     folder.mkdir(exist_ok=True)
-    module, plain = Linear(), Plain()
+    module, plain = module or Linear(), task or Plain()
     values = {"epochs": EPOCHS, "batch_size": BATCH, "learning_rate": 0.05, **changes}
     history = train(
         module, plain, plain, data(folder), ClassDistillation(**values), Workplace(folder, progress, events)
@@ -141,6 +148,42 @@ def test_patience_ends_early(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_at_once(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"step [2-8]: lower distill\.learning_rate"):
         learn(tmp_path, learning_rate=1e30, warmup=0.0)
+
+
+class Own(Plain):
+    """Whose loss is the user's own: as large as the answers squared, so that huge weights make it infinite."""
+
+    @staticmethod
+    def loss(student: Tensor, teacher: Tensor, _labels: Any) -> Tensor:  # type: ignore[override]
+        return (student - teacher).square().mean()
+
+
+def test_huge_weights_are_no_good_checkpoint(tmp_path: Path) -> None:
+    """One step an epoch: the loss before it is finite, what it leaves is not. Also when the run is tried again."""
+    for epochs in (1, 2):
+        folder = tmp_path / str(epochs)
+        for _ in range(2):
+            with pytest.raises(TrainingError, match=r"held-out score is -inf after step 1: lower .* \(now 1e\+30\)$"):
+                learn(folder, task=Own(), epochs=epochs, batch_size=ROWS, learning_rate=1e30, warmup=0.0)
+        assert not (folder / CHECKPOINT).exists()
+
+
+def test_a_weight_that_is_not_finite_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    """A hook spoils a gradient while the loss is finite, and Ctrl-C asks for a checkpoint right after that step."""
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path, StopAt(2))
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    with pytest.raises(TrainingError, match="a weight is not finite after step 3: lower"):
+        learn(tmp_path, StopAt(3), module=Spoilt())
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+class Spoilt(Linear):
+    """Whose gradients are infinite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer.bias.register_hook(lambda gradient: gradient * float("inf"))
 
 
 def test_parts_of_a_batch_add_up_to_it(tmp_path: Path) -> None:

@@ -34,17 +34,32 @@ def trim(tokenizer_file: Path) -> Trim:
     return trimmed
 
 
-def test_the_size_is_the_one_asked_for(trim: Trim) -> None:
-    """Asked for fewer than the training text uses, all of them are found."""
-    _, new, found = trim(150)
-    assert len(found.kept_ids) == new.get_vocab_size() == 150
+@pytest.mark.parametrize("size", [150, SIZE])
+def test_the_size_is_the_one_asked_for(trim: Trim, size: int) -> None:
+    """Fewer than the training text uses, and more."""
+    _, new, found = trim(size)
+    assert len(found.kept_ids) == new.get_vocab_size() == size
     assert new.get_vocab_size() == max(new.get_vocab().values()) + 1, "no id is skipped"
 
 
-def test_no_more_tokens_than_the_training_text_uses(trim: Trim) -> None:
-    old, new, _ = trim()
-    assert new.get_vocab_size() < SIZE < old.get_vocab_size()
-    assert not [token for token in new.get_vocab() if token.startswith("rare")]
+def test_spare_room_goes_to_single_characters_first(
+    vocabulary: list[str], tokenizer_file: Path, tmp_path: Path, trim: Trim
+) -> None:
+    """The training text has neither dash nor sharp s: with room for them no text that has is unknown. What is left goes
+    to the words that come first, and never to what stands for no text.
+    """
+    definition = json.loads(tokenizer_file.read_text())
+    for token in ("[unused7]", "\u2014", "##\u2014", "\u00df", "##\u00df"):
+        definition["model"]["vocab"][token] = len(definition["model"]["vocab"])
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(definition))
+    used = sum(not token.startswith("rare") for token in vocabulary)
+    for room, known, words in ((0, False, []), (4, True, []), (6, True, ["rare0", "rare1"])):
+        _, new, found = trim(used + room, file)
+        assert len(found.kept_ids) == used + room
+        assert ("[UNK]" not in new.encode("cat\u2014dog stra\u00dfe \u00df").tokens) == known
+        assert sorted(token for token in new.get_vocab() if token.startswith("rare")) == words
+        assert new.token_to_id("[unused7]") is None
 
 
 @pytest.mark.parametrize("text", TRAINING[:5])
@@ -61,7 +76,7 @@ def test_kept_ids_say_which_old_row_each_new_one_is(trim: Trim) -> None:
 
 
 def test_nothing_in_ascii_becomes_unknown(trim: Trim) -> None:
-    _, new, _ = trim()
+    _, new, _ = trim(150)
     everything = "".join(chr(c) for c in range(32, 127))
     for text in (everything, "rare17", "xylophone", "the2cats", "zz9"):
         assert "[UNK]" not in new.encode(text).tokens

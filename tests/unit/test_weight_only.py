@@ -18,7 +18,7 @@ from compressor.errors import QuantizationError
 from compressor.quantize.blocks import from_blocks, to_blocks
 from compressor.quantize.sites import assign, find_sites, load_float_model
 from compressor.quantize.weight_only import quantize_weights
-from compressor.recipe import NodePrecision
+from compressor.recipe_quantize import NodePrecision
 
 MakeOnnx = Callable[..., Path]
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64

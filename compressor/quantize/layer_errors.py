@@ -1,0 +1,141 @@
+"""Which layers of a quantized model err: of each the noise that it adds itself, and the model with it alone in float32.
+
+Either way the layer's float32 twin is put into the quantized graph, where it reads what the layer reads there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from onnx import TensorProto, helper
+
+from compressor.metrics import snr_db
+from compressor.onnxrt import open_session, run_one
+from compressor.preprocess import Feed
+from compressor.quantize.sites import Site, turned_weights
+
+_TWIN = "float32/"
+# Of a file, and of what onnxruntime takes as bytes.
+_MOST_BYTES = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How far a site's output is above the noise that the site adds, over all feeds."""
+
+    site: Site
+    snr_db: float
+
+
+def noises(
+    source: onnx.ModelProto, quantized: onnx.ModelProto, sites: Iterable[Site], feeds: Sequence[Feed]
+) -> tuple[Noise, ...]:
+    """Of every site that adds noise, the noisiest first: 10 log10(Σ y² / Σ (y' - y)²), y' what the quantized graph
+    computes there and y what float32 makes of the same input.
+
+    Sites whose input or output the quantized graph does not know by its name are left out; all are, where both graphs
+    together are beyond 2 GiB. Raises BundleError where onnxruntime does not run the graph.
+    """
+    if source.ByteSize() + quantized.ByteSize() > _MOST_BYTES:
+        return ()
+    model = onnx.ModelProto()
+    model.CopyFrom(quantized)
+    del model.graph.output[:]
+    twins = _Twins(source, quantized)
+    compared = [site for site in sites if twins.fits(site)]
+    for site in compared:
+        output = twins.output(site)
+        twins.put(site, model.graph, len(model.graph.node), f"{_TWIN}{output}")
+        model.graph.node.extend(_energies(output))
+        for name in (f"{output}/noise", f"{output}/signal"):
+            model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    if not compared:
+        return ()
+    session = open_session(model.SerializeToString())
+    sums = np.zeros((len(compared), 2))
+    for feed in feeds:
+        sums += np.array([float(value.reshape(())) for value in run_one(session, feed)]).reshape(-1, 2)
+    found = zip(compared, (snr_db(signal, noise) for noise, signal in sums), strict=True)
+    return tuple(sorted((Noise(site, snr) for site, snr in found if snr is not None), key=lambda one: one.snr_db))
+
+
+def restored(source: onnx.ModelProto, quantized: onnx.ModelProto, site: Site) -> onnx.ModelProto:
+    """The quantized model with this site, which must be known there, in float32."""
+    model = onnx.ModelProto()
+    model.CopyFrom(quantized)
+    twins = _Twins(source, quantized)
+    output = twins.output(site)
+    place, node = next((place, node) for place, node in enumerate(model.graph.node) if output in node.output)
+    node.output[list(node.output).index(output)] = f"{_TWIN}replaced"
+    twins.put(site, model.graph, place, output)
+    bare = ir.serde.deserialize_model(model)
+    passes.RemoveUnusedNodesPass()(bare)
+    return ir.serde.serialize_model(bare)
+
+
+class _Twins:
+    """The float32 nodes of `source`, as they can be put into a graph that was made from it."""
+
+    def __init__(self, source: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
+        self._nodes = {node.name: node for node in source.graph.node}
+        self._constants = {tensor.name: tensor for tensor in source.graph.initializer}
+        self._turned = turned_weights(source)
+        self._turners = {node.output[0]: node for node in source.graph.node if node.output[0] in self._turned}
+        graph = quantized.graph
+        self._known = {value.name for value in graph.input} | {name for node in graph.node for name in node.output}
+        self._put: set[str] = set()
+
+    def output(self, site: Site) -> str:
+        return str(self._nodes[site.node].output[0])
+
+    def fits(self, site: Site) -> bool:
+        """Whether the site's input and output are in the quantized graph."""
+        node = self._nodes[site.node]
+        read = [name for name in node.input if name and name not in self._constants and name not in self._turned]
+        return node.output[0] in self._known and self._known.issuperset(read)
+
+    def put(self, site: Site, graph: onnx.GraphProto, place: int, output: str) -> None:
+        """Inserts the site's node at `place`, with what it needs, its constants under names of their own."""
+        twin = onnx.NodeProto()
+        twin.CopyFrom(self._nodes[site.node])
+        twin.name = f"{_TWIN}{twin.name}"
+        twin.output[0] = output
+        for position, name in enumerate(twin.input):
+            if name in self._turned and self._new(name):
+                turner = onnx.NodeProto()
+                turner.CopyFrom(self._turners[name])
+                turner.name = f"{_TWIN}{turner.name}"
+                turner.input[0] = self._constant(graph, turner.input[0])
+                turner.output[0] = f"{_TWIN}{name}"
+                graph.node.insert(place, turner)
+                place += 1
+            if name in self._turned:
+                twin.input[position] = f"{_TWIN}{name}"
+            elif name in self._constants:
+                twin.input[position] = self._constant(graph, name)
+        graph.node.insert(place, twin)
+
+    def _constant(self, graph: onnx.GraphProto, name: str) -> str:
+        if self._new(name):
+            graph.initializer.add().CopyFrom(self._constants[name])
+            graph.initializer[-1].name = f"{_TWIN}{name}"
+        return f"{_TWIN}{name}"
+
+    def _new(self, name: str) -> bool:
+        new = name not in self._put
+        self._put.add(name)
+        return new
+
+
+def _energies(output: str) -> list[onnx.NodeProto]:
+    """Of the noise, and of what float32 computes."""
+    return [
+        helper.make_node("Sub", [output, f"{_TWIN}{output}"], [f"{output}/difference"]),
+        helper.make_node("ReduceSumSquare", [f"{output}/difference"], [f"{output}/noise"]),
+        helper.make_node("ReduceSumSquare", [f"{_TWIN}{output}"], [f"{output}/signal"]),
+    ]
