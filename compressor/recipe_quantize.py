@@ -56,4 +56,10 @@ class Quantization(Settings):
     max_bad_batches: Share = Field(
         0.0, description="calibration examples with NaN or infinity, all zero, or far beyond the others, as a share"
     )
+    migrate: Literal["auto", "off"] = Field(
+        "auto", description="move scales between layers before int8, where that brings its answers nearer to float32's"
+    )
+    correct_bias: Literal["auto", "off"] = Field(
+        "auto", description="take out of biases what static-int8 adds to the mean of a product, where that does so too"
+    )
     same_everywhere: bool = Field(True, description="weights that saturate on x86 without VNNI get a wider step")

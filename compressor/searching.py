@@ -91,7 +91,6 @@ def search_precisions(
     for number, trial in enumerate(searching.search(mixer.sites, bench, limits, kept, settings.seed, progress), 1):
         name = f"{exported.name}-mixed-{number}"
         path = folder / f"{name}.onnx"
-        mixer.write(trial.chosen, path)
-        mixer.certify(path)
+        mixer.ship(trial.chosen, path)
         models.append(describe_onnx(path, name, "mixed", exported.parameters))
     return tuple(models)

@@ -28,7 +28,7 @@ from compressor.export import export_onnx, rewrite_onnx
 from compressor.judging import Models
 from compressor.materials import BENCHMARK_INPUTS, Materials
 from compressor.preprocess import Preprocessor
-from compressor.quantize import Mixer, quantize
+from compressor.quantize import Mixer, examples_wanted, quantize
 from compressor.recipe import TextGenerationRecipe
 from compressor.recipe_portable import portable
 from compressor.searching import judging_of, search_precisions
@@ -93,7 +93,7 @@ def quantize_student(at: Materials, distilled: DistilledStudent, whole: OnnxMode
     """The candidates in fewer bits, calibrated on training inputs: those asked for, then those found."""
     settings = at.recipe.quantize
     preprocessor = at.task.preprocessor(distilled.student.folder)
-    sample = preprocessor.encode(at.data.train[: settings.calibration_samples])
+    sample = preprocessor.encode(at.data.train[: examples_wanted(settings)])
     cache = at.recipe.out / "cache"
     mixer = Mixer.of(whole, sample, preprocessor, settings, cache)
     candidates = quantize(whole, mixer, folder, at.progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shap
 
 from compressor.onnx_file import opset_of
 from compressor.progress import without_chatter
+from compressor.quantize.carried import as_pool, carried
 from compressor.quantize.thresholds import Range
 
 StaticPrecision = Literal["static-int8", "static-int16"]
@@ -35,12 +36,18 @@ def to_dynamic_int8(model: onnx.ModelProto, nodes: Sequence[str]) -> onnx.ModelP
             model,
             written,
             op_types_to_quantize=OPERATORS,
-            nodes_to_quantize=list(nodes),
+            # A Gemm becomes a MatMul of this name and an Add.
+            nodes_to_quantize=[name for node in nodes for name in (node, f"{node}_MatMul")],
             per_channel=True,
             weight_type=QuantType.QInt8,
             extra_options=dict(_OPTIONS),
         )
         return onnx.load(written)
+
+
+def observed(model: onnx.ModelProto, nodes: Collection[str]) -> list[str]:
+    """The operators whose inputs and outputs need a range where these nodes are static."""
+    return [*OPERATORS, *sorted({node.op_type for node in carried(model, nodes)})]
 
 
 def to_static(
@@ -49,25 +56,43 @@ def to_static(
     """`model` with these nodes in QDQ form: activations uint8 or uint16 in the range of each tensor; int8 weights per
     channel.
 
-    What onnxruntime's quantize_static does once it has calibrated.
+    What onnxruntime's quantize_static does once it has calibrated, in other places: what lies between convolutions
+    passes integers on (`carried`), and matrix products give float32, which onnxruntime fuses too.
     """
     if precision == "static-int16" and opset_of(model) < _OPSET_OF_INT16:
         model = onnx.version_converter.convert_version(model, _OPSET_OF_INT16)
     extremes = {name: (np.float32(low), np.float32(high)) for name, (low, high) in found.items()}
     with tempfile.TemporaryDirectory() as folder, without_chatter():
         written = Path(folder) / "model.onnx"
+        prepared = save_and_reload_model_with_shape_infer(model)
+        between = carried(prepared, nodes)
+        for node in between:
+            as_pool(node)
         quantizer = QDQQuantizer(
-            save_and_reload_model_with_shape_infer(model),
+            prepared,
             per_channel=True,
             reduce_range=False,
             weight_qType=QuantType.QInt8,
             activation_qType=_ACTIVATIONS[precision],
             tensors_range=TensorsData(CalibrationMethod.MinMax, extremes),
-            nodes_to_quantize=list(nodes),
+            nodes_to_quantize=[*nodes, *(node.name for node in between)],
             nodes_to_exclude=[],
-            op_types_to_quantize=OPERATORS,
-            extra_options=dict(_OPTIONS),
+            op_types_to_quantize=[*OPERATORS, *{node.op_type for node in between}],
+            extra_options={**_OPTIONS, "OpTypesToExcludeOutputQuantization": _float_outputs(prepared, nodes)},
         )
         quantizer.quantize_model()
         quantizer.model.save_model_to_file(written, False)
         return onnx.load(written)
+
+
+def _float_outputs(model: onnx.ModelProto, nodes: Collection[str]) -> list[str]:
+    """The matrix products whose outputs need not be rounded. Of two dimensions, onnxruntime makes of a MatMul and the
+    Add behind it one Gemm, in float32, unless there is a QuantizeLinear between them."""
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.value_info}
+    products = {
+        node.output[0]: ranks.get(node.output[0], 0)
+        for node in model.graph.node
+        if node.op_type == "MatMul" and node.name in nodes
+    }
+    summed = {name for node in model.graph.node if node.op_type == "Add" for name in node.input}
+    return ["Gemm"] if any(rank < 3 for name, rank in products.items() if name in summed) else ["Gemm", "MatMul"]

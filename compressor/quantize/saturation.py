@@ -6,7 +6,7 @@ large weights side by side can exceed them; the answer then is another one than 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,15 +86,17 @@ class _Examination:
     unexamined: list[str] = field(default_factory=list)
 
 
-def same_everywhere(path: Path, feeds: Sequence[Feed], *, narrow: bool) -> Certificate:
+def same_everywhere(path: Path, feeds: Sequence[Feed], *, narrow: bool, before: Collection[str] = ()) -> Certificate:
     """Certifies the quantized model at `path`; with `narrow`, first widens the step of weights where products saturate.
 
     All output channels of a product that saturates on one of `feeds` get so few bits, between 7 and 8, that no input
-    makes them saturate; the file is replaced, its size the same. A product whose scale the graph does not show is left
-    as it is. Raises BundleError when onnxruntime does not run the model.
+    makes them saturate; the file is replaced, its size the same. Those with the weights `before` get them unseen. A
+    product whose scale the graph does not show is left as it is. Raises BundleError when onnxruntime does not run the
+    model.
     """
     model = onnx.load(path)
-    narrowed: dict[str, int] = {}
+    known = [product for product in find_products(Graph(model))[0] if product.weights in before]
+    narrowed = {product.weights: count for product in known if (count := _narrow(model, product))}
     while True:
         seen = _examine(model, feeds, narrowed)
         saturating = [tally.product for tally in seen.tallies if tally.saturated]

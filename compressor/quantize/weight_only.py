@@ -180,7 +180,7 @@ class _Writer:
         self._graph.initializer.extend(kept)
 
     def _read_by(self, nodes: Iterable[onnx.NodeProto]) -> set[str]:
-        return {value for node in nodes for value in _reads(node)} | {value.name for value in self._graph.output}
+        return {value for node in nodes for value in reads(node)} | {value.name for value in self._graph.output}
 
     def _store(self, site: Site, bits: int, rows_first: bool, tied: bool) -> _Stored:
         key = f"{site.weight}_{bits}bits{'' if rows_first else '_transposed'}"
@@ -211,11 +211,11 @@ class _Writer:
         self._graph.initializer.append(tensor)
 
 
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
+def reads(node: onnx.NodeProto) -> Iterator[str]:
     """What a node reads, the bodies that it holds included."""
     yield from node.input
     for attribute in node.attribute:
         for body in [attribute.g, *attribute.graphs]:
             yield from (value.name for value in body.output)
             for inner in body.node:
-                yield from _reads(inner)
+                yield from reads(inner)

