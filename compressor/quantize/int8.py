@@ -18,6 +18,7 @@ from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shap
 from compressor.onnx_file import opset_of
 from compressor.progress import without_chatter
 from compressor.quantize.carried import as_pool, carried
+from compressor.quantize.products import Graph
 from compressor.quantize.thresholds import Range
 
 StaticPrecision = Literal["static-int8", "static-int16"]
@@ -66,6 +67,8 @@ def to_static(
         written = Path(folder) / "model.onnx"
         prepared = save_and_reload_model_with_shape_infer(model)
         between = carried(prepared, nodes)
+        rounded = [*nodes, *(node.name for node in between)]
+        float_outputs = _float_outputs(prepared, nodes)
         for node in between:
             as_pool(node)
         quantizer = QDQQuantizer(
@@ -75,14 +78,37 @@ def to_static(
             weight_qType=QuantType.QInt8,
             activation_qType=_ACTIVATIONS[precision],
             tensors_range=TensorsData(CalibrationMethod.MinMax, extremes),
-            nodes_to_quantize=[*nodes, *(node.name for node in between)],
+            nodes_to_quantize=rounded,
             nodes_to_exclude=[],
             op_types_to_quantize=[*OPERATORS, *{node.op_type for node in between}],
-            extra_options={**_OPTIONS, "OpTypesToExcludeOutputQuantization": _float_outputs(prepared, nodes)},
+            extra_options={**_OPTIONS, "OpTypesToExcludeOutputQuantization": float_outputs},
         )
         quantizer.quantize_model()
         quantizer.model.save_model_to_file(written, False)
-        return onnx.load(written)
+        quantized = onnx.load(written)
+    kernels = {node.name for node in prepared.graph.node if node.op_type not in float_outputs}.intersection(rounded)
+    _read_unrounded(quantized, {node.name for node in model.graph.node}, rounded, kernels)
+    return quantized
+
+
+def _read_unrounded(
+    model: onnx.ModelProto, known: Collection[str], rounded: Collection[str], kernels: Collection[str]
+) -> None:
+    """Lets what is not among the `rounded` nodes, such as a residual connection, read values before rounding; but not
+    those of `kernels` that give integers. `known`: the nodes that were there before."""
+    graph = Graph(model)
+    for node in graph.nodes:
+        quantizer = graph.producers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if quantizer is None or node.name in known:
+            continue
+        source = graph.producers.get(quantizer.input[0])
+        if source is not None and source.name in kernels:
+            continue
+        for reader in graph.readers.get(node.output[0], []):
+            if reader.name not in rounded:
+                for position, value in enumerate(reader.input):
+                    if value == node.output[0]:
+                        reader.input[position] = quantizer.input[0]
 
 
 def _float_outputs(model: onnx.ModelProto, nodes: Collection[str]) -> list[str]:
