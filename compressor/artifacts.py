@@ -202,14 +202,6 @@ class QuantizedModels:
 
 
 @dataclass(frozen=True)
-class QuantizationAwareStudent:
-    """The student that learnt on in few bits, and what it was written as."""
-
-    distilled: DistilledStudent
-    model: OnnxModel
-
-
-@dataclass(frozen=True)
 class Parity:
     """How far a converted model is from the one it was made from, on the same inputs, which have so many `shapes`.
 
@@ -226,6 +218,15 @@ class Parity:
     holds: bool
     bound: str
     departs_at: str | None
+
+
+@dataclass(frozen=True)
+class QuantizationAwareStudent:
+    """The student that learnt on in few bits, what it was written as, and how far that is from it."""
+
+    distilled: DistilledStudent
+    model: OnnxModel
+    parity: Parity
 
 
 @dataclass(frozen=True)

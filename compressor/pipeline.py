@@ -15,6 +15,7 @@ from compressor.artifacts import (
     Evidence,
     Latencies,
     OnnxModel,
+    Parity,
     QuantizationAwareStudent,
     QuantizedModels,
     Student,
@@ -144,7 +145,7 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
         (small, data),
         recipe.quantize.model_dump(exclude={"qat"}),
     )
-    few_bits = quantized.value.models
+    few_bits, known = quantized.value.models, list[Parity]()
     written: tuple[Keyed[Any], ...] = (big, small, quantized)
     if recipe.quantize.qat is not None:
         aware = stage(
@@ -152,16 +153,17 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
             QuantizationAwareStudent,
             lambda out: qat.train_on(at, distilled.value, small.value, signals.value, out),
             (distilled, small, signals),
-            [recipe.quantize.model_dump(exclude={"precisions", "search"}), lessons, graph],
+            [recipe.quantize.model_dump(exclude={"precisions", "search", "migrate", "correct_bias"}), lessons, graph],
             keep_partial=True,
         )
-        few_bits, written = (*few_bits, aware.value.model), (*written, aware)
+        few_bits, known = (*few_bits, aware.value.model), [aware.value.parity]
+        written = (*written, aware)
     models = judging.Models(big.value, exported.value, small.value, few_bits, distilled.value)
     all_models = (*written, held_out)
     verified = stage(
         "verify",
         Evidence,
-        lambda _: judging.verify(at, models, answers.value, [control.value for control in controls]),
+        lambda _: judging.verify(at, models, answers.value, [control.value for control in controls], known),
         (*all_models, answers, *controls),
     )
     target = [recipe.benchmark, measured_on()]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch import nn
 
@@ -13,64 +16,69 @@ from compressor import learning, stages
 from compressor.artifacts import (
     DistilledStudent,
     OnnxModel,
+    Parity,
     QuantizationAwareStudent,
     Student,
     TeacherSignals,
     TrainingHistory,
 )
+from compressor.certificate import summary
 from compressor.distill import team
-from compressor.errors import BundleError, QuantizationError
+from compressor.errors import QuantizationError
 from compressor.materials import Materials
-from compressor.metrics import mean_cosine
 from compressor.onnx_file import describe_onnx
-from compressor.onnxrt import open_session
 from compressor.preprocess import Feed, Preprocessor
-from compressor.quantize import load_float_model
+from compressor.quantize import Mixer
 from compressor.quantize.aware import Match, fake_quantized
-from compressor.quantize.observed import observed_ranges
-from compressor.quantize.qdq import Range, Target
-from compressor.quantize.sites import assign, find_sites
+from compressor.quantize.sites import assign
+from compressor.quantize.target import Target
+from compressor.quantize.thresholds import Range
 from compressor.recipe_distill import Distillation
 from compressor.recipe_quantize import QuantizationAware
 from compressor.store import write_atomic
 from compressor.verify import parity
+from compressor.verify.departure import first_module
 
 NAME = "student-qat"
 _RANGES = "ranges.json"
 
 
 def train_on(
-    at: Materials, distilled: DistilledStudent, exported: OnnxModel, recorded: TeacherSignals, folder: Path
+    at: Materials, distilled: DistilledStudent, whole: OnnxModel, recorded: TeacherSignals, folder: Path
 ) -> QuantizationAwareStudent:
-    """Trains the student in the graph's roundings, exports it again, and writes it with the ranges it was trained in.
+    """Trains the student in the roundings of its quantized graph, exports and rewrites it again, and writes it with the
+    ranges that it was trained in. `whole`: the distilled student, rewritten.
 
     Continues from a checkpoint in `folder`. Raises QuantizationError where the student cannot be trained so, or its
     graph has become another.
     """
-    settings = _settings(at)
-    start, preprocessor = distilled.student, at.task.preprocessor(distilled.student.folder)
-    target = _target(at, exported)
-    ranges = _ranges(at, target, preprocessor, folder / _RANGES)
-    with team.together(team.Work(start, recorded, False, folder, exported)):
-        history = _train(at, start, recorded, target, ranges, folder)
+    start = distilled.student
+    mixer = _mixer(at, whole, start)
+    target = _target(at, mixer, _ranges(at, mixer, folder / _RANGES))
+    with team.together(team.Work(start, recorded, False, folder, whole)):
+        history = _train(at, start, recorded, target, folder)
     trained = DistilledStudent(replace(start, folder=folder), history)
 
-    again = stages.export_student(at, trained, folder)
-    final = _target(at, again)
-    again.path.unlink()  # its weights are not meant for float32
-    if (final.sites, final.activations()) != (target.sites, target.activations()):
+    with TemporaryDirectory(dir=folder) as scratch:  # weights that are not meant for float32
+        exported = stages.export_student(at, trained, Path(scratch))
+        (Path(scratch) / "rewritten").mkdir()
+        again = stages.rewrite_student(at, trained, exported, Path(scratch) / "rewritten")
+        final = _target(at, _mixer(at, again, trained.student), target.ranges)
+    if (final.sites, final.static) != (target.sites, target.static):
         raise QuantizationError(f"{NAME}: training changed the exported graph; set quantize.qat to null")
-    model = _write(final, ranges, settings.precision, exported.parameters, folder / f"{NAME}.onnx")
-    _compare(at, trained, final, ranges, model)
-    return QuantizationAwareStudent(trained, model)
+    path = folder / f"{NAME}.onnx"
+    for processor, holds in summary(final.ship(path, list(mixer.batches()))).items():
+        at.progress.log(f"    integer products on {processor}: {holds}")
+    model = describe_onnx(path, NAME, _settings(at).precision, whole.parameters)
+    return QuantizationAwareStudent(trained, model, _compare(at, trained, final, model))
 
 
 def share(at: Materials, work: team.Work) -> None:
     """What a process that does not lead does of the training; the ranges are those that the leader has written."""
     assert work.graph is not None
     assert work.recorded is not None
-    target = _target(at, work.graph)
-    _train(at, work.start, work.recorded, target, _read(work.folder / _RANGES), work.folder)
+    target = _target(at, _mixer(at, work.graph, work.start), _read(work.folder / _RANGES))
+    _train(at, work.start, work.recorded, target, work.folder)
 
 
 def _settings(at: Materials) -> QuantizationAware:
@@ -78,19 +86,25 @@ def _settings(at: Materials) -> QuantizationAware:
     return at.recipe.quantize.qat
 
 
-def _target(at: Materials, exported: OnnxModel) -> Target:
-    source = load_float_model(exported.path)
-    sites = find_sites(source)
-    wanted = at.recipe.quantize
-    return Target(source, sites, assign(sites, _settings(at).precision, wanted.overrides), wanted.block)
+def _mixer(at: Materials, whole: OnnxModel, student: Student) -> Mixer:
+    """Of what quantizers take of a rewritten student. Scales and biases are left to the training."""
+    wanted = at.recipe.quantize.model_copy(update={"migrate": "off", "correct_bias": "off"})
+    preprocessor = at.task.preprocessor(student.folder)
+    examples = preprocessor.encode(at.data.train[: wanted.calibration_samples])
+    return Mixer.of(whole, examples, preprocessor, wanted, at.recipe.out / "cache")
 
 
-def _ranges(at: Materials, target: Target, preprocessor: Preprocessor, kept: Path) -> dict[str, Range]:
-    """Found on training inputs, one by one, and kept: a training that continues has those that it began with."""
+def _target(at: Materials, mixer: Mixer, ranges: Mapping[str, Range]) -> Target:
+    wanted = mixer.settings
+    chosen = assign(mixer.sites, _settings(at).precision, wanted.overrides)
+    return Target(mixer.source, mixer.sites, chosen, wanted.block, ranges, wanted.same_everywhere)
+
+
+def _ranges(at: Materials, mixer: Mixer, kept: Path) -> dict[str, Range]:
+    """Of the distilled student, and kept: a training that continues has those that it began with."""
     if not kept.is_file():
-        examples = preprocessor.encode(at.data.train[: at.recipe.quantize.calibration_samples])
-        feeds = (preprocessor.collate([example]) for example in examples)
-        found = observed_ranges(target.source, target.activations(), feeds)
+        chosen = assign(mixer.sites, _settings(at).precision, mixer.settings.overrides)
+        found = mixer.start(chosen).ranges
         write_atomic(kept, json.dumps(found, indent=1).encode())
     return _read(kept)
 
@@ -99,18 +113,11 @@ def _read(kept: Path) -> dict[str, Range]:
     return {name: (low, high) for name, (low, high) in json.loads(kept.read_bytes()).items()}
 
 
-def _train(
-    at: Materials,
-    start: Student,
-    recorded: TeacherSignals,
-    target: Target,
-    ranges: dict[str, Range],
-    folder: Path,
-) -> TrainingHistory:
+def _train(at: Materials, start: Student, recorded: TeacherSignals, target: Target, folder: Path) -> TrainingHistory:
     feed = _feed(at, at.task.preprocessor(start.folder))
 
     def within(module: nn.Module) -> AbstractContextManager[tuple[Match, ...]]:
-        return fake_quantized(module, target, ranges, feed)
+        return fake_quantized(module, target, feed)
 
     return learning.train_student(at, start, recorded, _lessons(at), folder, within)
 
@@ -125,23 +132,15 @@ def _feed(at: Materials, preprocessor: Preprocessor) -> Feed:
     return at.task.shape_feeds(preprocessor)[0]
 
 
-def _write(target: Target, ranges: dict[str, Range], precision: str, parameters: int, path: Path) -> OnnxModel:
-    write_atomic(path, target.written(ranges).SerializeToString())
-    try:
-        open_session(path)
-    except BundleError as error:
-        path.unlink()
-        raise QuantizationError(str(error)) from None
-    return describe_onnx(path, NAME, precision, parameters)
-
-
-def _compare(
-    at: Materials, trained: DistilledStudent, target: Target, ranges: dict[str, Range], model: OnnxModel
-) -> None:
-    """Says how close the written model is to what was trained. The gate judges the model, whatever comes out here."""
+def _compare(at: Materials, trained: DistilledStudent, target: Target, model: OnnxModel) -> Parity:
+    """How far the written model is from what was trained."""
     module, preprocessor = at.student(trained.student.folder), at.task.preprocessor(trained.student.folder)
-    examples = preprocessor.encode(at.parity_inputs)
-    with fake_quantized(module, target, ranges, _feed(at, preprocessor)) as found:
-        expected = parity.torch_outputs(module, preprocessor, examples, at.task.compared)
-    cosine = mean_cosine(parity.onnx_outputs(model, preprocessor, examples, at.task.compared), expected)
-    at.progress.log(f"  {len(found)} nodes trained in few bits; {NAME} against what was trained: cosine {cosine:.6f}")
+    probes = parity.probes_of(preprocessor, at.parity_inputs, at.task.compared)
+    with fake_quantized(module, target, _feed(at, preprocessor)) as found:
+        answers = parity.by_onnx(model.path), parity.by_torch(module.eval())
+        where = partial(first_module, module, model.path, same=parity.same_way)
+        compared = parity.compare(NAME, f"{NAME} in torch", answers, probes, where, float64=None)
+    at.progress.log(
+        f"  {len(found)} nodes trained in few bits; {NAME} against what was trained: cosine {compared.mean_cosine:.6f}"
+    )
+    return compared

@@ -21,9 +21,9 @@ from torch.nn.utils import parametrize
 
 from compressor.errors import QuantizationError
 from compressor.preprocess import Feed
-from compressor.quantize.fake import InBlocks, Int8Rows, Int32Bias, rounded_activation
-from compressor.quantize.qdq import Affine, Range, Target
+from compressor.quantize.fake import InBlocks, Int8Rows, Int8Table, Int32Bias, rounded_activation
 from compressor.quantize.sites import Site
+from compressor.quantize.target import Affine, Static, Target
 from compressor.quantize.weight_only import BITS, block_of
 
 # The exporter computes a folded weight in another order.
@@ -83,12 +83,9 @@ def match(module: nn.Module, target: Target, feed: Feed) -> tuple[Match, ...]:
 
 
 @contextmanager
-def fake_quantized(
-    module: nn.Module, target: Target, ranges: Mapping[str, Range], feed: Feed
-) -> Iterator[tuple[Match, ...]]:
-    """Within, the module computes in float32 what the target written with these ranges computes in integers, and
-    gradients go straight through the rounding. Afterwards it is as it was, but for its weights and for folded
-    normalizations.
+def fake_quantized(module: nn.Module, target: Target, feed: Feed) -> Iterator[tuple[Match, ...]]:
+    """Within, the module computes in float32 what the target's file computes in integers, and gradients go straight
+    through the rounding. Afterwards it is as it was, but for its weights and for folded normalizations.
 
     Raises QuantizationError as `match` does.
     """
@@ -99,7 +96,7 @@ def fake_quantized(
         for one in found:
             for layer in one.layers:
                 if layer.name not in done:
-                    _Rounding(layer, one.site, target, ranges, undo).apply(tied=one.site.weight in tables)
+                    _Rounding(layer, one.site, target, undo).apply(tied=one.site.weight in tables)
                     done.add(layer.name)
         yield found
 
@@ -109,7 +106,6 @@ class _Rounding:
     layer: _Layer
     site: Site
     target: Target
-    ranges: Mapping[str, Range]
     undo: ExitStack
 
     def apply(self, *, tied: bool) -> None:
@@ -120,27 +116,31 @@ class _Rounding:
             block = block_of(layer.rows.shape[1], self.target.block, tied)
             self._parametrize(layer.module, "weight", InBlocks(BITS[precision], block, turned=layer.turned))
         elif self.site.operator == "Gather":
-            self._parametrize(layer.module, "weight", Int8Rows(whole=True))
+            self._parametrize(layer.module, "weight", Int8Table())
         else:
-            self._static()
+            self._static(self.target.static[self.site.node])
 
-    def _static(self) -> None:
-        layer, node = self.layer, self.target.node(self.site)
-        affine = Affine.of(self.ranges[node.input[0]])
-        self._hook(layer.module.register_forward_pre_hook(_rounding_input(affine)))
-        weight = layer.module.weight
+    def _static(self, rounding: Static) -> None:
+        layer, last = self.layer, self.layer.norm or self.layer.module
+        weight, bias = layer.module.weight, getattr(last, "bias", None)
         assert isinstance(weight, nn.Parameter)
-        self._parametrize(layer.module, "weight", Int8Rows(turned=layer.turned))
-        last = layer.norm or layer.module
-        if self.target.bias(self.site) is not None:
-            if getattr(last, "bias", None) is None:
-                raise QuantizationError(
-                    f"{self.site.node}: adds a constant that {layer.name} has not; set quantize.overrides to"
-                    f" {{{self.site.node}: float32}}"
-                )
-            self._parametrize(last, "bias", Int32Bias(weight, affine, turned=layer.turned))
-        if node.output[0] in self.target.rounded_outputs():
-            self._hook(last.register_forward_hook(_rounding_output(Affine.of(self.ranges[node.output[0]]))))
+        assert rounding.reads is not None
+        self._hook(layer.module.register_forward_pre_hook(_rounding_input(rounding.reads)))
+        added = bias if rounding.bias else None
+        rows = Int8Rows(turned=layer.turned, narrow=rounding.narrow, bias=added, unit=rounding.reads.scale)
+        self._parametrize(layer.module, "weight", rows)
+        if rounding.bias:
+            if bias is None:
+                raise self._untrained(f"adds a constant that {layer.name} has not")
+            self._parametrize(last, "bias", Int32Bias(weight, rows))
+        if rounding.gives is not None:
+            if bias is not None and not rounding.bias:
+                raise self._untrained(f"is rounded before {layer.name} adds its bias")
+            self._hook(last.register_forward_hook(_rounding_output(rounding.gives)))
+
+    def _untrained(self, why: str) -> QuantizationError:
+        node = self.site.node
+        return QuantizationError(f"{node}: {why}; set quantize.overrides to {{{node}: float32}}")
 
     def _fold(self, norm: _BatchNorm) -> None:
         """Leaves a normalization that adds its bias and does nothing else, and stays so in training."""
@@ -233,11 +233,10 @@ def _check_once(found: list[Match], target: Target) -> None:
     """A module rounds in one way, however often it is called."""
     seen: dict[str, tuple[object, str]] = {}
     for one in found:
-        precision = target.chosen[one.site.node]
-        read = target.node(one.site).input[0] if precision == "static-int8" and one.site.operator != "Gather" else None
+        own = target.chosen[one.site.node], target.static.get(one.site.node)
         for name in one.names:
-            way, node = seen.setdefault(name, ((precision, read), one.site.node))
-            if way != (precision, read):
+            way, node = seen.setdefault(name, (own, one.site.node))
+            if way != own:
                 raise QuantizationError(
                     f"{name}: is both {node} and {one.site.node}, which round differently; set quantize.overrides to"
                     f" {{{node}: weight-int8, {one.site.node}: weight-int8}}"

@@ -1,8 +1,8 @@
 """Fake quantization in torch: float32 numbers that are what codes stand for, with gradients as if nothing were rounded.
 
-Each function gives bit for bit what the writers of this package put into a file, `qdq.py` for int8 and `blocks.py` for
-blocks, and what onnxruntime's QuantizeLinear then computes: round half to even, in float32 throughout. Divisors are
-tensors, since torch on a GPU multiplies by the reciprocal of a plain number.
+Each function gives bit for bit what is put into a file, in int8 by onnxruntime's quantizer and `saturation.py`, in
+blocks by `blocks.py`, and what onnxruntime's QuantizeLinear then computes: round half to even. Divisors are tensors,
+since torch on a GPU multiplies by the reciprocal of a plain number.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compressor.certificate import SAFE_WEIGHT_SUM
 from compressor.quantize.blocks import SHRINKS
-from compressor.quantize.qdq import MAX_INT8, MAX_INT32, MAX_UINT8, MIN_INT32, Affine
+from compressor.quantize.target import Affine
 
 _TINY = float(np.finfo(np.float32).tiny)
-
+_MAX_INT8, _MIN_INT32, _MAX_INT32 = 127, -(2**31), 2**31 - 1
+# By how much onnxruntime's quantizer lets the least scale of a bias exceed what its int32 needs.
+_SPARE = 1.0001
 
 Rounding = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
@@ -47,61 +50,115 @@ def _straight_through(numbers: Tensor, rounding: Rounding) -> Tensor:
 
 
 def activation_codes(numbers: Tensor, affine: Affine) -> Tensor:
-    """uint8 codes as float32, not yet clipped to 0..255."""
+    """Codes as float32, not yet clipped to those that there are."""
     return torch.round(numbers / numbers.new_tensor(affine.scale)) + affine.zero_point
 
 
 def rounded_activation(numbers: Tensor, affine: Affine) -> Tensor:
-    """An activation as its uint8 codes have it; what lies outside of their range learns nothing."""
+    """An activation as its codes have it; what lies outside of their range learns nothing."""
 
     def rounding(numbers: Tensor) -> tuple[Tensor, Tensor]:
         codes = activation_codes(numbers, affine)
-        clipped = codes.clamp(0, MAX_UINT8)
+        clipped = codes.clamp(*affine.codes)
         return (clipped - affine.zero_point) * numbers.new_tensor(affine.scale), clipped == codes
 
     return _straight_through(numbers, rounding)
 
 
-def int8_scales(rows: Tensor) -> Tensor:
-    """The scale of each row of [rows, ...]: float32 [rows, 1, ...]. As `qdq.int8_rows`."""
-    scales = rows.abs().flatten(1).amax(1) / rows.new_tensor(MAX_INT8)
-    scales = torch.where(scales < _TINY, torch.ones_like(scales), scales)
-    return scales.reshape(-1, *[1] * (rows.ndim - 1))
-
-
 class Int8Rows(nn.Module):
-    """A weight in int8, a scale for each of its rows, or one for all of it; `turned`: its columns are the rows."""
+    """A weight in int8, a scale for each of its rows: its largest magnitude is 127. `turned`: its columns are the rows.
 
-    def __init__(self, *, whole: bool = False, turned: bool = False) -> None:
+    `narrow`: rows of which two neighbours could exceed 16 bits, times uint8, are rounded once more to a wider step, as
+    `saturation.py` does. With a `bias` that becomes int32, in units of the activations' scale `unit` times that of the
+    row, a scale is no less than that needs.
+    """
+
+    def __init__(
+        self,
+        *,
+        turned: bool = False,
+        narrow: bool = False,
+        bias: nn.Parameter | None = None,
+        unit: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.whole, self.turned = whole, turned
+        self._turned, self._narrow, self._unit = turned, narrow, unit
+        self._bias = (bias,)  # in a tuple: it is no parameter of this module
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return _straight_through(weight, self._rounding)
+
+    def rounded_bias(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """The bias of a product with this weight as its int32 codes have it."""
+        _, scales, wider = self._codes(weight)
+        scales = bias.new_tensor(self._unit) * scales
+        codes = torch.round(bias.double() / scales.double()).clamp(_MIN_INT32, _MAX_INT32)
+        return torch.round(codes / wider).float() * _times(scales, wider)
+
+    def _rounding(self, weight: Tensor) -> tuple[Tensor, None]:
+        codes, scales, wider = self._codes(weight)
+        rows = torch.round(codes / _along(wider, codes)).float() * _along(_times(scales, wider), codes)
+        return (rows.T if self._turned else rows), None
+
+    def _codes(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """int8 codes as float32 [rows, ...], the scale of each row, float32, and how much wider its step is to be."""
+        rows = weight.T if self._turned else weight
+        scales = self._scales(rows)
+        codes = torch.round(rows / _along(scales, rows)).clamp(-_MAX_INT8, _MAX_INT8)
+        return codes, scales, _wider(codes) if self._narrow else torch.ones_like(scales, dtype=torch.float64)
+
+    def _scales(self, rows: Tensor) -> Tensor:
+        scales = rows.abs().flatten(1).amax(1) / rows.new_tensor(_MAX_INT8)
+        scales = torch.where(scales < _TINY, torch.ones_like(scales), scales)
+        (bias,) = self._bias
+        if bias is None:
+            return scales
+        now = rows.new_tensor(self._unit).double() * scales.double()
+        least = (rows.new_tensor(_SPARE) * (2 * bias.detach().abs())).double() / float(2 * _MAX_INT32)
+        return torch.where(now < least, (scales.double() * (least / now)).float(), scales)
+
+
+class Int8Table(nn.Module):
+    """A table in int8, with one scale."""
 
     def forward(self, weight: Tensor) -> Tensor:
         return _straight_through(weight, self._rounding)
 
     def _rounding(self, weight: Tensor) -> tuple[Tensor, None]:
-        rows = weight.T if self.turned else weight
-        rows = rows.reshape(1, -1) if self.whole else rows
-        scales = int8_scales(rows)
-        rounded = torch.round(rows / scales).clamp(-MAX_INT8, MAX_INT8) * scales
-        return (rounded.T if self.turned else rounded).reshape(weight.shape), None
+        scale = weight.abs().amax() / weight.new_tensor(_MAX_INT8)
+        scale = torch.where(scale < _TINY, torch.ones_like(scale), scale)
+        return torch.round(weight / scale).clamp(-_MAX_INT8, _MAX_INT8) * scale, None
 
 
 class Int32Bias(nn.Module):
-    """A bias in int32, in units of the products that it is added to: the activation's scale times that of the row."""
+    """A bias in int32, in units of the products of `rows` that it is added to."""
 
-    def __init__(self, weight: nn.Parameter, affine: Affine, *, turned: bool = False) -> None:
+    def __init__(self, weight: nn.Parameter, rows: Int8Rows) -> None:
         super().__init__()
-        self._weight = (weight,)  # in a tuple: it is no parameter of this module
-        self._affine, self._turned = affine, turned
+        self._weight, self._rows = (weight,), (rows,)  # in tuples: they are no parts of this module
 
     def forward(self, bias: Tensor) -> Tensor:
         return _straight_through(bias, self._rounding)
 
     def _rounding(self, bias: Tensor) -> tuple[Tensor, None]:
-        weight = self._weight[0].T if self._turned else self._weight[0]
-        scales = bias.new_tensor(self._affine.scale) * int8_scales(weight).flatten()
-        return torch.round(bias / scales).clamp(MIN_INT32, MAX_INT32) * scales, None
+        return self._rows[0].rounded_bias(self._weight[0].detach(), bias), None
+
+
+def _wider(codes: Tensor) -> Tensor:
+    """For each row of codes by how much its step is to widen, float64: as `saturation.weight_sums` and `_narrow`."""
+    depth = codes.movedim(1, -1).flatten(1)  # inputs of a place in a kernel are neighbours
+    depth = functional.pad(depth, (0, depth.shape[1] % 2))
+    pairs = [sign.clamp(min=0).reshape(len(sign), -1, 2).sum(2).amax(1) for sign in (depth, -depth)]
+    sums = torch.maximum(*pairs).double()
+    return torch.where(sums > SAFE_WEIGHT_SUM, sums / sums.new_tensor(SAFE_WEIGHT_SUM - 1), torch.ones_like(sums))
+
+
+def _along(each: Tensor, rows: Tensor) -> Tensor:
+    return each.reshape(-1, *[1] * (rows.ndim - 1))
+
+
+def _times(scales: Tensor, wider: Tensor) -> Tensor:
+    return (scales.double() * wider).float()
 
 
 class InBlocks(nn.Module):

@@ -14,10 +14,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization.quant_utils import compute_scale_zp
 from torch import Tensor, nn
 
 from compressor.artifacts import TensorSpec
+from compressor.certificate import read_certificate
 from compressor.distill import SignalReader, TrainingData, Workplace, train, write_outputs
 from compressor.errors import QuantizationError
 from compressor.export import export_onnx
@@ -27,11 +27,14 @@ from compressor.progress import SILENT
 from compressor.quantize.aware import fake_quantized, match
 from compressor.quantize.blocks import from_blocks, to_blocks
 from compressor.quantize.fake import InBlocks, Int8Rows, activation_codes, rounded_activation
-from compressor.quantize.observed import observed_ranges
-from compressor.quantize.qdq import Affine, Range, Target, int8_rows
+from compressor.quantize.calibration import calibrate
+from compressor.quantize.int8 import OPERATORS
+from compressor.quantize.products import Graph, find_products
 from compressor.quantize.sites import assign, find_sites, load_float_model
-from compressor.recipe import NodePrecision
+from compressor.quantize.target import Affine, Target
+from compressor.quantize.thresholds import Range, ranges
 from compressor.recipe_distill import ClassDistillation
+from compressor.recipe_quantize import NodePrecision
 from compressor.students.separable import SeparableCnn
 
 MakeOnnx = Callable[..., Path]
@@ -39,12 +42,35 @@ FLOAT = TensorProto.FLOAT
 # Values within [-1, 1] then have codes 0 to 128: products with int8 weights stay below 2^14, and no sum of two of them
 # saturates in int16 on processors without VNNI.
 WIDE: Range = (-1.0, 3.0)
+WIDE_CODES = Affine(float(np.float32(4 / 255)), 64)
 
 
-def target_of(path: Path, precision: NodePrecision, block: int = 32, **overrides: NodePrecision) -> Target:
+def target_of(
+    path: Path,
+    precision: NodePrecision,
+    feeds: Sequence[Feed],
+    *,
+    known: Mapping[str, Range] | None = None,
+    block: int = 32,
+    same_everywhere: bool = False,
+    **overrides: NodePrecision,
+) -> Target:
+    """In the extremes of these feeds, but where a range is `known`."""
     source = load_float_model(path)
     sites = find_sites(source)
-    return Target(source, sites, assign(sites, precision, overrides), block)
+    found = {**ranges(calibrate(source, feeds, OPERATORS), "minmax"), **(known or {})}
+    return Target(source, sites, assign(sites, precision, overrides), block, found, same_everywhere)
+
+
+def again(path: Path, first: Target) -> Target:
+    """The same of a model that was trained on."""
+    source = load_float_model(path)
+    return Target(source, find_sites(source), first.chosen, first.block, first.ranges, first.same_everywhere)
+
+
+def shipped(target: Target, folder: Path, feeds: Sequence[Feed]) -> onnx.ModelProto:
+    target.ship(folder / "shipped.onnx", feeds)
+    return onnx.load(folder / "shipped.onnx")
 
 
 def run(model: onnx.ModelProto, feed: Feed, *, as_it_is: bool = False) -> dict[str, NDArray[Any]]:
@@ -58,33 +84,42 @@ def run(model: onnx.ModelProto, feed: Feed, *, as_it_is: bool = False) -> dict[s
 
 
 def codes_of(model: onnx.ModelProto, feed: Feed) -> dict[str, NDArray[np.uint8]]:
-    """What every QuantizeLinear gives, by the name of the float32 graph's tensor that it quantizes."""
+    """What every QuantizeLinear gives, by the name of the tensor that it quantizes."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
-    made = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    made = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     del watched.graph.output[:]
-    watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.UINT8, None) for name in made)
-    return {name.removesuffix("_uint8"): codes for name, codes in run(watched, feed, as_it_is=True).items()}
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
+    return {made[name]: codes for name, codes in run(watched, feed, as_it_is=True).items()}
 
 
-def initializer(model: onnx.ModelProto, name: str) -> NDArray[Any]:
-    return numpy_helper.to_array(next(tensor for tensor in model.graph.initializer if tensor.name == name))
+def numbers_in(model: onnx.ModelProto, node: str, position: int) -> NDArray[np.float32]:
+    """What an operand of a node stands for: a weight, outputs first, or a bias, as onnxruntime dequantizes it."""
+    graph = Graph(model)
+    reader = next(one for one in graph.nodes if one.name == node)
+    dequantizer = graph.dequantized(reader.input[position])
+    assert dequantizer is not None
+    made = helper.make_graph(
+        [dequantizer],
+        "numbers",
+        [],
+        [onnx.ValueInfoProto(name=dequantizer.output[0])],
+        [graph.initializers[name] for name in dequantizer.input],
+    )
+    found = next(iter(run(helper.make_model(made, opset_imports=model.opset_import, ir_version=10), {}).values()))
+    axis = next((entry.i for entry in dequantizer.attribute if entry.name == "axis"), 0)
+    return np.moveaxis(found, axis, 0)
 
 
 def draws(*shape: int, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed + sum(shape)).uniform(-1, 1, shape).astype(np.float32)
 
 
-def test_a_range_becomes_the_scale_and_zero_point_of_onnxruntimes_quantizer() -> None:
-    ends = np.random.default_rng(0).standard_normal((500, 2)).astype(np.float32) * 10
-    ranges = [*ends.tolist(), (0.0, 0.0), (1.0, 2.0), (-2.0, -1.0), (0.0, 1e-44), (-1e30, 1e30)]
-    for low, high in ranges:
-        expected = compute_scale_zp(np.float32(low), np.float32(high), np.uint8(0), np.uint8(255))
-        got = Affine.of((low, high))
-        assert (got.zero_point, np.float32(got.scale)) == (int(expected[0]), np.float32(expected[1]))
-
-
-@pytest.mark.parametrize("affine", [Affine(0.5, 3), Affine(0.1, 0), Affine(float(np.float32(1 / 3)), 255)], ids=str)
+@pytest.mark.parametrize(
+    "affine",
+    [Affine(0.5, 3), Affine(0.1, 0), Affine(float(np.float32(1 / 3)), 255), Affine(0.1, -3, (-128, 127))],
+    ids=str,
+)
 def test_codes_of_activations_are_onnxruntimes(affine: Affine) -> None:
     """Halves among them, which both round to even, and values beyond the range."""
     halves = (np.arange(-600, 600, dtype=np.float32) / 2) * np.float32(affine.scale)
@@ -92,17 +127,20 @@ def test_codes_of_activations_are_onnxruntimes(affine: Affine) -> None:
         np.float32
     )
     node = helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["y"])
-    arrays = {"scale": np.float32(affine.scale), "zero": np.uint8(affine.zero_point)}
+    arrays = {
+        "scale": np.float32(affine.scale),
+        "zero": np.array(affine.zero_point, np.int8 if affine.codes[0] else np.uint8),
+    }
     graph = helper.make_graph(
         [node],
         "graph",
         [helper.make_tensor_value_info("x", FLOAT, [None])],
-        [helper.make_tensor_value_info("y", TensorProto.UINT8, [None])],
+        [onnx.ValueInfoProto(name="y")],
         [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     (expected,) = run(model, {"x": values}).values()
-    got = activation_codes(torch.from_numpy(values), affine).clamp(0, 255)
+    got = activation_codes(torch.from_numpy(values), affine).clamp(*affine.codes)
     assert np.array_equal(got.numpy(), expected)
     rounded = rounded_activation(torch.from_numpy(values), affine).numpy()
     assert np.array_equal(rounded, (expected.astype(np.float32) - affine.zero_point) * np.float32(affine.scale))
@@ -110,25 +148,64 @@ def test_codes_of_activations_are_onnxruntimes(affine: Affine) -> None:
 
 def test_what_is_clipped_learns_nothing() -> None:
     values = torch.tensor([-2.0, -1.0, 0.3, 2.9, 3.0, 3.1], requires_grad=True)
-    rounded_activation(values, Affine.of(WIDE)).sum().backward()
+    rounded_activation(values, WIDE_CODES).sum().backward()
     assert values.grad is not None
     assert values.grad.tolist() == [0, 1, 1, 1, 1, 0]
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (7, 33), (4, 3, 2, 5)], ids=str)
-def test_int8_weights_are_the_same_in_torch_and_in_the_file(shape: tuple[int, ...]) -> None:
-    weight = draws(*shape)
-    weight[0] = 0
-    codes, scales = int8_rows(weight)
-    # By hand, in float64: the largest of a row is 127.
-    largest = np.abs(weight.astype(np.float64)).reshape(len(weight), -1).max(1)
-    np.testing.assert_allclose(scales, np.where(largest == 0, 1, largest / 127), rtol=1e-7)
-    each = scales.reshape(-1, *[1] * (weight.ndim - 1))
-    assert np.abs(codes.astype(np.float64) * each - weight).max() <= each.max() * 0.5001
-    assert np.array_equal(Int8Rows()(torch.from_numpy(weight)).numpy(), codes.astype(np.float32) * each)
-    if weight.ndim == 2:
-        turned = Int8Rows(turned=True)(torch.from_numpy(weight.T.copy())).numpy()
-        assert np.array_equal(turned, (codes.astype(np.float32) * each).T)
+@pytest.mark.parametrize("narrow", [False, True], ids=["", "narrow"])
+@pytest.mark.parametrize("operator", ["MatMul", "Gemm", "Conv", "grouped", "depthwise"])
+def test_int8_weights_and_biases_are_the_same_in_torch_and_in_the_file(
+    make_onnx: MakeOnnx, tmp_path: Path, operator: str, narrow: bool
+) -> None:
+    """Bit for bit; rows of zeros among them, and one so small that its bias needs a larger scale."""
+    draw = np.random.default_rng(0).standard_normal
+    groups = {"grouped": 2, "depthwise": 6}.get(operator, 1)
+    kind = operator if operator in ("MatMul", "Gemm") else "Conv"
+    shape = (6, 7) if kind != "Conv" else (6, 6 // groups, 3, 2)
+    weight, bias = (draw(size).astype(np.float32) for size in (shape, 6))
+    weight[1], weight[2] = 0, weight[2] * 1e-8
+    layer: nn.Module = (
+        nn.Linear(7, 6, bias=kind == "Gemm") if kind != "Conv" else nn.Conv2d(6, 6, (3, 2), groups=groups)
+    )
+    layer.weight.data = torch.from_numpy(weight)  # type: ignore[operator]
+    names = ["x", "w"] if kind == "MatMul" else ["x", "w", "bias"]
+    if kind != "MatMul":
+        layer.bias.data = torch.from_numpy(bias)  # type: ignore[operator]
+    attributes = {"Gemm": {"transB": 1}, "Conv": {"group": groups}}.get(kind, {})
+    node = helper.make_node(kind, names, ["y"], name="product", **attributes)
+    x = draws(4, 7) if kind != "Conv" else draws(4, 6, 5, 5)
+    arrays = {"w": weight.T.copy() if kind == "MatMul" else weight, "bias": bias}
+    arrays = {name: arrays[name] for name in names[1:]}
+    path = make_onnx(
+        tmp_path / "m.onnx", [node], {"x": (FLOAT, [None, *x.shape[1:]])}, {"y": (FLOAT, [None] * x.ndim)}, arrays
+    )
+    target = target_of(path, "static-int8", [{"x": x}], same_everywhere=narrow)
+    model = shipped(target, tmp_path, [{"x": x}])
+    with fake_quantized(OneLayer(layer), target, {"x": x}):
+        assert np.array_equal(layer.weight.detach().numpy(), numbers_in(model, "product", 1))
+        if kind != "MatMul":
+            assert np.array_equal(layer.bias.detach().numpy(), numbers_in(model, "product", 2))
+    # By hand: the largest of a row is 127 steps, and a step errs by a half at most; narrow ones by two more.
+    largest = np.abs(weight).reshape(6, -1).max(1)
+    errors = np.abs(numbers_in(model, "product", 1) - weight).reshape(6, -1).max(1)
+    most = 3 if narrow and operator != "depthwise" else 1
+    assert (errors <= np.where(largest < 1e-6, 1e-6, most * largest / 254 * 1.001)).all()
+
+
+def test_narrow_products_are_proven_equal_everywhere(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    layer = linear(64, 8, bias=True)
+    x = draws(20, 64)
+    path = product_graph(make_onnx, tmp_path / "m.onnx", "Gemm", layer)
+    claims = {}
+    for narrow in (False, True):
+        target = target_of(path, "static-int8", [{"x": x}], same_everywhere=narrow)
+        found = target.ship(tmp_path / "shipped.onnx", [{"x": x}])
+        claims[narrow] = {one.name: one.bit_equal for one in found.instruction_sets}
+        assert read_certificate(tmp_path / "shipped.certificate.json") == found
+        assert bool(found.layers[0].narrowed) == narrow
+    assert claims[False]["x86-64 without VNNI"] in ("seen", "differs")
+    assert set(claims[True].values()) == {"proven"}
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -187,18 +264,20 @@ def test_a_product_is_that_of_integers(
 ) -> None:
     """Torch, and onnxruntime in integers, against sums in int64: codes equal, results up to float32's rounding."""
     layer = linear(inputs, outputs, bias=bias)
-    target = target_of(product_graph(make_onnx, tmp_path / "m.onnx", operator, layer), "static-int8")
-    model = target.written({"x": WIDE})
-    onnx.checker.check_model(model, full_check=True)
     x = draws(rows, inputs, seed=1)
-    with fake_quantized(OneLayer(layer), target, {"x": WIDE}, {"x": x}):
+    path = product_graph(make_onnx, tmp_path / "m.onnx", operator, layer)
+    target = target_of(path, "static-int8", [{"x": x}], known={"x": WIDE})
+    model = shipped(target, tmp_path, [{"x": x}])
+    onnx.checker.check_model(model, full_check=True)
+    with fake_quantized(OneLayer(layer), target, {"x": x}):
         got = layer(torch.from_numpy(x)).detach().numpy()
         weights = layer.weight.detach().numpy()
 
-    affine = Affine.of(WIDE)
-    along = 1 if operator == "MatMul" else 0
-    codes = initializer(model, f"w_int8_along_{along}")
-    codes, scales = (codes.T if along else codes), initializer(model, f"w_int8_along_{along}_scales")
+    affine = target.static["product"].reads
+    assert affine == WIDE_CODES
+    ((product,), _) = find_products(Graph(model))
+    codes, scales = (Graph(model).array(name) for name in (product.weights, product.scale or ""))
+    codes = np.moveaxis(codes, product.channel_axis, 0)
     assert np.array_equal(weights, codes.astype(np.float32) * scales[:, None])
     read = codes_of(model, {"x": x})["x"]
     assert read.max() <= 128
@@ -243,15 +322,15 @@ def test_a_convolution_rounds_its_output_where_nothing_further_on_does(
     path = make_onnx(
         tmp_path / "m.onnx", [node, last], {"x": (FLOAT, list(x.shape))}, {"z": (FLOAT, [None] * 4)}, arrays
     )
-    target = target_of(path, "static-int8")
-    assert target.activations() == ("x", "y")
-    ranges = {"x": WIDE, "y": observed_ranges(target.source, ("y",), [{"x": x}])["y"]}
-    model = target.written(ranges)
+    target = target_of(path, "static-int8", [{"x": x}], known={"x": WIDE})
+    model = shipped(target, tmp_path, [{"x": x}])
     onnx.checker.check_model(model, full_check=True)
-    with fake_quantized(OneLayer(layer), target, ranges, {"x": x}):
+    with fake_quantized(OneLayer(layer), target, {"x": x}):
         got = layer(torch.from_numpy(x))
         got = (got.relu() if onward else got).detach().numpy()
-    step = Affine.of(ranges["y"]).scale
+    gives = target.static["c"].gives
+    assert gives is not None
+    step = gives.scale
     for as_it_is in (True, False):
         (theirs,) = run(model, {"x": x}, as_it_is=as_it_is).values()
         steps = np.rint((theirs - got) / step)
@@ -279,11 +358,11 @@ def test_merged_products_are_several_modules(make_onnx: MakeOnnx, tmp_path: Path
     )
     module, x = TwoLayers(first, second), draws(4, 8)
     for precision in ("static-int8", "weight-int4"):
-        target = target_of(path, precision, 16)
-        with fake_quantized(module, target, {"x": WIDE}, {"x": x}) as found:
+        target = target_of(path, precision, [{"x": x}], known={"x": WIDE}, block=16)
+        with fake_quantized(module, target, {"x": x}) as found:
             got = torch.cat(module(torch.from_numpy(x)), 1).detach().numpy()
         assert [one.names for one in found] == [("first", "second")]
-        model = target.written({"x": WIDE})
+        model = target.written
         for node in model.graph.node:  # 4 is to round the activation too
             kept = [entry for entry in node.attribute if entry.name != "accuracy_level"]
             del node.attribute[:]
@@ -295,10 +374,11 @@ def test_merged_products_are_several_modules(make_onnx: MakeOnnx, tmp_path: Path
 def test_afterwards_the_module_is_as_it_was(make_onnx: MakeOnnx, tmp_path: Path) -> None:
     layer = linear(6, 4, bias=True)
     module, before = OneLayer(layer), dict(layer.named_parameters())
-    target = target_of(product_graph(make_onnx, tmp_path / "m.onnx", "Gemm", layer), "static-int8")
     x = torch.from_numpy(draws(2, 6))
+    path = product_graph(make_onnx, tmp_path / "m.onnx", "Gemm", layer)
+    target = target_of(path, "static-int8", [{"x": x.numpy()}])
     expected = module(x)[0]
-    with fake_quantized(module, target, {"x": WIDE}, {"x": x.numpy()}):
+    with fake_quantized(module, target, {"x": x.numpy()}):
         assert not torch.equal(module(x)[0], expected)
     assert type(layer) is nn.Linear
     assert all(after is before[name] for name, after in layer.named_parameters())
@@ -307,19 +387,23 @@ def test_afterwards_the_module_is_as_it_was(make_onnx: MakeOnnx, tmp_path: Path)
 
 def test_a_node_that_is_no_module_is_named(make_onnx: MakeOnnx, tmp_path: Path) -> None:
     layer, other = linear(6, 4, bias=False), linear(6, 4, bias=False)
-    target = target_of(product_graph(make_onnx, tmp_path / "m.onnx", "MatMul", layer), "static-int8")
+    target = target_of(
+        product_graph(make_onnx, tmp_path / "m.onnx", "MatMul", layer), "static-int8", [{"x": draws(2, 6)}]
+    )
     other.weight.data += 0.01
     with pytest.raises(
         QuantizationError, match=r"product \(MatMul with 6 x 4 weights\): no module .*{product: float32}"
     ):
         match(OneLayer(other), target, {"x": draws(2, 6)})
-    left = target_of(tmp_path / "m.onnx", "static-int8", product="float32")
+    left = target_of(tmp_path / "m.onnx", "static-int8", [{"x": draws(2, 6)}], product="float32")
     assert match(OneLayer(other), left, {"x": draws(2, 6)}) == ()
 
 
 def test_equal_weights_cannot_be_told_apart(make_onnx: MakeOnnx, tmp_path: Path) -> None:
     first, second = linear(6, 4, bias=False), linear(6, 4, bias=False)
-    target = target_of(product_graph(make_onnx, tmp_path / "m.onnx", "MatMul", first), "static-int8")
+    target = target_of(
+        product_graph(make_onnx, tmp_path / "m.onnx", "MatMul", first), "static-int8", [{"x": draws(2, 6)}]
+    )
     with pytest.raises(QuantizationError, match="first and second have equal weights"):
         match(TwoLayers(first, second), target, {"x": draws(2, 6)})
 
@@ -333,15 +417,15 @@ def test_a_module_that_rounds_in_two_ways_is_named(make_onnx: MakeOnnx, tmp_path
     arrays = {"w": layer.weight.detach().numpy().T.copy()}
     path = make_onnx(tmp_path / "m.onnx", nodes, {"x": (FLOAT, ["b", 6])}, {"y": (FLOAT, ["b", 6])}, arrays)
     with pytest.raises(QuantizationError, match="layer: is both once and twice"):
-        match(OneLayer(layer), target_of(path, "static-int8"), {"x": draws(2, 6)})
-    assert len(match(OneLayer(layer), target_of(path, "weight-int8"), {"x": draws(2, 6)})) == 2
+        match(OneLayer(layer), target_of(path, "static-int8", [{"x": draws(2, 6)}]), {"x": draws(2, 6)})
+    assert len(match(OneLayer(layer), target_of(path, "weight-int8", [{"x": draws(2, 6)}]), {"x": draws(2, 6)})) == 2
 
 
 def test_what_cannot_be_trained_in_is_refused(make_onnx: MakeOnnx, tmp_path: Path) -> None:
     layer = linear(6, 4, bias=False)
     path = product_graph(make_onnx, tmp_path / "m.onnx", "MatMul", layer)
     with pytest.raises(QuantizationError, match="product: no student is trained in float16"):
-        target_of(path, "static-int8", product="float16")
+        target_of(path, "static-int8", [{"x": draws(2, 6)}], product="float16")
 
 
 class Encoder(nn.Module):
@@ -384,26 +468,27 @@ def trained_a_little(module: nn.Module) -> None:
 
 
 def steps_apart(
-    module: nn.Module, target: Target, ranges: Mapping[str, Range], feed: Feed, model: onnx.ModelProto
+    module: nn.Module, target: Target, feed: Feed, model: onnx.ModelProto
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.int64]]]:
-    """What the fake-quantised module answers; and by which it differs from the model, in steps, of every tensor that a
-    product or a convolution reads.
+    """What the fake-quantised module answers; and by which it differs from the model, in steps, of what every product
+    or convolution reads.
     """
-    theirs = codes_of(model, feed)
-    read: dict[str, Tensor] = {}
-    with fake_quantized(module, target, ranges, feed) as found:
+    theirs, graph = codes_of(model, feed), Graph(model)
+    nodes = {node.name: node for node in graph.nodes}
+    read: dict[str, tuple[Affine, Tensor]] = {}
+    with fake_quantized(module, target, feed) as found:
         for one in found:
             if one.site.operator != "Gather":
-                name = target.node(one.site).input[0]
+                numbers = graph.dequantized(nodes[one.site.node].input[0])
+                assert numbers is not None
+                name, affine = graph.producers[numbers.input[0]].input[0], target.static[one.site.node].reads
                 one.layers[0].module.register_forward_pre_hook(
-                    lambda _, inputs, name=name: read.__setitem__(name, inputs[0])
+                    lambda _, inputs, name=name, affine=affine: read.__setitem__(name, (affine, inputs[0]))
                 )
         with torch.inference_mode():
             answer = module(**{name: torch.from_numpy(array) for name, array in feed.items()})[0].numpy()
-    assert set(read) | target.rounded_outputs() == set(theirs) == set(target.activations())
     apart = {}
-    for name, numbers in read.items():
-        affine = Affine.of(ranges[name])
+    for name, (affine, numbers) in read.items():
         mine = np.rint(numbers.numpy().astype(np.float64) / affine.scale) + affine.zero_point
         apart[name] = mine.astype(np.int64) - theirs[name]
     return answer, apart
@@ -415,19 +500,25 @@ def assert_same_codes(apart: Mapping[str, NDArray[np.int64]]) -> None:
     assert sum(int((steps != 0).sum()) for steps in apart.values()) <= 1e-4 * sum(map(np.size, apart.values()))
 
 
-def test_a_transformer_is_its_quantized_graph(vocabulary: list[str], tmp_path: Path, bert: nn.Module) -> None:
+@pytest.mark.parametrize("narrow", [False, True], ids=["", "narrow"])
+def test_a_transformer_is_its_quantized_graph(
+    vocabulary: list[str], tmp_path: Path, bert: nn.Module, narrow: bool
+) -> None:
     """Every code in it; also of the weights that training has left, in the graph that these are exported to."""
     module = Encoder(copy.deepcopy(bert))
     feeds = texts(len(vocabulary), [(1, 5), (2, 9), (3, 16)])
-    first = target_of(exported(module, feeds, tmp_path / "first.onnx", 32), "static-int8")
-    ranges = observed_ranges(first.source, first.activations(), feeds)
-    with fake_quantized(module, first, ranges, feeds[0]) as found:
+    first = target_of(
+        exported(module, feeds, tmp_path / "first.onnx", 32), "static-int8", feeds, same_everywhere=narrow
+    )
+    with fake_quantized(module, first, feeds[0]) as found:
         assert len(found) == len(first.sites) == 3 + 4 * 6
         trained_a_little(module)
-    second = target_of(exported(module, feeds, tmp_path / "second.onnx", 32), "static-int8")
-    assert (second.sites, second.activations()) == (first.sites, first.activations())
-    model = second.written(ranges)
-    answer, apart = steps_apart(module, second, ranges, feeds[2], model)
+    second = again(exported(module, feeds, tmp_path / "second.onnx", 32), first)
+    assert (second.sites, second.static) == (first.sites, first.static)
+    assert all(one.narrow == (narrow and one.reads is not None) for one in second.static.values())
+    model = shipped(second, tmp_path, feeds)
+    answer, apart = steps_apart(module, second, feeds[2], model)
+    assert len(apart) == 4 * 4  # one for query, key and value
     assert_same_codes(apart)
     (theirs,) = run(model, feeds[2], as_it_is=True).values()
     assert mean_cosine(answer, theirs) > 0.99999
@@ -447,21 +538,20 @@ def test_normalizations_are_folded_for_good(tmp_path: Path) -> None:
             part.bias.data.normal_(0, 0.1)
     student, feeds = Images(module.eval()), [{"image": draws(n, 1, 8, 8)} for n in (1, 2, 5)]
     before = student(torch.from_numpy(feeds[2]["image"]))[0]
-    first = target_of(exported(student, feeds, tmp_path / "first.onnx", 3), "static-int8")
-    ranges = observed_ranges(first.source, first.activations(), feeds)
-    with fake_quantized(student, first, ranges, feeds[0]) as found:
+    first = target_of(exported(student, feeds, tmp_path / "first.onnx", 3), "static-int8", feeds, same_everywhere=True)
+    with fake_quantized(student, first, feeds[0]) as found:
         assert [one.site.operator for one in found] == ["Conv", "Conv", "Conv", "Gemm"]
         student.train()
         student(torch.from_numpy(feeds[2]["image"]))  # statistics stay
     after = student.eval()(torch.from_numpy(feeds[2]["image"]))[0]
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
 
-    with fake_quantized(student, first, ranges, feeds[0]):
+    with fake_quantized(student, first, feeds[0]):
         trained_a_little(student)
-    second = target_of(exported(student, feeds, tmp_path / "second.onnx", 3), "static-int8")
+    second = again(exported(student, feeds, tmp_path / "second.onnx", 3), first)
     assert np.array_equal(second.weight(second.sites[0]), module.features[0].weight.detach().numpy())
-    model = second.written(ranges)
-    answer, apart = steps_apart(student, second, ranges, feeds[2], model)
+    model = shipped(second, tmp_path, feeds)
+    answer, apart = steps_apart(student, second, feeds[2], model)
     assert_same_codes(apart)
     (theirs,) = run(model, feeds[2], as_it_is=True).values()
     np.testing.assert_allclose(answer, theirs, atol=1e-5)
@@ -522,21 +612,20 @@ def test_training_regains_what_rounding_loses(
     teacher = copy.deepcopy(student)
     examples, fresh = draws(ROWS + HELD_OUT, WIDTH), draws(2000, WIDTH, seed=1)
     answers = {"all": teacher(torch.from_numpy(examples))[0], "fresh": teacher(torch.from_numpy(fresh))[0].argmax(1)}
-    first = target_of(layers_graph(make_onnx, tmp_path / "first.onnx", student), precision, 16)
-    ranges = observed_ranges(first.source, first.activations(), [{"x": examples}])
-    if precision == "static-int8":
-        ranges["t"] = (-1.0, 60.0)
+    known = {"t": (-1.0, 60.0)} if precision == "static-int8" else {}
+    path = layers_graph(make_onnx, tmp_path / "first.onnx", student)
+    first = target_of(path, precision, [{"x": examples}], known=known, block=16, same_everywhere=True)
 
     def agreement(target: Target) -> float:
-        (got,) = run(target.written(ranges), {"x": fresh}).values()
+        (got,) = run(shipped(target, tmp_path, [{"x": examples}]), {"x": fresh}).values()
         return float((got.argmax(1) == answers["fresh"].numpy()).mean())
 
     before = agreement(first)
     signals = SignalReader(write_outputs(answers["all"].detach().numpy(), tmp_path, 0.0))
     data = TrainingData(list(examples), signals, None, HELD_OUT)
     settings = ClassDistillation(epochs=20, batch_size=64, learning_rate=rate, hard_weight=0.0, temperature=1.0)
-    with fake_quantized(student, first, ranges, {"x": examples[:2]}):
+    with fake_quantized(student, first, {"x": examples[:2]}):
         train(student, plain, plain, data, settings, Workplace(tmp_path, SILENT))  # type: ignore[arg-type]
-    after = agreement(target_of(layers_graph(make_onnx, tmp_path / "second.onnx", student), precision, 16))
+    after = agreement(again(layers_graph(make_onnx, tmp_path / "second.onnx", student), first))
     assert before < 0.9
     assert 1 - after < (1 - before) / 2, (before, after)
