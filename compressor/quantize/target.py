@@ -84,7 +84,7 @@ class Target:
         if nodes := [site.node for site in self._static_sites()]:
             for node in nodes:
                 _check_plain(self._nodes[node])
-            model = to_static(model, nodes, "static-int8", self.ranges, computed=False)
+            model = to_static(model, nodes, "static-int8", self.ranges, trained=True)
         quantize_weights(model, self.sites, self.chosen, self.block)
         return model
 

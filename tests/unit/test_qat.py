@@ -26,9 +26,9 @@ from compressor.preprocess import Feed
 from compressor.progress import SILENT
 from compressor.quantize.aware import fake_quantized, match
 from compressor.quantize.blocks import from_blocks, to_blocks
-from compressor.quantize.fake import InBlocks, Int8Rows, activation_codes, rounded_activation
 from compressor.quantize.calibration import calibrate
-from compressor.quantize.int8 import OPERATORS
+from compressor.quantize.fake import InBlocks, activation_codes, rounded_activation
+from compressor.quantize.int8 import observed
 from compressor.quantize.products import Graph, find_products
 from compressor.quantize.sites import assign, find_sites, load_float_model
 from compressor.quantize.target import Affine, Target
@@ -58,7 +58,10 @@ def target_of(
     """In the extremes of these feeds, but where a range is `known`."""
     source = load_float_model(path)
     sites = find_sites(source)
-    found = {**ranges(calibrate(source, feeds, OPERATORS), "minmax"), **(known or {})}
+    found = {
+        **ranges(calibrate(source, feeds, observed(source, {site.node for site in sites})), "minmax"),
+        **(known or {}),
+    }
     return Target(source, sites, assign(sites, precision, overrides), block, found, same_everywhere)
 
 
@@ -330,6 +333,7 @@ def test_a_convolution_rounds_its_output_where_nothing_further_on_does(
         got = (got.relu() if onward else got).detach().numpy()
     gives = target.static["c"].gives
     assert gives is not None
+    assert (gives.zero_point == 0) == (onward == "Relu"), "clipping is what Relu does"
     step = gives.scale
     for as_it_is in (True, False):
         (theirs,) = run(model, {"x": x}, as_it_is=as_it_is).values()
