@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from compressor.errors import QuantizationError
 from compressor.preprocess import Feed
-from compressor.quantize.fake import InBlocks, Int8Rows, Int8Table, Int32Bias, rounded_activation
+from compressor.quantize.fake import InBlocks, Int8Rows, Int32Bias, Uint8Table, rounded_activation
 from compressor.quantize.sites import Site
 from compressor.quantize.target import Affine, Static, Target
 from compressor.quantize.weight_only import BITS, block_of
@@ -116,7 +116,7 @@ class _Rounding:
             block = block_of(layer.rows.shape[1], self.target.block, tied)
             self._parametrize(layer.module, "weight", InBlocks(BITS[precision], block, turned=layer.turned))
         elif self.site.operator == "Gather":
-            self._parametrize(layer.module, "weight", Int8Table())
+            self._parametrize(layer.module, "weight", Uint8Table())
         else:
             self._static(self.target.static[self.site.node])
 

@@ -20,7 +20,7 @@ from compressor.quantize.blocks import SHRINKS
 from compressor.quantize.target import Affine
 
 _TINY = float(np.finfo(np.float32).tiny)
-_MAX_INT8, _MIN_INT32, _MAX_INT32 = 127, -(2**31), 2**31 - 1
+_MAX_INT8, _MAX_UINT8, _MIN_INT32, _MAX_INT32 = 127, 255, -(2**31), 2**31 - 1
 # By how much onnxruntime's quantizer lets the least scale of a bias exceed what its int32 needs.
 _SPARE = 1.0001
 
@@ -118,16 +118,19 @@ class Int8Rows(nn.Module):
         return torch.where(now < least, (scales.double() * (least / now)).float(), scales)
 
 
-class Int8Table(nn.Module):
-    """A table in int8, with one scale."""
+class Uint8Table(nn.Module):
+    """A table in uint8, with one scale and one zero point: its extremes, and 0, are codes."""
 
     def forward(self, weight: Tensor) -> Tensor:
         return _straight_through(weight, self._rounding)
 
     def _rounding(self, weight: Tensor) -> tuple[Tensor, None]:
-        scale = weight.abs().amax() / weight.new_tensor(_MAX_INT8)
+        low, high = weight.amin().clamp(max=0).double(), weight.amax().clamp(min=0).double()
+        scale = (high - low) / low.new_tensor(_MAX_UINT8)
         scale = torch.where(scale < _TINY, torch.ones_like(scale), scale)
-        return torch.round(weight / scale).clamp(-_MAX_INT8, _MAX_INT8) * scale, None
+        zero, scale = torch.round(-low / scale).float(), scale.float()
+        codes = (torch.round(weight / scale) + zero).clamp(0, _MAX_UINT8)
+        return (codes - zero) * scale, None
 
 
 class Int32Bias(nn.Module):

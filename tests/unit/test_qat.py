@@ -20,7 +20,7 @@ from compressor.artifacts import TensorSpec
 from compressor.certificate import read_certificate
 from compressor.distill import SignalReader, TrainingData, Workplace, train, write_outputs
 from compressor.errors import QuantizationError
-from compressor.export import export_onnx
+from compressor.export import export_onnx, rewrite_onnx
 from compressor.metrics import mean_cosine
 from compressor.preprocess import Feed
 from compressor.progress import SILENT
@@ -194,6 +194,22 @@ def test_int8_weights_and_biases_are_the_same_in_torch_and_in_the_file(
     errors = np.abs(numbers_in(model, "product", 1) - weight).reshape(6, -1).max(1)
     most = 3 if narrow and operator != "depthwise" else 1
     assert (errors <= np.where(largest < 1e-6, 1e-6, most * largest / 254 * 1.001)).all()
+
+
+def test_tables_are_the_same_in_torch_and_in_the_file(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    table = nn.Embedding(9, 5)
+    weight = table.weight.detach().numpy()
+    weight[3] = 40
+    node = helper.make_node("Gather", ["w", "x"], ["y"], name="table")
+    path = make_onnx(
+        tmp_path / "m.onnx", [node], {"x": (TensorProto.INT64, ["b"])}, {"y": (FLOAT, ["b", 5])}, {"w": weight}
+    )
+    x = np.arange(9)
+    target = target_of(path, "static-int8", [{"x": x}])
+    model = shipped(target, tmp_path, [{"x": x}])
+    with fake_quantized(OneLayer(table), target, {"x": x}):
+        assert np.array_equal(table.weight.detach().numpy(), numbers_in(model, "table", 0))
+    assert np.abs(numbers_in(model, "table", 0) - weight).max() <= (weight.max() - weight.min()) / 510 * 1.001
 
 
 def test_narrow_products_are_proven_equal_everywhere(make_onnx: MakeOnnx, tmp_path: Path) -> None:
@@ -453,13 +469,17 @@ def texts(vocabulary: int, shapes: Sequence[tuple[int, int]]) -> list[Feed]:
 
 
 def exported(module: nn.Module, feeds: list[Feed], path: Path, width: int) -> Path:
-    """A module with inputs of a dynamic batch, of text also a dynamic length, as ONNX."""
+    """A module with inputs of a dynamic batch, of text also a dynamic length, as ONNX that quantizers take."""
     inputs = [
         TensorSpec(name, str(array.dtype), ("batch", "sequence") if array.ndim == 2 else ("batch", *array.shape[1:]))
         for name, array in feeds[0].items()
     ]
     outputs = [TensorSpec("answer", "float32", ("batch", width))]
-    return export_onnx(module, "student", inputs, outputs, feeds, 20, path).path
+    plain = export_onnx(module, "student", inputs, outputs, feeds, 20, path)
+    folder = path.with_suffix("")
+    folder.mkdir()
+    rewritten = rewrite_onnx(plain, feeds, folder)
+    return rewritten.open_path or rewritten.path
 
 
 def trained_a_little(module: nn.Module) -> None:
