@@ -1,15 +1,16 @@
 """A student that computes as its quantized graph will: which module each node of the graph is, and how it rounds.
 
 Modules are found by what their weights are, not by names: a site's weight is that of one module, or those of several
-side by side, where products of one input were merged. A batch normalization that the exporter folds into the layer
-before it is folded in the student too, for good: what is trained is what is rounded.
+side by side, where products of one input were merged. What export and rewrites fold is folded in the student too, for
+good, so that what is trained is what is rounded: a batch normalization into the layer before it, and the one row that
+is read of a table of segments into the table of positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ _RELATIVE = 1e-5
 class _Layer:
     """A module with a weight, whose rows are float32 [outputs, ...]; `turned`: the weight has them as columns.
 
-    `norm`: the batch normalization after it, folded into `rows`.
+    `norm`: the batch normalization after it, folded into `rows`. `shift`: the table of which that row is added.
     """
 
     name: str
@@ -42,6 +43,7 @@ class _Layer:
     rows: NDArray[np.float32]
     turned: bool = False
     norm: _BatchNorm | None = None
+    shift: tuple[nn.Embedding, int] | None = None
 
     @property
     def is_table(self) -> bool:
@@ -71,7 +73,10 @@ def match(module: nn.Module, target: Target, feed: Feed) -> tuple[Match, ...]:
     for site in target.sites:
         if target.chosen[site.node] == "float32":
             continue
-        parts = _parts(target.weight(site), [layer for layer in layers if _may_be(layer, site)])
+        rows, possible = target.weight(site), [layer for layer in layers if _may_be(layer, site)]
+        parts = _parts(rows, possible)
+        if parts is None and site.operator == "Gather":
+            parts = _shifted(rows, possible)
         if parts is None:
             raise QuantizationError(
                 f"{site.node} ({site.operator} with {' x '.join(map(str, site.shape))} weights): no module of the"
@@ -112,6 +117,8 @@ class _Rounding:
         precision, layer = self.target.chosen[self.site.node], self.layer
         if layer.norm is not None:
             self._fold(layer.norm)
+        if layer.shift is not None:
+            self._shift(*layer.shift)
         if precision in BITS:
             block = block_of(layer.rows.shape[1], self.target.block, tied)
             self._parametrize(layer.module, "weight", InBlocks(BITS[precision], block, turned=layer.turned))
@@ -157,9 +164,19 @@ class _Rounding:
         still = [norm.weight, *([layer.bias] if getattr(layer, "bias", None) is not None else [])]
         for parameter in still:
             assert isinstance(parameter, nn.Parameter)
-            self.undo.callback(parameter.requires_grad_, parameter.requires_grad)
-            parameter.requires_grad_(False)
+            self._freeze(parameter)
         self._hook(norm.register_forward_pre_hook(_not_training))
+
+    def _shift(self, added: nn.Embedding, row: int) -> None:
+        """Leaves of the other table differences from the row that is read, which is 0, and stays so in training."""
+        with torch.no_grad():
+            self.layer.module.weight.copy_(torch.tensor(self.layer.rows))  # type: ignore[operator]
+            added.weight -= added.weight[row].clone()
+        self._freeze(added.weight)
+
+    def _freeze(self, parameter: nn.Parameter) -> None:
+        self.undo.callback(parameter.requires_grad_, parameter.requires_grad)
+        parameter.requires_grad_(False)
 
     def _parametrize(self, module: nn.Module, name: str, rounding: nn.Module) -> None:
         parametrize.register_parametrization(module, name, rounding)
@@ -217,6 +234,20 @@ def _parts(rows: NDArray[np.float32], layers: list[_Layer]) -> tuple[_Layer, ...
         parts.append(fitting[0])
         at += len(fitting[0].rows)
     return tuple(parts)
+
+
+def _shifted(rows: NDArray[np.float32], tables: list[_Layer]) -> tuple[_Layer, ...] | None:
+    """The table that gives these rows once one row of another is added to all of its own; None if there is none."""
+    for layer in (table for table in tables if table.rows.shape == rows.shape):
+        for other in (table for table in tables if table.module is not layer.module):
+            assert isinstance(other.module, nn.Embedding)
+            first = (
+                np.abs(layer.rows[0] + other.rows - rows[0]).max(1) if other.rows.shape[1:] == rows.shape[1:] else []
+            )
+            for row in np.flatnonzero(np.asarray(first) <= _RELATIVE * float(np.abs(rows).max(initial=0.0))):
+                if _begins_with(rows, layer.rows + other.rows[row]):
+                    return (replace(layer, rows=rows, shift=(other.module, int(row))),)
+    return None
 
 
 def _begins_with(rows: NDArray[np.float32], part: NDArray[np.float32]) -> bool:
