@@ -163,7 +163,6 @@ class _Rounding:
             norm.running_var.fill_(_unit_variance(norm.eps))  # type: ignore[union-attr]
         still = [norm.weight, *([layer.bias] if getattr(layer, "bias", None) is not None else [])]
         for parameter in still:
-            assert isinstance(parameter, nn.Parameter)
             self._freeze(parameter)
         self._hook(norm.register_forward_pre_hook(_not_training))
 
@@ -174,7 +173,8 @@ class _Rounding:
             added.weight -= added.weight[row].clone()
         self._freeze(added.weight)
 
-    def _freeze(self, parameter: nn.Parameter) -> None:
+    def _freeze(self, parameter: Tensor | nn.Module) -> None:
+        assert isinstance(parameter, nn.Parameter)
         self.undo.callback(parameter.requires_grad_, parameter.requires_grad)
         parameter.requires_grad_(False)
 

@@ -12,6 +12,8 @@ from made_inputs import Inputs
 from run_folders import assert_whole
 from shared_runs import Run
 
+from compressor.certificate import read_certificate
+
 _COSINE = re.compile(r"(\d+) nodes trained in few bits; student-qat against what was trained: cosine (\d\.\d+)")
 
 
@@ -37,10 +39,17 @@ def test_a_student_learns_on_in_few_bits(
     assert found is not None, ended.stderr
     assert int(found[1]) > 3
     assert float(found[2]) >= closest
-    rows = {row["name"]: row for row in json.loads((out / "result.json").read_text())["models"]}
+    result = json.loads((out / "result.json").read_text())
+    rows = {row["name"]: row for row in result["models"]}
     assert rows["student-qat"]["precision"] == precision
     assert rows["student-qat"]["bytes"] < rows["student"]["bytes"]
-    assert rows["student-qat"]["parity"]["holds"]
+    parity = next(parity for parity in result["parities"] if parity["name"] == "student-qat")
+    assert parity["holds"]
+    assert parity["reference"] == "student-qat in torch"
+    (certified,) = out.glob("stages/qat-*/student-qat.certificate.json")
+    holds = {one.name: one.bit_equal for one in read_certificate(certified).instruction_sets}
+    if precision == "static-int8":
+        assert set(holds.values()) == {"proven"}, "also where training has moved weights"
     assert_whole(out)
 
     again = run("compress", recipe, "--set", "quantize.qat.learning_rate=1e-5")
