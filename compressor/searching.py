@@ -83,8 +83,9 @@ def search_precisions(
 
     max_bytes = None if settings.max_mb is None else int(settings.max_mb * 1e6)
     limits = searching.Limits(settings.hours, settings.trials, max_bytes, settings.max_ms)
-    ranges = mixer.settings.calibration, len(mixer.calibration)
-    kept = cache / f"search-{key_of(sha256_file(exported.path), mixer.settings.block, ranges)[:16]}"
+    wanted = mixer.settings
+    made_by = wanted.block, wanted.calibration, len(mixer.calibration), wanted.migrate, wanted.correct_bias
+    kept = cache / f"search-{key_of(sha256_file(exported.path), made_by)[:16]}"
     kept.mkdir(parents=True, exist_ok=True)
     bench = searching.Bench(mixer.write, lambda path: judging.closeness(path).agreement, timed)
     models = []

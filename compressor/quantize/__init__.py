@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from compressor.quantize.candidates import Mixer, examples_wanted, quantize
+from compressor.quantize.candidates import quantize
+from compressor.quantize.mixer import Mixer, examples_wanted
 from compressor.quantize.sites import load_float_model
 
 __all__ = ["Mixer", "examples_wanted", "load_float_model", "quantize"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,7 @@ def channels(model: onnx.ModelProto, axes: Mapping[str, int], feeds: Iterable[Fe
     """The statistics of these values along their axes. Raises QuantizationError where the model does not run."""
     found: dict[str, Channels] = {}
     numbers = dict.fromkeys(axes, 0)
-    for outputs in _run(fetching(model, axes), feeds):
+    for outputs in run_on(fetching(model, axes), feeds):
         for (name, axis), output in zip(axes.items(), outputs, strict=True):
             rows = np.moveaxis(output, axis, 0).reshape(output.shape[axis], -1)
             low, high = np.minimum(rows.min(1), 0.0), np.maximum(rows.max(1), 0.0)
@@ -48,7 +48,7 @@ def means(model: onnx.ModelProto, axes: Mapping[str, int], feeds: Iterable[Feed]
     """The mean of each channel of these values. Raises QuantizationError where the model does not run."""
     sums: dict[str, NDArray[np.float64]] = {}
     numbers = dict.fromkeys(axes, 0)
-    for outputs in _run(fetching(model, axes), feeds):
+    for outputs in run_on(fetching(model, axes), feeds):
         for (name, axis), output in zip(axes.items(), outputs, strict=True):
             rows = np.moveaxis(output, axis, 0).reshape(output.shape[axis], -1)
             sums[name] = sums.get(name, 0.0) + rows.sum(1, dtype=np.float64)
@@ -65,7 +65,8 @@ def fetching(model: onnx.ModelProto, values: Iterable[str]) -> onnx.ModelProto:
     return other
 
 
-def _run(model: onnx.ModelProto, feeds: Iterable[Feed]) -> Iterable[list[NDArray[np.float32]]]:
+def run_on(model: onnx.ModelProto, feeds: Iterable[Feed]) -> Iterator[list[NDArray[np.float32]]]:
+    """The model's outputs for each of the feeds. Raises QuantizationError where it does not run."""
     try:
         session = open_session(model.SerializeToString(), threads=0)
         for feed in feeds:

@@ -6,25 +6,26 @@ where the answers to held-out examples are nearer to float32's beyond chance; el
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from compressor.onnxrt import open_session, run_one
 from compressor.preprocess import Feed
 from compressor.quantize.bias import bias_errors
-from compressor.quantize.channels import channels
+from compressor.quantize.channels import channels, run_on
 from compressor.quantize.scales import choose_scales
 from compressor.quantize.seams import find_seams, move
 from compressor.quantize.thresholds import Range
 
 # float32 on both sides: of a value, and of the largest in its output.
 _RELATIVE, _OF_LARGEST = 1e-4, 1e-5
-# Of the standard error of the mean of what is gained.
+_FEWEST = 4  # examples
+# Times the standard error of the mean of what is gained.
 _BEYOND_CHANCE = 2.0
+_TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,15 @@ class Trying:
 
 
 def prepare(plain: Prepared, products: Sequence[str], trying: Trying, *, migrate: bool, correct_bias: bool) -> Prepared:
-    """The best of `plain`, of it with scales moved before these products, and of either with biases corrected. Without
-    examples to judge on, `plain`.
+    """The best of `plain`, of it with scales moved before these products, and of either with biases corrected. With too
+    few examples to judge on, `plain`.
 
     Raises QuantizationError where the model does not run on the examples.
     """
-    if not trying.held_out or not products or not (migrate or correct_bias):
+    if not (products and (migrate or correct_bias)):
         return plain
+    if len(trying.held_out) < _FEWEST:
+        return replace(plain, said=(f"as it is: {_FEWEST} held-out examples or more would judge changes to it",))
     judge = _Judge(plain.model, trying)
     if migrate:
         plain = _migrated(plain, products, trying, judge)
@@ -84,35 +87,37 @@ def _migrated(plain: Prepared, products: Sequence[str], trying: Trying, judge: _
 
 
 class _Judge:
+    """Holds models against the float32 one, example by example: nothing is kept of what they answer."""
+
     def __init__(self, source: onnx.ModelProto, trying: Trying) -> None:
-        self._trying = trying
-        self._expected = self._answers(source)
+        self._source, self._trying = source, trying
 
     def computes_the_same(self, model: onnx.ModelProto) -> bool:
         return all(
-            np.allclose(got, expected, rtol=_RELATIVE, atol=_OF_LARGEST * float(np.abs(expected).max(initial=0.0)))
-            for got, expected in zip(self._answers(model), self._expected, strict=True)
+            np.allclose(got, exact, rtol=_RELATIVE, atol=_OF_LARGEST * float(np.abs(exact).max(initial=0.0)))
+            for got, exact in self._answers(model)
         )
 
     def better(self, old: Prepared, new: Prepared, name: str, what: str) -> Prepared:
         """`new` where it errs less on held-out examples beyond chance, else `old`."""
         before, after = self._errors(old), self._errors(new)
         gained = before - after
-        kept = gained.mean() > _BEYOND_CHANCE * gained.std() / np.sqrt(len(gained))
+        kept = gained.mean() > _BEYOND_CHANCE * gained.std(ddof=1) / np.sqrt(len(gained))
         decibels = " to ".join(f"{_decibels(errors):.1f}" for errors in (before, after))
-        said = f"{name} {what}: {decibels} dB above the error, {'kept' if kept else 'undone'}"
+        said = f"{name} {what}: signal to error from {decibels} dB, {'kept' if kept else 'undone'}"
         return replace(new if kept else old, said=(*old.said, said))
 
     def _errors(self, prepared: Prepared) -> NDArray[np.float64]:
         """Of each held-out example the squared error of the first output, as a share of its square."""
-        answers = self._answers(self._trying.write(prepared))
-        pairs = zip(answers, self._expected, strict=True)
-        return np.array([np.square(got - exact).sum() / np.square(exact).sum() for got, exact in pairs])
+        pairs = self._answers(self._trying.write(prepared))
+        return np.array([np.square(got - exact).sum() / max(np.square(exact).sum(), _TINY) for got, exact in pairs])
 
-    def _answers(self, model: onnx.ModelProto) -> list[NDArray[np.float64]]:
-        session = open_session(model.SerializeToString(), threads=0)
-        return [np.asarray(run_one(session, feed)[0], np.float64) for feed in self._trying.held_out]
+    def _answers(self, model: onnx.ModelProto) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """The first output of both for each held-out example."""
+        held_out = self._trying.held_out
+        for got, exact in zip(run_on(model, held_out), run_on(self._source, held_out), strict=True):
+            yield got[0], exact[0]
 
 
 def _decibels(errors: NDArray[np.float64]) -> float:
-    return float(-10 * np.log10(max(errors.mean(), np.finfo(np.float64).tiny)))
+    return float(-10 * np.log10(max(errors.mean(), _TINY)))

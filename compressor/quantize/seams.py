@@ -90,6 +90,7 @@ def by_input(weights: NDArray[np.float32], node: onnx.NodeProto) -> NDArray[np.f
 
 
 def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    """An integer attribute of a node."""
     return next((one.i for one in node.attribute if one.name == name), default)
 
 

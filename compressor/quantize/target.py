@@ -18,8 +18,8 @@ from onnx import helper, numpy_helper
 from compressor.certificate import Certificate
 from compressor.errors import QuantizationError
 from compressor.preprocess import Feed
-from compressor.quantize.candidates import certify, write_opened
 from compressor.quantize.int8 import to_static
+from compressor.quantize.mixer import certify, write_opened
 from compressor.quantize.products import Graph, find_products
 from compressor.quantize.saturation import can_narrow
 from compressor.quantize.sites import Site, turned_weights

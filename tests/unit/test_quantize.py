@@ -125,6 +125,19 @@ def test_a_convolution_is_calibrated_per_channel(image_model: OnnxModel, tmp_pat
     assert scales, "one scale per output channel"
 
 
+def test_a_gemm_is_a_product_of_integers_in_dynamic_int8(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    gemm = helper.make_node("Gemm", ["x", "w", "b"], ["out"], transB=1)
+    interface = {"x": (TensorProto.FLOAT, ["batch", 64])}, {"out": (TensorProto.FLOAT, ["batch", 32])}
+    path = make_onnx(tmp_path / "s.onnx", [gemm], *interface, {"w": weights(32, 64), "b": weights(32)})
+    rows = list(weights(16, 64))
+    (made,) = quantize(
+        describe_onnx(path, "student", "float32"), rows, Vectors(), settings("dynamic-int8"), tmp_path
+    ).models
+    assert "MatMulInteger" in {node.op_type for node in onnx.load(made.path).graph.node}
+    expected, got = (run(one, {"x": rows[0][None]}) for one in (path, made.path))
+    assert np.linalg.norm(got - expected) < 0.02 * np.linalg.norm(expected)
+
+
 def test_calibration_takes_no_more_than_it_is_asked_for(text_model: OnnxModel, tmp_path: Path) -> None:
     class Counting(Rows):
         def collate(self, examples: Any) -> Feed:
