@@ -169,9 +169,11 @@ class _Reading:
                 return
             if before is not None and self._affine(before) == self._affine(quantizer):
                 return
-        name = quantizer.input[0] if source is None else source.name
         others = [reader for reader in self._readers_of_numbers(quantizer) if reader not in self._sites]
-        raise _not_trained(name, f"what it gives is rounded for {others[0]} too, which no module is")
+        while source is not None and source.name not in self._sites:
+            source = self._graph.producers.get(source.input[0])
+        name = quantizer.input[0] if source is None else source.name
+        raise _not_trained(name, f"what comes of it is rounded for {others[0]}, and no module rounds it")
 
     def _for_sites_alone(self, quantizer: onnx.NodeProto) -> bool:
         return all(name in self._sites for name in self._readers_of_numbers(quantizer))

@@ -448,6 +448,38 @@ def test_what_cannot_be_trained_in_is_refused(make_onnx: MakeOnnx, tmp_path: Pat
         target_of(path, "static-int8", [{"x": draws(2, 6)}], product="float16")
 
 
+def test_rounding_that_no_module_does_is_refused(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    """A ReLU that is rounded for a sigmoid, and is not part of the convolution, whose output others read too."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["y"], name="first"),
+        helper.make_node("Relu", ["y"], ["r"], name="relu"),
+        helper.make_node("Conv", ["r", "w"], ["z"], name="second"),
+        helper.make_node("Sigmoid", ["r"], ["s"], name="sigmoid"),
+        helper.make_node("Tanh", ["y"], ["t"], name="tanh"),
+    ]
+    outputs = {name: (FLOAT, [None] * 4) for name in "zst"}
+    path = make_onnx(tmp_path / "m.onnx", nodes, {"x": (FLOAT, ["b", 2, 4, 4])}, outputs, {"w": draws(2, 2, 1, 1)})
+    target = target_of(path, "static-int8", [{"x": draws(3, 2, 4, 4)}])
+    with pytest.raises(QuantizationError, match=r"first: what comes of it is rounded for sigmoid.*{first: float32}"):
+        target.static  # noqa: B018
+
+
+def test_a_product_with_a_table_turned_is_refused(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    """Its codes are not in the file: onnxruntime's quantizer sees an activation."""
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["h"], name="embedding"),
+        helper.make_node("Transpose", ["table"], ["turned"], perm=[1, 0]),
+        helper.make_node("MatMul", ["h", "turned"], ["y"], name="head"),
+    ]
+    table = {"table": draws(9, 16)}
+    path = make_onnx(tmp_path / "m.onnx", nodes, {"ids": (TensorProto.INT64, ["b"])}, {"y": (FLOAT, ["b", 9])}, table)
+    target = target_of(path, "static-int8", [{"ids": np.arange(9)}])
+    with pytest.raises(QuantizationError, match=r"head: its weights are quantized anew.*{head: float32}"):
+        target.static  # noqa: B018
+    left = target_of(path, "static-int8", [{"ids": np.arange(9)}], head="weight-int8", embedding="weight-int8")
+    assert not left.static
+
+
 class Encoder(nn.Module):
     """The mean of a transformer's last hidden state."""
 
