@@ -29,7 +29,8 @@ from compressor.materials import Materials
 from compressor.onnx_file import describe_onnx
 from compressor.preprocess import Feed, Preprocessor
 from compressor.quantize import Mixer
-from compressor.quantize.aware import Match, fake_quantized
+from compressor.quantize.aware import fake_quantized
+from compressor.quantize.matching import Match
 from compressor.quantize.sites import assign
 from compressor.quantize.target import Target
 from compressor.quantize.thresholds import Range

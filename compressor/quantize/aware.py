@@ -1,21 +1,17 @@
-"""A student that computes as its quantized graph will: which module each node of the graph is, and how it rounds.
+"""A student that computes as its quantized graph will: every module rounds as its node does.
 
-Modules are found by what their weights are, not by names: a site's weight is that of one module, or those of several
-side by side, where products of one input were merged. What export and rewrites fold is folded in the student too, for
-good, so that what is trained is what is rounded: a batch normalization into the layer before it, and the one row that
-is read of a table of segments into the table of positions.
+What export and rewrites fold is folded in the student too, for good, so that what is trained is what is rounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
@@ -23,68 +19,10 @@ from torch.nn.utils import parametrize
 from compressor.errors import QuantizationError
 from compressor.preprocess import Feed
 from compressor.quantize.fake import InBlocks, Int8Rows, Int32Bias, Uint8Table, rounded_activation
+from compressor.quantize.matching import Layer, Match, factors, match
 from compressor.quantize.sites import Site
 from compressor.quantize.target import Affine, Static, Target
 from compressor.quantize.weight_only import BITS, block_of
-
-# The exporter computes a folded weight in another order.
-_RELATIVE = 1e-5
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A module with a weight, whose rows are float32 [outputs, ...]; `turned`: the weight has them as columns.
-
-    `norm`: the batch normalization after it, folded into `rows`. `shift`: the table of which that row is added.
-    """
-
-    name: str
-    module: nn.Module
-    rows: NDArray[np.float32]
-    turned: bool = False
-    norm: _BatchNorm | None = None
-    shift: tuple[nn.Embedding, int] | None = None
-
-    @property
-    def is_table(self) -> bool:
-        return isinstance(self.module, nn.Embedding)
-
-
-@dataclass(frozen=True)
-class Match:
-    """The layers that a site's weight is made of, in the order of its rows."""
-
-    site: Site
-    layers: tuple[_Layer, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(layer.name for layer in self.layers)
-
-
-def match(module: nn.Module, target: Target, feed: Feed) -> tuple[Match, ...]:
-    """The modules of every site that is to be quantized.
-
-    `feed` is run once. Raises QuantizationError for a site that has no module, or where two modules have equal weights,
-    or one is read by nodes that round differently.
-    """
-    layers = _layers(module, _norms(module, feed))
-    found = []
-    for site in target.sites:
-        if target.chosen[site.node] == "float32":
-            continue
-        rows, possible = target.weight(site), [layer for layer in layers if _may_be(layer, site)]
-        parts = _parts(rows, possible)
-        if parts is None and site.operator == "Gather":
-            parts = _shifted(rows, possible)
-        if parts is None:
-            raise QuantizationError(
-                f"{site.node} ({site.operator} with {' x '.join(map(str, site.shape))} weights): no module of the"
-                f" student has its weights, so it cannot be trained; set quantize.overrides to {{{site.node}: float32}}"
-            )
-        found.append(Match(site, parts))
-    _check_once(found, target)
-    return tuple(found)
 
 
 @contextmanager
@@ -108,7 +46,7 @@ def fake_quantized(module: nn.Module, target: Target, feed: Feed) -> Iterator[tu
 
 @dataclass(frozen=True)
 class _Rounding:
-    layer: _Layer
+    layer: Layer
     site: Site
     target: Target
     undo: ExitStack
@@ -198,123 +136,11 @@ def _rounding_output(affine: Affine) -> Callable[..., Any]:
     return lambda _, __, output: rounded_activation(output, affine)
 
 
-def _layers(module: nn.Module, norms: Mapping[nn.Module, _BatchNorm]) -> list[_Layer]:
-    """Every module with a float weight of two dimensions or more, in each form in which a graph may have it."""
-    found = []
-    for name, part in module.named_modules():
-        weight = part._parameters.get("weight")
-        if weight is None or weight.ndim < 2 or not weight.is_floating_point():
-            continue
-        rows = weight.detach().float().cpu().numpy()
-        if (norm := norms.get(part)) is not None:  # first: of one folded before, both forms are equal
-            found.append(_Layer(name, part, _folded_rows(rows, norm), norm=norm))
-        found.append(_Layer(name, part, rows))
-        if weight.ndim == 2 and not isinstance(part, nn.Linear | nn.Embedding):  # transformers' Conv1D
-            found.append(_Layer(name, part, np.ascontiguousarray(rows.T), turned=True))
-    return found
-
-
-def _may_be(layer: _Layer, site: Site) -> bool:
-    return layer.is_table == (site.operator == "Gather") and layer.rows.ndim == len(site.shape)
-
-
-def _parts(rows: NDArray[np.float32], layers: list[_Layer]) -> tuple[_Layer, ...] | None:
-    """The layers whose rows, one after the other, are these; None where there are none."""
-    parts: list[_Layer] = []
-    at = 0
-    while at < len(rows):
-        fitting = [layer for layer in layers if _begins_with(rows[at:], layer.rows)]
-        if not fitting:
-            return None
-        if len({id(layer.module) for layer in fitting}) > 1:
-            raise QuantizationError(
-                f"{' and '.join(layer.name for layer in fitting)} have equal weights and cannot be told apart; train"
-                " the student first (distill.epochs)"
-            )
-        parts.append(fitting[0])
-        at += len(fitting[0].rows)
-    return tuple(parts)
-
-
-def _shifted(rows: NDArray[np.float32], tables: list[_Layer]) -> tuple[_Layer, ...] | None:
-    """The table that gives these rows once one row of another is added to all of its own; None if there is none."""
-    for layer in (table for table in tables if table.rows.shape == rows.shape):
-        for other in (table for table in tables if table.module is not layer.module):
-            assert isinstance(other.module, nn.Embedding)
-            first = (
-                np.abs(layer.rows[0] + other.rows - rows[0]).max(1) if other.rows.shape[1:] == rows.shape[1:] else []
-            )
-            for row in np.flatnonzero(np.asarray(first) <= _RELATIVE * float(np.abs(rows).max(initial=0.0))):
-                if _begins_with(rows, layer.rows + other.rows[row]):
-                    return (replace(layer, rows=rows, shift=(other.module, int(row))),)
-    return None
-
-
-def _begins_with(rows: NDArray[np.float32], part: NDArray[np.float32]) -> bool:
-    if part.shape[1:] != rows.shape[1:] or len(part) > len(rows):
-        return False
-    tolerance = _RELATIVE * float(np.abs(part).max(initial=0.0))
-    return bool(
-        np.allclose(part[0], rows[0], rtol=0, atol=tolerance)
-        and np.allclose(part, rows[: len(part)], rtol=0, atol=tolerance)
-    )
-
-
-def _check_once(found: list[Match], target: Target) -> None:
-    """A module rounds in one way, however often it is called."""
-    seen: dict[str, tuple[object, str]] = {}
-    for one in found:
-        own = target.chosen[one.site.node], target.static.get(one.site.node)
-        for name in one.names:
-            way, node = seen.setdefault(name, (own, one.site.node))
-            if way != own:
-                raise QuantizationError(
-                    f"{name}: is both {node} and {one.site.node}, which round differently; set quantize.overrides to"
-                    f" {{{node}: weight-int8, {one.site.node}: weight-int8}}"
-                )
-
-
-def _norms(module: nn.Module, feed: Feed) -> dict[nn.Module, _BatchNorm]:
-    """Which batch normalization each module's output goes into."""
-    made: dict[int, nn.Module] = {}
-    kept: list[Tensor] = []  # or a later tensor could have the same id
-    found: dict[nn.Module, _BatchNorm] = {}
-
-    def note(part: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(part, _BatchNorm) and part.affine and part.track_running_stats:
-            if (source := made.get(id(inputs[0]))) is not None:
-                found[source] = part
-        elif isinstance(output, Tensor) and "weight" in part._parameters:
-            made[id(output)] = part
-            kept.append(output)
-
-    handles = [part.register_forward_hook(note) for part in module.modules()]
-    try:
-        with torch.inference_mode():
-            module.eval()(**{name: torch.from_numpy(array) for name, array in feed.items()})
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def _factors(norm: _BatchNorm) -> Tensor:
-    assert norm.running_var is not None
-    factors: Tensor = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
-    return factors
-
-
-def _folded_rows(rows: NDArray[np.float32], norm: _BatchNorm) -> NDArray[np.float32]:
-    factors = _factors(norm).cpu().numpy()
-    folded: NDArray[np.float32] = rows * factors.reshape(-1, *[1] * (rows.ndim - 1))
-    return folded
-
-
 def _folded_bias(layer: nn.Module, norm: _BatchNorm) -> Tensor:
     assert norm.running_mean is not None
     own = getattr(layer, "bias", None)
     before = torch.zeros_like(norm.running_mean) if own is None else own.detach()
-    bias: Tensor = norm.bias.detach() + (before - norm.running_mean) * _factors(norm)
+    bias: Tensor = norm.bias.detach() + (before - norm.running_mean) * factors(norm)
     return bias
 
 

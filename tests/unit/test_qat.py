@@ -24,11 +24,12 @@ from compressor.export import export_onnx, rewrite_onnx
 from compressor.metrics import mean_cosine
 from compressor.preprocess import Feed
 from compressor.progress import SILENT
-from compressor.quantize.aware import fake_quantized, match
+from compressor.quantize.aware import fake_quantized
 from compressor.quantize.blocks import from_blocks, to_blocks
 from compressor.quantize.calibration import calibrate
 from compressor.quantize.fake import InBlocks, activation_codes, rounded_activation
 from compressor.quantize.int8 import observed
+from compressor.quantize.matching import match
 from compressor.quantize.products import Graph, find_products
 from compressor.quantize.sites import assign, find_sites, load_float_model
 from compressor.quantize.target import Affine, Target
