@@ -17,7 +17,7 @@ from compressor.quantize import Mixer
 from compressor.quantize.layer_errors import noises, restored
 from compressor.quantize.sites import Site, applies, assign
 from compressor.recipe_quantize import NodePrecision
-from compressor.searching import Judging
+from compressor.searching import Judging, Mixture
 from compressor.store import write_atomic
 
 # How many layers are told, how many are tried in float32, and on how many inputs their noise is measured.
@@ -30,18 +30,23 @@ _REMEDIES: tuple[NodePrecision, ...] = (
 )  # fmt: skip
 
 
-def attributions(mixer: Mixer, models: Sequence[OnnxModel], judging: Judging) -> tuple[ErrorAttribution, ...]:
-    """Of each candidate in one of the mixer's precisions, which a remedy may change at a node, and of each mixture, for
-    which only float32 there is a remedy.
+def asked_for(mixer: Mixer, models: Sequence[OnnxModel]) -> tuple[Mixture, ...]:
+    """The candidates of the mixer's settings with the precision of each node."""
+    precisions = {str(precision): precision for precision in mixer.settings.precisions}
+    overrides = mixer.settings.overrides
+    return tuple((model, assign(mixer.sites, precisions[model.precision], overrides)) for model in models)
+
+
+def attributions(mixer: Mixer, mixtures: Sequence[Mixture], judging: Judging) -> tuple[ErrorAttribution, ...]:
+    """Of each mixture that the mixer wrote; a remedy is any precision that does enough.
 
     Raises BundleError where onnxruntime does not run what is tried.
     """
-    precisions = {str(precision): precision for precision in mixer.settings.precisions}
     found = []
-    for model in models:
-        one = attribution(mixer.source, mixer.sites, model, judging)
-        if one.remedy is not None and model.precision in precisions:
-            chosen = assign(mixer.sites, precisions[model.precision], mixer.settings.overrides)
+    for model, chosen in mixtures:
+        # Not the mixer's source: scales may have been moved between layers before it was quantized.
+        one = attribution(mixer.start(chosen).model, mixer.sites, model, judging)
+        if one.remedy is not None:
             one = replace(one, remedy=_cheapest(one, one.remedy, mixer, chosen, judging))
         found.append(one)
     return tuple(found)

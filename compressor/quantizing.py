@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.artifacts import Interval, Latencies, OnnxModel, OperatorTime, RefusedModel, Timing
-from compressor.attributing import attribution, attributions
+from compressor.attributing import asked_for, attribution, attributions
 from compressor.benchmark import BenchmarkSettings, Candidate, explained, time_models
 from compressor.certificate import certificate_beside
 from compressor.error_attribution import Closeness, ErrorAttribution
@@ -111,9 +111,10 @@ def quantize_file(
         feeds = tuple(examples.collate([one]) for one in judging[:_TIMED])
         expected = _outputs(source.path, examples, judging)
         judge = Judging(lambda path: _closeness(path, _outputs(path, examples, judging), expected), feeds, threads)
-        models = (source, *made.models)
+        mixtures = asked_for(mixer, made.models)
         if settings.search is not None:
-            models += search_precisions(source, mixer, judge, settings.search, out, Path(folder), progress)
+            mixtures += search_precisions(source, mixer, judge, settings.search, out, Path(folder), progress)
+        models = (source, *(model for model, _ in mixtures))
         wanted = BenchmarkSettings(threads=threads, budget_s=budget_s)
         timeable = [Candidate(one.name, one.path, feeds) for one in models]
         timed = time_models(timeable, wanted, FLOAT32, progress)
@@ -122,7 +123,7 @@ def quantize_file(
             _judged(one, timed, _agreement(_outputs(one.path, examples, judging), expected)) for one in models[1:]
         )
         chosen, reason = _choose(source, candidates, min_agreement)
-        errors = attributions(mixer, models[1:], judge)
+        errors = attributions(mixer, mixtures, judge)
         found = Quantized(chosen, reason, candidates, errors, made.refused, timed.timing)
         best = next(one.path for one in models if one.name == chosen)
         out.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from compressor.onnxrt import first_outputs
 from compressor.preprocess import Feed, Preprocessor
 from compressor.progress import SILENT, Progress
 from compressor.quantize import Mixer
-from compressor.recipe_quantize import Search
+from compressor.recipe_quantize import NodePrecision, Search
 from compressor.store import key_of, sha256_file
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 _INPUTS, _TEXTS = 256, 32
 # A trial's timing: enough for three sittings of a small model. What goes on is timed again, with all others.
 _SAMPLES, _BUDGET_S = 60, 1.0
+
+
+# A quantized model, and the precision of every node that could have one.
+Mixture = tuple[OnnxModel, Mapping[str, NodePrecision]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def judging_of(at: Materials, exported: OnnxModel, preprocessor: Preprocessor) -
 
 def search_precisions(
     exported: OnnxModel, mixer: Mixer, judging: Judging, settings: Search, cache: Path, folder: Path, progress: Progress
-) -> tuple[OnnxModel, ...]:
+) -> tuple[Mixture, ...]:
     """The best mixtures of precisions that the time allows, written into `folder`, the closest to float32 first.
 
     Trials are kept in `cache`: a search that was interrupted, or is given more time, goes on there. Raises
@@ -88,10 +92,10 @@ def search_precisions(
     kept = cache / f"search-{key_of(sha256_file(exported.path), made_by)[:16]}"
     kept.mkdir(parents=True, exist_ok=True)
     bench = searching.Bench(mixer.write, lambda path: judging.closeness(path).agreement, timed)
-    models = []
+    mixtures: list[Mixture] = []
     for number, trial in enumerate(searching.search(mixer.sites, bench, limits, kept, settings.seed, progress), 1):
         name = f"{exported.name}-mixed-{number}"
         path = folder / f"{name}.onnx"
         mixer.ship(trial.chosen, path)
-        models.append(describe_onnx(path, name, "mixed", exported.parameters))
-    return tuple(models)
+        mixtures.append((describe_onnx(path, name, "mixed", exported.parameters), trial.chosen))
+    return tuple(mixtures)

@@ -20,7 +20,7 @@ from compressor.artifacts import (
     Student,
     Teacher,
 )
-from compressor.attributing import attributions
+from compressor.attributing import asked_for, attributions
 from compressor.benchmark import BenchmarkSettings, Candidate, explained, time_models
 from compressor.bundle.build import GOLDEN_CASES, Contents, write_bundle
 from compressor.distill import outputs_of
@@ -98,10 +98,11 @@ def quantize_student(at: Materials, distilled: DistilledStudent, whole: OnnxMode
     mixer = Mixer.of(whole, sample, preprocessor, settings, cache)
     candidates = quantize(whole, mixer, folder, at.progress)
     judging = judging_of(at, whole, preprocessor)
-    models = candidates.models
+    mixtures = asked_for(mixer, candidates.models)
     if settings.search is not None:
-        models += search_precisions(whole, mixer, judging, settings.search, cache, folder, at.progress)
-    return replace(candidates, models=models, attributions=attributions(mixer, models, judging))
+        mixtures += search_precisions(whole, mixer, judging, settings.search, cache, folder, at.progress)
+    models = tuple(model for model, _ in mixtures)
+    return replace(candidates, models=models, attributions=attributions(mixer, mixtures, judging))
 
 
 def benchmark(at: Materials, models: Models) -> Latencies:

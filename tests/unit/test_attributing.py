@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from compressor.artifacts import OnnxModel
-from compressor.attributing import attribution, attributions
+from compressor.attributing import asked_for, attribution, attributions
 from compressor.error_attribution import Closeness
 from compressor.metrics import mean_cosine, snr_between_db, snr_db
 from compressor.onnx_file import describe_onnx
@@ -129,7 +129,8 @@ def test_the_worst_layer_and_the_cheapest_remedy(student: OnnxModel, tmp_path: P
     mixer, judging = mixer_of(student, "weight-int4", table="float32"), judging_of(student)
     path = tmp_path / "q.onnx"
     written(mixer, path, otherwise="weight-int4", table="float32")
-    (found,) = attributions(mixer, [describe_onnx(path, "student-weight-int4", "weight-int4")], judging)
+    candidate = describe_onnx(path, "student-weight-int4", "weight-int4")
+    (found,) = attributions(mixer, asked_for(mixer, [candidate]), judging)
     assert found.now == judging.closeness(path)
     assert [layer.node for layer in found.layers] == ["second", "first"]
     assert found.layers[0].snr_db < 30 < found.layers[1].snr_db
