@@ -23,6 +23,7 @@ STAGES = (
     "export",
     "rewrite",
     "quantize",
+    "qat",
     "verify",
     "benchmark",
     "bundle",
@@ -217,6 +218,15 @@ class Parity:
     holds: bool
     bound: str
     departs_at: str | None
+
+
+@dataclass(frozen=True)
+class QuantizationAwareStudent:
+    """The student that learnt on in few bits, what it was written as, and how far that is from it."""
+
+    distilled: DistilledStudent
+    model: OnnxModel
+    parity: Parity
 
 
 @dataclass(frozen=True)

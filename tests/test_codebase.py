@@ -36,7 +36,7 @@ LAYERS = (
     STAGE_PACKAGES,
     ("materials", "searching", "attributing", "delivery"),
     ("stages", "learning", "judging"),
-    ("outcome",),
+    ("outcome", "qat"),
     ("pipeline", "plan", "prediction", "inspection", "bench_options", "quantizing"),
     ("commands", "release_commands"),
     ("cli",),

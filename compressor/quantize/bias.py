@@ -81,7 +81,8 @@ def _append_rounded(both: onnx.ModelProto, node: onnx.NodeProto, twin: onnx.Node
     """Adds the product once more, as its twin has it, on what the float32 product reads; the name of what it gives."""
     activations, weights = (rounded.dequantized(value) for value in twin.input[:2])
     quantizer = rounded.producers.get(activations.input[0]) if activations is not None else None
-    if activations is None or weights is None or quantizer is None:
+    # Weights may be quantized as they are read: those of a table, turned.
+    if activations is None or weights is None or quantizer is None or weights.input[0] not in rounded.initializers:
         return None
     prefix, graph = f"{node.name}_rounded", both.graph
     known = {tensor.name for tensor in graph.initializer}
