@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from compressor.benchmark.request import BenchmarkSettings, Candidate, Optimization, Tolerance
 from compressor.bundle.golden import golden_cases
-from compressor.bundle.manifest import MANIFEST
+from compressor.device.manifest import MANIFEST
 from compressor.errors import StorageError, UsageError
 from compressor.store import check_writable
 

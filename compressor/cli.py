@@ -18,6 +18,8 @@ _TASKS = (
     "own",
 )
 
+_RELEASE_VERBS = ("keys", "sign", "pack", "unpack", "ship", "device")
+
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options of one command. Exits with 2 on a command line that does not exist, with 0 after --help."""
@@ -26,9 +28,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Calls the verb's function. Raises what it raises."""
-    from compressor import commands
+    from compressor import commands, release_commands
 
-    verb: Callable[[argparse.Namespace], None] = getattr(commands, options.verb)
+    home = release_commands if options.verb in _RELEASE_VERBS else commands
+    verb: Callable[[argparse.Namespace], None] = getattr(home, options.verb)
     verb(options)
 
 
@@ -45,6 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     _verify(verbs)
     _bench(verbs)
     _report(verbs)
+    _keys(verbs)
+    _sign(verbs)
+    _pack(verbs)
+    _unpack(verbs)
+    _ship(verbs)
+    _device(verbs)
     return parser
 
 
@@ -137,8 +146,9 @@ def _inspect(verbs: _Verbs) -> None:
 
 
 def _verify(verbs: _Verbs) -> None:
-    parser = _verb(verbs, "verify", "check a bundle: hashes, then its golden cases")
-    parser.add_argument("bundle", metavar="BUNDLE")
+    parser = _verb(verbs, "verify", "check a bundle: signature, hashes, then its golden cases")
+    parser.add_argument("bundle", metavar="BUNDLE", help="a folder or a .tar.zst file")
+    parser.add_argument("--public-key", metavar="FILE", help="whose signature it must have")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -196,3 +206,56 @@ def _report(verbs: _Verbs) -> None:
         "--out", metavar="FILE", help="where to write the page (default: report.html in the run folder)"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _keys(verbs: _Verbs) -> None:
+    parser = _verb(verbs, "keys", "make a key pair to sign bundles with: NAME.key, which is secret, and NAME.pub")
+    parser.add_argument("name", metavar="NAME")
+
+
+def _sign(verbs: _Verbs) -> None:
+    parser = _verb(verbs, "sign", "sign a bundle as a release")
+    parser.add_argument("bundle", metavar="BUNDLE", help="a folder")
+    parser.add_argument("--key", required=True, metavar="FILE", help="a private key that `compressor keys` made")
+    parser.add_argument(
+        "--version",
+        dest="release",
+        type=int,
+        metavar="N",
+        help="a number above that of every earlier release (default: the seconds since 1970)",
+    )
+    parser.add_argument("--product", metavar="NAME", help="a device takes bundles of one product (default: the task)")
+    parser.add_argument("--expires-days", type=float, metavar="DAYS", help="no device installs it later than that")
+
+
+def _pack(verbs: _Verbs) -> None:
+    parser = _verb(verbs, "pack", "a bundle as one file; the same bundle gives the same bytes")
+    parser.add_argument("bundle", metavar="BUNDLE", help="a folder")
+    parser.add_argument("--out", required=True, metavar="FILE", help="a .tar.zst or .tar file")
+
+
+def _unpack(verbs: _Verbs) -> None:
+    parser = _verb(verbs, "unpack", "the folder of a packed bundle, every file checked")
+    parser.add_argument("file", metavar="FILE", help="a .tar.zst or .tar file")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="a new folder")
+
+
+def _ship(verbs: _Verbs) -> None:
+    parser = _verb(verbs, "ship", "bring a signed bundle to devices: install it there, the old one serving until then")
+    parser.add_argument("bundle", metavar="BUNDLE", help="a folder or a .tar.zst file")
+    parser.add_argument(
+        "targets",
+        nargs="+",
+        metavar="TARGET",
+        help="ssh://[USER@]HOST[:PORT]/FOLDER, a FOLDER here, oci:FOLDER[:TAG] or oci://HOST/NAME[:TAG]; one by one",
+    )
+    parser.add_argument("--public-key", metavar="FILE", help="for devices that trust no key yet")
+    parser.add_argument("--python", default="python3", metavar="PROGRAM", help="Python on the devices (python3)")
+    parser.add_argument("--base", metavar="BUNDLE", help="what devices may have: they get the difference, if small")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _device(verbs: _Verbs) -> None:
+    from compressor.device.command import add_arguments
+
+    add_arguments(_verb(verbs, "device", "install bundles on this device, look at them, go back"))

@@ -85,10 +85,12 @@ def inspect(options: argparse.Namespace) -> None:
         return
     if options.set:
         raise UsageError("--set: a model or a bundle has no recipe to override; it goes with --plan")
+    from compressor.bundle.archive import as_folder
     from compressor.inspection import error_lines, inspect_path, inspection_lines
 
     path = Path(options.path)
-    found = inspect_path(path)
+    with as_folder(path) as readable:
+        found = inspect_path(readable)
     lines = inspection_lines(found)
     if options.against is not None:
         errors = _errors(path, options)
@@ -120,18 +122,23 @@ def _inspect_plan(options: argparse.Namespace) -> None:
 
 def verify(options: argparse.Namespace) -> None:
     """`compressor verify BUNDLE`"""
+    from compressor.bundle.archive import as_folder
     from compressor.bundle.verify import verify_bundle
 
-    check = verify_bundle(Path(options.bundle))
+    public_key = Path(options.public_key) if options.public_key else None
+    with as_folder(Path(options.bundle)) as folder:
+        check = verify_bundle(folder, public_key)
     if options.json:
-        _print_json({**asdict(check), "folder": str(check.folder)})
-    else:
-        print(
-            f"{check.folder}: whole and answers as built: {check.files} files, {check.cases} golden cases,"
-            f" lowest cosine {check.min_cosine:.6f}, largest difference {check.max_abs_error:.2g}"
-        )
-        for processor, holds in check.same_everywhere.items():
-            print(f"  integer products on {processor}: {holds}")
+        _print_json({**asdict(check), "folder": options.bundle})
+        return
+    print(
+        f"{options.bundle}: whole and answers as built: {check.files} files, {check.cases} golden cases,"
+        f" lowest cosine {check.min_cosine:.6f}, largest difference {check.max_abs_error:.2g}"
+    )
+    if check.signed is not None:
+        print(f"  signed as {check.signed.product} version {check.signed.version}, by the key {options.public_key}")
+    for processor, holds in check.same_everywhere.items():
+        print(f"  integer products on {processor}: {holds}")
 
 
 def bench(options: argparse.Namespace) -> None:

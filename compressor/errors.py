@@ -13,7 +13,9 @@
     |- BundleError           11   a bundle is damaged, incomplete, or answers differently
     |- BenchmarkError        12   the target could not be measured
     |- StorageError          13   disk full, read-only folder, permission denied
-    '- MissingDependencyError     14   an optional package or the native module is not installed
+    |- MissingDependencyError     14   an optional package or the native module is not installed
+    |- SignatureError        15   no trusted signature, or of an older version or another product than permitted
+    '- DeviceError           16   a target cannot be used, lacks what a bundle needs, or fails its self-test
 
 Ctrl-C ends with 130. Anything else is a defect of this program and ends with 1.
 
@@ -96,6 +98,14 @@ class StorageError(CompressorError):
 
 class MissingDependencyError(CompressorError):
     exit_code = 14
+
+
+class SignatureError(CompressorError):
+    exit_code = 15
+
+
+class DeviceError(CompressorError):
+    exit_code = 16
 
 
 def first_line(error: BaseException) -> str:

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from compressor.bundle.manifest import MANIFEST, check_files, open_bundle
+from compressor.bundle.manifest import check_files, open_bundle
 from compressor.bundle.verify import certified
+from compressor.device.manifest import MANIFEST
 from compressor.error_attribution import Closeness, ErrorAttribution, NoisyLayer
 from compressor.errors import UsageError
 from compressor.onnxrt import open_session

@@ -24,6 +24,11 @@ def opset_of(model: onnx.ModelProto) -> int:
     return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
+def ir_version_of(path: Path) -> int:
+    """The version of ONNX's file format that a model is written in."""
+    return int(onnx.load(path, load_external_data=False).ir_version)
+
+
 def describe_onnx(path: Path, name: str, precision: str, parameters: int | None = None) -> OnnxModel:
     """What an ONNX file says of itself; `parameters` counts its initialisers unless given."""
     model = onnx.load(path, load_external_data=False)

@@ -26,19 +26,19 @@ GROUND = (
     "native", "store", "locks", "artifacts", "result", "recipe", "recipe_base", "recipe_data", "recipe_teacher",
     "recipe_student", "recipe_distill", "recipe_quantize", "recipe_portable", "recipe_file", "preprocess",
     "answered", "images", "onnx_file", "onnxrt", "metrics", "progress", "own_task", "token_map", "xray", "certificate",
-    "error_attribution",
+    "error_attribution", "ssh",
 )  # fmt: skip
 STAGE_PACKAGES = ("students", "distill", "export", "quantize", "verify", "benchmark", "bundle", "report")
 LAYERS = (
     ("errors",),
     GROUND,
-    ("tasks", "teachers", "kernels"),
+    ("tasks", "teachers", "kernels", "device"),
     STAGE_PACKAGES,
-    ("materials", "searching", "attributing"),
+    ("materials", "searching", "attributing", "delivery"),
     ("stages", "learning", "judging"),
     ("outcome",),
     ("pipeline", "plan", "prediction", "inspection", "bench_options", "quantizing"),
-    ("commands",),
+    ("commands", "release_commands"),
     ("cli",),
     ("__main__",),
 )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from compressor import __version__
-from compressor.benchmark.device import Device
 from compressor.benchmark.measure import measure, problems_of
 from compressor.benchmark.request import BenchmarkSettings, Candidate
 from compressor.benchmark.result import FORMAT_VERSION, BenchResult, RunFound
 from compressor.progress import Progress
+from compressor.ssh import Device
 
 
 def bench(

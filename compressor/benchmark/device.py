@@ -3,26 +3,21 @@
 On standard input go a script for the device's shell, the files as a tar archive, and later perhaps a line, which asks
 the program to end with what it has. The script unpacks into a new folder, runs the program, and removes the folder
 whatever happens. The end of standard input means that nobody listens any more: the program is killed.
-
-The environment variable COMPRESSOR_SSH, such as `ssh -F config`, is a command to take instead of `ssh`.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shlex
-import subprocess
 import tarfile
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
 from typing import IO
 
 from compressor.benchmark.local import Event, OnEvent, checked, events_of, interrupts_passed_on
-from compressor.errors import BenchmarkError, MissingDependencyError, UsageError
+from compressor.errors import BenchmarkError, UsageError
+from compressor.ssh import SSH_FAILED, Device, device_and_path, last_said, start_script, write
 
 # Of the ELF header, and the patterns of what `uname -m` says where such a program may run.
 _MACHINES = {
@@ -31,22 +26,9 @@ _MACHINES = {
     0x28: ("armv7l", "arm*|aarch64"),  # kernels of 64 bits mostly run these too
     0xF3: ("riscv64", "riscv64"),
 }
-_OPTIONS = (
-    "BatchMode=yes",
-    "ConnectTimeout=15",
-    "ServerAliveInterval=5",  # a connection that is silently dead is noticed after 15 s
-    "ServerAliveCountMax=2",
-    "ClearAllForwardings=yes",  # what the user's configuration may ask for, and nobody needs here
-    "RemoteCommand=none",
-    "RequestTTY=no",
-)
 PROGRAM = "compressor-runner"  # its name on a device
 _PIECE = 1 << 17
-_SSH_FAILED = 255
 _SIGNAL_CODES = {128 + number: number for number in Signals}  # of a shell whose command a signal ended
-
-# The login shell may be any, so the command for it is short and plain. dd takes the script's bytes and not one more.
-_COMMAND = """exec sh -c 'eval "$(dd bs=1 count={size} 2>/dev/null)"'"""
 
 # Only what POSIX and busybox have, and tar. In braces, so that nothing is run of a script that is cut off. {size}: the
 # archive's bytes. The program is deaf to SIGINT as it begins; a line comes only after it has told something. ONNX
@@ -97,38 +79,12 @@ exit $code
 """
 
 
-@dataclass(frozen=True)
-class Device:
-    """Where to measure: `ssh://[user@]host[:port]`, by the ssh configuration of this user."""
-
-    host: str
-    user: str | None = None
-    port: int | None = None
-
-    @property
-    def destination(self) -> str:
-        return f"{self.user}@{self.host}" if self.user else self.host
-
-    @property
-    def login(self) -> str:
-        """What a user types to get there."""
-        return f"ssh -p {self.port} {self.destination}" if self.port else f"ssh {self.destination}"
-
-
-_URL = re.compile(
-    r"ssh://(?:(?P<user>[\w.][\w.-]*)@)?"
-    r"(?:\[(?P<address>[\da-f:.]+(?:%[\w.-]+)?)\]|(?P<host>\w[\w.-]*))(?::(?P<port>\d+))?/?",
-    re.ASCII | re.IGNORECASE,
-)
-
-
 def device_of(text: str) -> Device:
     """The device of a URL. Raises UsageError on another form."""
-    parts = _URL.fullmatch(text)
-    port = int(parts["port"]) if parts and parts["port"] else None
-    if parts is None or (port is not None and not 0 < port < 1 << 16):
+    found = device_and_path(text)
+    if found is None or found[1] not in ("", "/"):
         raise UsageError(f"--device {text}: expected ssh://[user@]host[:port], such as ssh://pi@board")
-    return Device(parts["address"] or parts["host"], parts["user"], port)
+    return found[0]
 
 
 def machine_of(path: Path) -> str:
@@ -164,7 +120,7 @@ def run_there(
     _pack(files, archive)
     script = _script(files, flags, profile, archive.stat().st_size)
     stderr_path = folder / "stderr.txt"
-    child = _start_ssh(device, _COMMAND.format(size=len(script)), stderr_path)
+    child = start_script(device, script, stderr_path)
     assert child.stdin is not None
     assert child.stdout is not None
     last: Event = {}
@@ -175,11 +131,11 @@ def run_there(
         if again or not last:
             child.kill()
         else:
-            _write(pipe, b"\n")
+            write(pipe, b"\n")
 
     try:
         with interrupts_passed_on(interrupt) as interruption:
-            _write(pipe, script)
+            write(pipe, script)
             _send(archive, pipe)
             for event in events_of(child.stdout):
                 if event["event"] == "reached":
@@ -219,28 +175,6 @@ def _script(files: Sequence[tuple[Path, str]], flags: Sequence[str], profile: st
     return os.fsencode(script)
 
 
-def _start_ssh(device: Device, command: str, stderr_path: Path) -> subprocess.Popen[bytes]:
-    try:
-        ssh = shlex.split(os.environ.get("COMPRESSOR_SSH") or "ssh")
-    except ValueError as error:
-        raise UsageError(f"COMPRESSOR_SSH must be a command such as `ssh -F config`: {str(error).lower()}") from None
-    ssh += [f"-o{option}" for option in _OPTIONS]
-    ssh += ["-p", str(device.port)] if device.port else []
-    try:
-        with stderr_path.open("wb") as stderr:
-            return subprocess.Popen(
-                [*ssh, "--", device.destination, command],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                start_new_session=True,  # Ctrl-C is passed on, not shared
-            )
-    except (FileNotFoundError, PermissionError):
-        raise MissingDependencyError(
-            f"--device needs OpenSSH's client, got no program {ssh[0]}; install it, or name it in COMPRESSOR_SSH"
-        ) from None
-
-
 def _pack(files: Sequence[tuple[Path, str]], archive: Path) -> None:
     # GNU's format, since busybox does not know the other way to write long names.
     with tarfile.open(archive, "w", format=tarfile.GNU_FORMAT) as tar:
@@ -255,17 +189,8 @@ def _pack(files: Sequence[tuple[Path, str]], archive: Path) -> None:
 
 def _send(archive: Path, pipe: int) -> None:
     with archive.open("rb") as content:
-        while (piece := content.read(_PIECE)) and _write(pipe, piece):
+        while (piece := content.read(_PIECE)) and write(pipe, piece):
             pass
-
-
-def _write(pipe: int, content: bytes) -> bool:
-    """Whether all was written; otherwise the other side has ended, and what it said tells why."""
-    rest = memoryview(content)
-    with suppress(BrokenPipeError):
-        while rest:
-            rest = rest[os.write(pipe, rest) :]
-    return not rest
 
 
 def _receive(event: Event, stream: IO[bytes], folder: Path, profile: str) -> None:
@@ -284,12 +209,10 @@ def _is_whole(last: Event, folder: Path) -> bool:
 
 def _check_connection(device: Device, code: int, said: str, *, reached: bool, begun: bool) -> None:
     """Raises BenchmarkError where the connection is the reason that there is no result."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    reason = lines[-1].rstrip(".") if lines else "it said nothing"
-    where = device.destination
+    reason, where = last_said(said), device.destination
     if code < 0:
-        code, reason = _SSH_FAILED, f"ssh was ended by {Signals(-code).name}"
-    if code != _SSH_FAILED:
+        code, reason = SSH_FAILED, f"ssh was ended by {Signals(-code).name}"
+    if code != SSH_FAILED:
         if not reached:
             raise BenchmarkError(
                 f"the device {where} must run commands over ssh, but ended with exit code {code}: {reason}; "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor import native
-from compressor.benchmark.device import PROGRAM, Device, machine_of, run_there
+from compressor.benchmark.device import PROGRAM, machine_of, run_there
 from compressor.benchmark.local import Event, OnEvent, run_here
 from compressor.benchmark.profile import operator_shares
 from compressor.benchmark.request import BenchmarkSettings, Candidate, check_candidates
@@ -17,6 +17,7 @@ from compressor.benchmark.result import RunFound, run_found
 from compressor.benchmark.work import PROFILE, Work, runner_flags, write_work
 from compressor.errors import BenchmarkError
 from compressor.progress import Progress
+from compressor.ssh import Device
 
 Partial = Callable[[RunFound], None]
 

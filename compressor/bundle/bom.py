@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from compressor.artifacts import OnnxModel, Provenance
-from compressor.bundle.manifest import FileEntry
+from compressor.device.manifest import FileEntry
 
 BOM = "bom.cdx.json"
 # CycloneDX takes an SPDX identifier in SPDX's own spelling only; any other licence goes by its name.

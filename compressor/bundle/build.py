@@ -17,20 +17,18 @@ import numpy as np
 from compressor.artifacts import Bundle, OnnxModel, Provenance, Quality
 from compressor.bundle.bom import BOM, dump_bom, ml_bom
 from compressor.bundle.card import model_card
-from compressor.bundle.manifest import (
-    BUNDLE_FORMAT_VERSION,
-    MANIFEST,
-    FileEntry,
-    GoldenCheck,
-    Manifest,
-    dump_manifest,
-)
+from compressor.bundle.manifest import Manifest, dump_manifest
 from compressor.certificate import CERTIFICATE, certificate_beside
+from compressor.device.golden import GOLDEN
+from compressor.device.manifest import FORMAT_VERSION, MANIFEST, FileEntry, GoldenCheck, Requirements
+from compressor.onnx_file import ir_version_of
 from compressor.onnxrt import open_session, run_one
 from compressor.preprocess import Preprocessor
 from compressor.store import sha256_file, write_atomic
 
 GOLDEN_CASES = 8
+_OLDEST_ONNXRUNTIME, _OLDEST_OPSET, _OLDEST_IR_VERSION = "1.20.0", 21, 10
+_RUNTIME_RAM_BYTES = 96 << 20
 _BUILT_WITH = ("compressor", "onnx", "onnxruntime", "torch", "transformers", "tokenizers", "numpy")
 
 
@@ -56,7 +54,7 @@ def write_bundle(model: OnnxModel, contents: Contents, preprocessor: Preprocesso
         shutil.copyfile(contents.tokenizer, folder / "tokenizer.json")
     if certificate_beside(model.path).is_file():
         shutil.copyfile(certificate_beside(model.path), folder / CERTIFICATE)
-    write_atomic(folder / "golden.npz", _golden(model, contents.golden_inputs, preprocessor))
+    write_atomic(folder / GOLDEN, _golden(model, contents.golden_inputs, preprocessor))
     if contents.tokenizer is not None:
         texts = json.dumps(list(contents.golden_inputs), ensure_ascii=False, indent=1)
         write_atomic(folder / "golden_texts.json", texts.encode())
@@ -68,7 +66,7 @@ def write_bundle(model: OnnxModel, contents: Contents, preprocessor: Preprocesso
     write_atomic(folder / BOM, dump_bom(bom))
     exact = model.precision == "float32"
     manifest = Manifest(
-        format_version=BUNDLE_FORMAT_VERSION,
+        format_version=FORMAT_VERSION,
         task=contents.task,
         model="model.onnx",
         precision=model.precision,
@@ -78,6 +76,7 @@ def write_bundle(model: OnnxModel, contents: Contents, preprocessor: Preprocesso
         answer=contents.answer,
         # Another instruction set may round int8 products otherwise; float32 only sums in another order.
         golden=GoldenCheck(len(contents.golden_inputs), 0.999999 if exact else 0.99, 1e-4 if exact else None),
+        requires=_requirements(model),
         lineage=contents.lineage,
         recipe=contents.recipe,
         evidence=evidence,
@@ -87,6 +86,22 @@ def write_bundle(model: OnnxModel, contents: Contents, preprocessor: Preprocesso
     text = dump_manifest(manifest)
     write_atomic(folder / MANIFEST, text)
     return Bundle(folder, model.name, sum(entry.bytes for entry in manifest.files), hashlib.sha256(text).hexdigest())
+
+
+def _requirements(model: OnnxModel) -> Requirements:
+    """What a device must have for this model, where no more is known of it than the file."""
+    # Up to these every supported ONNX Runtime reads the file; beyond, the one that answered here is known to.
+    ir_version = ir_version_of(model.path)
+    old = model.opset <= _OLDEST_OPSET and ir_version <= _OLDEST_IR_VERSION
+    return Requirements(
+        ir_version=ir_version,
+        onnxruntime_min=_OLDEST_ONNXRUNTIME if old else version("onnxruntime"),
+        onnxruntime_max=None,  # later ones run what earlier ones ran
+        providers=("CPUExecutionProvider",),
+        instruction_sets={},
+        # The file, the weights read from it, and those laid out once more for the processor; and the runtime itself.
+        ram_bytes=3 * model.bytes + _RUNTIME_RAM_BYTES,
+    )
 
 
 def _entries(folder: Path) -> tuple[FileEntry, ...]:

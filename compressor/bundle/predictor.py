@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from compressor.bundle.archive import as_folder
 from compressor.bundle.generation import generate
 from compressor.bundle.manifest import Manifest, OpenedBundle, check_files, open_bundle
 from compressor.errors import BundleError, DataError
@@ -147,10 +148,11 @@ class Predictor:
 
 
 def load(bundle: str | Path, *, threads: int = 1) -> Predictor:
-    """A predictor from a bundle folder, its hashes checked first. Raises BundleError."""
-    opened = open_bundle(Path(bundle))
-    check_files(opened)
-    return Predictor(opened, threads)
+    """A predictor from a bundle, a folder or a `.tar.zst` file, its hashes checked first. Raises BundleError."""
+    with as_folder(Path(bundle)) as folder:
+        opened = open_bundle(folder)
+        check_files(opened)
+        return Predictor(opened, threads)
 
 
 def bundle_preprocessor(bundle: OpenedBundle) -> Preprocessor:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.bundle.golden import golden_array, golden_arrays
 from compressor.bundle.manifest import Manifest, OpenedBundle, check_files, open_bundle
 from compressor.bundle.predictor import bundle_preprocessor
 from compressor.certificate import CERTIFICATE, read_certificate, summary
+from compressor.device.golden import check_output, golden_array, read_golden
+from compressor.device.signature import Statement, key_id, read_public_key, verify_signature
+from compressor.device.source import folder_source
 from compressor.errors import BundleError
-from compressor.metrics import mean_cosine
 from compressor.onnxrt import open_session, run_one
 
 
@@ -30,15 +31,18 @@ class BundleCheck:
     cases: int
     min_cosine: float
     max_abs_error: float
+    signed: Statement | None  # None where nobody asked for a signature
     same_everywhere: dict[str, str]  # kinds of processors, and what holds on them; nothing without a certificate
 
 
-def verify_bundle(folder: Path) -> BundleCheck:
-    """Hashes of every file, then every golden case: encoding of the raw text, and the outputs. Raises BundleError."""
+def verify_bundle(folder: Path, public_key: Path | None = None) -> BundleCheck:
+    """The signature by this key, where one is given; hashes of every file; then every golden case: encoding of the raw
+    text, and the outputs. Raises SignatureError, BundleError."""
+    signed = None if public_key is None else _signed(folder, public_key)
     bundle = open_bundle(folder)
     check_files(bundle)
     manifest = bundle.manifest
-    arrays = golden_arrays(bundle)
+    arrays = read_golden(folder)
     _check_encoding(bundle, arrays)
     session = open_session(folder / manifest.model)
     _check_interface(session, manifest, folder)
@@ -47,9 +51,9 @@ def verify_bundle(folder: Path) -> BundleCheck:
         feed = {spec.name: golden_array(arrays, f"{case}.in.{spec.name}", folder) for spec in manifest.inputs}
         for spec, got in zip(manifest.outputs, run_one(session, feed), strict=True):
             expected = golden_array(arrays, f"{case}.out.{spec.name}", folder)
-            _check_output(got, expected, f"golden case {case}, {spec.name}", manifest, folder)
-            cosines.append(mean_cosine(got, expected))
-            errors.append(float(np.abs(got - expected).max()))
+            cosine, error = check_output(got, expected, f"{folder}: golden case {case}, {spec.name}", manifest.golden)
+            cosines.append(cosine)
+            errors.append(error)
     if not cosines:
         raise BundleError(f"{folder}: the bundle has no golden cases, so nothing shows that it answers right")
     return BundleCheck(
@@ -60,8 +64,15 @@ def verify_bundle(folder: Path) -> BundleCheck:
         manifest.golden.cases,
         min(cosines),
         max(errors),
+        signed,
         certified(bundle),
     )
+
+
+def _signed(folder: Path, public_key: Path) -> Statement:
+    key = read_public_key(public_key)
+    with folder_source(folder) as source:
+        return verify_signature(source.signature, source.manifest, {key_id(key): key}).statement
 
 
 def certified(bundle: OpenedBundle) -> dict[str, str]:
@@ -96,15 +107,3 @@ def _check_interface(session: Any, manifest: Manifest, folder: Path) -> None:
     expected = ([spec.name for spec in manifest.inputs], [spec.name for spec in manifest.outputs])
     if got != expected:
         raise BundleError(f"{folder}: expected a model with inputs and outputs {expected}, got {got}")
-
-
-def _check_output(got: NDArray[Any], expected: NDArray[Any], what: str, manifest: Manifest, folder: Path) -> None:
-    if got.shape != expected.shape or not np.isfinite(got).all():
-        raise BundleError(f"{folder}: {what}: expected finite values of shape {expected.shape}, got {got.shape}")
-    cosine, error = mean_cosine(got, expected), float(np.abs(got - expected).max())
-    bound = manifest.golden.max_abs_error
-    if cosine < manifest.golden.min_cosine or (bound is not None and error > bound):
-        raise BundleError(
-            f"{folder}: {what}: cosine {cosine:.6f} and largest difference {error:.3g}, expected at least"
-            f" {manifest.golden.min_cosine} and at most {bound if bound is not None else 'any'}"
-        )

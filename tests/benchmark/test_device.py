@@ -7,7 +7,6 @@ import platform
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import needed
 import numpy as np
 import onnx
 import pytest
+from loopback_sshd import LIMIT_S, free_port, make_key, start_sshd, wait_until
 from made_models import save
 
 from compressor import native
@@ -26,7 +26,6 @@ from compressor.benchmark.measure import problems_of
 from compressor.errors import UsageError
 from compressor.progress import SILENT
 
-LIMIT_S = 60.0  # of everything that is waited for; nothing here should take a tenth of it
 QUICK = ("--samples", "20", "--budget", "0.05s")
 LONG = ("--samples", "100000000", "--budget", "100s", "--quiet")
 FLOAT = onnx.TensorProto.FLOAT
@@ -37,14 +36,6 @@ FORCED = {
     "closed": "echo This account is currently not available.; exit 1",
     "stalled": 'PATH="{links}:$PATH" exec sh -c "$SSH_ORIGINAL_COMMAND"',
 }
-
-
-def wait_until(seen, what):
-    deadline = time.monotonic() + LIMIT_S
-    while not (found := seen()):
-        assert time.monotonic() < deadline, f"not within {LIMIT_S:g} s: {what}"
-        time.sleep(0.05)
-    return found
 
 
 def name_of(pid):
@@ -83,12 +74,6 @@ def signal_all(pids, number):
             continue
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @dataclass(frozen=True)
 class Sshd:
     """A running sshd: its process, its port, and the folder of the client's keys."""
@@ -103,11 +88,6 @@ class Sshd:
         for child in children_of(self.process.pid):
             found += [child, *(pid for pid in children_of(child) if name_of(pid).startswith("sshd"))]
         return found
-
-
-def make_key(path):
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
-    return path.with_name(path.name + ".pub").read_text()
 
 
 def make_links(folder):
@@ -129,48 +109,12 @@ def make_links(folder):
     tar.chmod(0o755)
 
 
-def start_sshd(program, folder):
-    """The process and its port, or what it said when it did not start."""
-    said = ""
-    for attempt in range(5):
-        port, log = free_port(), folder / f"sshd-{attempt}.log"
-        settings = {
-            "Port": port,
-            "ListenAddress": "127.0.0.1",
-            "HostKey": folder / "host",
-            "PidFile": "none",
-            "AuthorizedKeysFile": folder / "authorized",
-            "StrictModes": "no",
-            "UsePAM": "no",
-            "AcceptEnv": "TMPDIR",
-        }
-        config = folder / "sshd_config"
-        config.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
-        command = [program, "-f", config]
-        # Newer ones turn away for a while whose connections broke.
-        lenient = [*command, "-o", "PerSourcePenalties=no"]
-        if subprocess.run([*lenient, "-t"], capture_output=True).returncode == 0:
-            command = lenient
-        process = subprocess.Popen([*command, "-D", "-E", log], stdin=subprocess.DEVNULL)
-        wait_until(lambda log=log, process=process: process.poll() is not None or "listening" in read(log), "sshd")
-        said = read(log).strip()
-        if process.poll() is None:
-            return process, port, said
-        if "in use" not in said:  # by another test process that found the same port free
-            break
-    return None, 0, said
-
-
 def check_login(server, folder):
     board = Board(server, folder)
     command = [*shlex.split(board.ssh), "-p", str(server.port), "-o", "BatchMode=yes", "127.0.0.1", "true"]
     tried = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=LIMIT_S)
     if tried.returncode:
         needed.lacking(f"needs an sshd that lets {getpass.getuser()} run commands: {tried.stdout}{tried.stderr}")
-
-
-def read(path):
-    return path.read_text() if path.exists() else ""
 
 
 @pytest.fixture(scope="module")
@@ -519,7 +463,7 @@ def test_an_account_without_a_shell(board, models):
 @pytest.mark.parametrize(
     ("command", "code", "message"),
     [
-        ("no-such-ssh -v", 14, "--device needs OpenSSH's client, got no program no-such-ssh"),
+        ("no-such-ssh -v", 14, "a device needs OpenSSH's client, got no program no-such-ssh"),
         ("ssh 'unclosed", 2, "COMPRESSOR_SSH must be a command"),
     ],
 )

@@ -15,7 +15,7 @@ from referencing import Registry, Resource
 
 from compressor.artifacts import OnnxModel, Provenance, TensorSpec
 from compressor.bundle.bom import dump_bom, ml_bom
-from compressor.bundle.manifest import FileEntry
+from compressor.device.manifest import FileEntry
 
 MODEL = OnnxModel(
     "student",

@@ -258,7 +258,7 @@ def test_a_file_outside_the_bundle_cannot_be_listed(text_bundle: Path, tmp_path:
     manifest = json.loads(path.read_text())
     manifest["files"].append({"name": name, "bytes": 1, "sha256": "0" * 64})
     path.write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match="is missing"):
+    with pytest.raises(BundleError, match="is no name for a file of a bundle"):
         check_files(open_bundle(text_bundle))
 
 
@@ -277,11 +277,12 @@ def test_the_model_must_be_a_listed_file(text_bundle: Path, embedder_onnx: Path,
         (b"", "not valid JSON"),
         (b"{", "not valid JSON"),
         (b"\xff\xfe", "not valid JSON"),
-        (b"[]", "expected bundle format 1, got None"),
-        (b"3", "expected bundle format 1, got None"),
-        (b"{}", "expected bundle format 1, got None"),
-        (b'{"format_version": 2}', "expected bundle format 1, got 2; use the version that wrote it"),
-        (b'{"format_version": 1}', "task"),
+        (b"[]", "expected bundle format 2, got None"),
+        (b"3", "expected bundle format 2, got None"),
+        (b"{}", "expected bundle format 2, got None"),
+        (b'{"format_version": 3}', "expected bundle format 2, got 3; use the version that wrote it"),
+        (b'{"format_version": 2}', "task"),
+        (b'{"format_version": 2, "format_version": 2}', "each key once"),
         (b"[" * 100_000, "not valid JSON"),
         (b" " * (9 << 20), "expected at most"),
     ],

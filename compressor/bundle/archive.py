@@ -1,0 +1,94 @@
+"""A bundle as one file, `.tar.zst`: the archive of `compressor.device.archive`, compressed.
+
+The same bundle gives the same bytes with the same version of zstd, and always the same archive below it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import zstandard
+
+from compressor.device import disk
+from compressor.device.manifest import MANIFEST, read_manifest
+from compressor.device.source import archive_of, folder_source, open_source, write_files
+from compressor.errors import UsageError
+
+_SUFFIXES = (".tar", ".tar.zst")
+_LEVEL = 9  # int8 weights hardly shrink, and each level above takes twice the time
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An archive that was written."""
+
+    path: Path
+    bytes: int
+    sha256: str
+
+
+def pack(folder: Path, path: Path) -> Packed:
+    """Writes a bundle, which must be whole, as one file `.tar.zst`, or `.tar` by its name. Raises BundleError;
+    UsageError for another name."""
+    if not path.name.endswith(_SUFFIXES):
+        raise UsageError(f"{path}: expected a name that ends in .tar.zst, or in .tar")
+    digest, size = hashlib.sha256(), 0
+
+    def counted(pieces: Iterator[bytes]) -> Iterator[bytes]:
+        nonlocal size
+        for piece in pieces:
+            digest.update(piece)
+            size += len(piece)
+            yield piece
+
+    with folder_source(folder) as source:
+        pieces = archive_of(source, read_manifest(source.manifest, str(folder / MANIFEST)).files)
+        new = disk.unfinished(path.parent)
+        try:
+            disk.write_new(new, counted(_compressed(pieces) if path.suffix == ".zst" else pieces))
+            disk.move(new, path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+    return Packed(path, size, digest.hexdigest())
+
+
+def _compressed(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False).compressobj()
+    for piece in pieces:
+        yield compressor.compress(piece)
+    yield compressor.flush()
+
+
+def unpack(path: Path, folder: Path) -> None:
+    """Writes the bundle of an archive into a new folder, each file checked against the manifest. Raises BundleError;
+    UsageError where the folder is there already."""
+    if folder.exists():
+        raise UsageError(f"{folder}: it is there already; choose another with --out")
+    new = disk.unfinished(folder.parent)
+    try:
+        with open_source(path) as source:
+            write_files(source, read_manifest(source.manifest).files, new)
+        disk.move(new, folder)
+    except BaseException:
+        if new.exists():
+            disk.remove(new)
+        raise
+
+
+@contextmanager
+def as_folder(path: Path) -> Iterator[Path]:
+    """A bundle as a folder: itself, or a `.tar.zst` or `.tar` file unpacked for as long as this lasts. Raises
+    BundleError."""
+    if not path.name.endswith(_SUFFIXES) or path.is_dir():
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="compressor-") as temporary:
+        folder = Path(temporary) / path.name.removesuffix(".zst").removesuffix(".tar")
+        unpack(path, folder)
+        yield folder

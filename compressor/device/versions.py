@@ -1,0 +1,313 @@
+"""Versions of a bundle on a device, one of them current: docs/delivery.md is normative.
+
+    ROOT/
+      current -> versions/<id>     what serves: replaced by one rename, so that it is always the old version or the new
+      versions/<id>/               a bundle, whole and tested; <id> is the SHA-256 of its signature.json
+      state.json                   which product this is, the floor, which version was current before
+      keys/<key id>.pub            whose signatures count
+      .lock                        held by the one installer at work
+
+The order of an update: signature, floor, what the device must have; then the files, each against its hash; then the
+self-test; then `pending` in the state, the swap, the commit. Until the swap nothing that serves was touched. After it
+the next command finishes the commit, should this one be killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compressor.device import disk
+from compressor.device.compatible import check_compatible, this_machine
+from compressor.device.manifest import MANIFEST, DeviceManifest, read_manifest, strict_json
+from compressor.device.selftest import SelfTest, self_test
+from compressor.device.signature import (
+    SIGNATURE,
+    Statement,
+    check_expiry,
+    key_id,
+    read_public_key,
+    read_signature,
+    verify_signature,
+)
+from compressor.device.source import Source, check_folder, folder_source, write_files
+from compressor.errors import BundleError, DeviceError, SignatureError, StorageError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+CURRENT, VERSIONS, KEYS, STATE, LOCK = "current", "versions", "keys", "state.json", ".lock"
+STATE_VERSION = 1
+
+Test = Callable[[Path, DeviceManifest], SelfTest]
+
+
+@dataclass(frozen=True)
+class State:
+    """What must be remembered. `floor`: the highest version that was committed, `floor_id` the one that had it.
+
+    `previous` is what a rollback goes to. `pending`: a swap to it was about to happen, away from `replaced`.
+    """
+
+    format_version: int = STATE_VERSION
+    product: str | None = None
+    floor: int = 0
+    floor_id: str | None = None
+    previous: str | None = None
+    pending: str | None = None
+    replaced: str | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a device has. `current` and `previous` are ids of versions; where nothing is installed, all is None."""
+
+    current: str | None
+    product: str | None
+    version: int | None
+    manifest_sha256: str | None
+    floor: int
+    previous: str | None
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What an update did. `self_test` is None where the version was current already."""
+
+    status: Status
+    self_test: SelfTest | None
+
+
+@contextmanager
+def alone_on(root: Path) -> Iterator[None]:
+    """Makes the folder of a device and holds it. Raises StorageError when another installer holds it."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for folder in (root / VERSIONS, root / KEYS):
+            if not folder.is_dir():
+                disk.make_folder(folder)
+    except (FileExistsError, NotADirectoryError):
+        raise StorageError(f"{root}: expected a folder for versions, found a file; choose another") from None
+    with (root / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StorageError(f"{root}: another installer is at work; wait for it") from None
+        yield
+
+
+def install(source: Source, root: Path, public_key: Path | None = None, test: Test = self_test) -> Installed:
+    """Makes a signed bundle the current version of a device; whatever goes wrong, the old version stays current.
+
+    `public_key` is trusted where the device trusts none yet. Raises SignatureError, BundleError, DeviceError,
+    StorageError; OSError as the file system gives it.
+    """
+    with alone_on(root):
+        state = _recovered(root)
+        keys = _trusted(root, public_key)
+        statement = verify_signature(source.signature, source.manifest, keys).statement
+        manifest = read_manifest(source.manifest)
+        version_id = hashlib.sha256(source.signature).hexdigest()
+        if version_id == _current(root):
+            _check_whole(root, version_id)
+            return Installed(status(root), None)
+        check_expiry(statement)
+        _check_permitted(statement, version_id, state)
+        check_compatible(manifest, this_machine(), shutil.disk_usage(root).free)
+        tested = _staged(source, manifest, root, version_id, test)
+        if public_key is not None:
+            _keep_key(root, public_key)
+        _swap(root, state, version_id, statement)
+        _prune(root, _read_state(root))
+        return Installed(status(root), tested)
+
+
+def rollback(root: Path) -> Status:
+    """Makes the previous version current again; the floor stays. Raises DeviceError where there is none, or BundleError
+    where it is not whole."""
+    _expect_device(root)
+    with alone_on(root):
+        state = _recovered(root)
+        if state.previous is None:
+            raise DeviceError(f"{root}: no earlier version is kept, so there is nothing to go back to")
+        _check_whole(root, state.previous)
+        disk.replace_link(root / CURRENT, f"{VERSIONS}/{state.previous}")
+        settled = replace(state, previous=None)
+        _write_state(root, settled)
+        _prune(root, settled)
+        return status(root)
+
+
+def status(root: Path) -> Status:
+    """What a device has, without changing anything. Raises BundleError or StorageError where that is damaged."""
+    _expect_device(root)
+    current, state = _current(root), _settled(root)
+    if current is None:
+        return Status(None, state.product, None, None, state.floor, None)
+    folder = root / VERSIONS / current
+    said = read_signature((folder / SIGNATURE).read_bytes()).statement
+    sha256 = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    return Status(current, said.product, said.version, sha256, state.floor, state.previous)
+
+
+def check_current(root: Path) -> None:
+    """The current version is whole: its id, its hashes. Raises BundleError; nothing where none is installed."""
+    if (current := _current(root)) is not None:
+        _check_whole(root, current)
+
+
+def _expect_device(root: Path) -> None:
+    if not (root / VERSIONS).is_dir():
+        raise DeviceError(f"{root}: nothing was ever installed there; `compressor device install` does")
+
+
+def _current(root: Path) -> str | None:
+    try:
+        target = (root / CURRENT).readlink()
+    except FileNotFoundError:
+        return None
+    if str(target.parent) != VERSIONS:
+        raise StorageError(f"{root / CURRENT}: expected a link into {VERSIONS}, got one to {target}; remove it")
+    return target.name
+
+
+def _check_whole(root: Path, version_id: str) -> None:
+    folder = root / VERSIONS / version_id
+    with folder_source(folder) as source:
+        if hashlib.sha256(source.signature).hexdigest() != version_id:
+            raise BundleError(f"{folder}: its {SIGNATURE} is not what was installed; roll back, or install another")
+        verify_signature(source.signature, source.manifest, _trusted(root, None))
+        check_folder(folder, read_manifest(source.manifest, str(folder / MANIFEST)).files)
+
+
+# What is trusted.
+
+
+def _trusted(root: Path, offered: Path | None) -> dict[str, Ed25519PublicKey]:
+    """The keys of the device; where it has none the offered one, which it refuses where it has others."""
+    keys = {key_id(key): key for key in (read_public_key(path) for path in sorted((root / KEYS).glob("*.pub")))}
+    if offered is None:
+        return keys
+    key = read_public_key(offered)
+    if keys and key_id(key) not in keys:
+        raise SignatureError(
+            f"{offered}: the device trusts other keys; put it into {root / KEYS} by hand if it shall count"
+        )
+    return keys or {key_id(key): key}
+
+
+def _keep_key(root: Path, public_key: Path) -> None:
+    kept = root / KEYS / f"{key_id(read_public_key(public_key))}.pub"
+    if not kept.exists():
+        disk.replace_file(kept, public_key.read_bytes())
+
+
+def _check_permitted(statement: Statement, version_id: str, state: State) -> None:
+    if state.product not in (None, statement.product):
+        raise SignatureError(f"expected a bundle of the product {state.product}, got one of {statement.product}")
+    if version_id != state.floor_id and statement.version <= state.floor:
+        raise SignatureError(
+            f"expected a version above {state.floor}, which was installed before, got {statement.version};"
+            " sign the bundle with a higher one"
+        )
+
+
+# What changes the disk.
+
+
+def _staged(source: Source, manifest: DeviceManifest, root: Path, version_id: str, test: Test) -> SelfTest:
+    """Leaves the bundle under its name in `versions`, whole, tested and durable."""
+    folder = disk.unfinished(root / VERSIONS)
+    try:
+        write_files(source, manifest.files, folder)
+        tested = test(folder, manifest)
+        disk.move(folder, root / VERSIONS / version_id)
+    except BaseException:
+        with suppress(OSError):  # what is left over, the next install sweeps
+            disk.remove(folder)
+        raise
+    return tested
+
+
+def _swap(root: Path, state: State, version_id: str, statement: Statement) -> None:
+    """From the old version to the new one, and the floor with it; back again where the last of it fails."""
+    old = _current(root)
+    pending = replace(state, pending=version_id, replaced=old)
+    try:
+        _write_state(root, pending)
+        disk.replace_link(root / CURRENT, f"{VERSIONS}/{version_id}")
+        _write_state(root, _committed(pending, statement))
+    except OSError:
+        with suppress(OSError):  # where even that fails the new version serves, which is whole and tested
+            _go_back(root, version_id, old)
+        raise
+
+
+def _go_back(root: Path, version_id: str, old: str | None) -> None:
+    if _current(root) == version_id:
+        if old is None:
+            disk.remove(root / CURRENT)
+        else:
+            disk.replace_link(root / CURRENT, f"{VERSIONS}/{old}")
+    disk.remove(root / VERSIONS / version_id)
+
+
+def _committed(state: State, statement: Statement) -> State:
+    """The state after a swap; a version that had been gone back from leaves the floor where it is."""
+    raised = replace(state, product=statement.product, previous=state.replaced, pending=None, replaced=None)
+    if statement.version > state.floor:
+        return replace(raised, floor=statement.version, floor_id=state.pending)
+    return raised
+
+
+def _settled(root: Path) -> State:
+    """The state, with what a killed update or rollback had left to do to it."""
+    state, current = _read_state(root), _current(root)
+    if state.pending is not None and state.pending == current:
+        folder = root / VERSIONS / current
+        state = _committed(state, read_signature((folder / SIGNATURE).read_bytes()).statement)
+    state = replace(state, pending=None, replaced=None)
+    return replace(state, previous=None) if state.previous == current else state
+
+
+def _recovered(root: Path) -> State:
+    """The state of a device after whatever was left of a killed update is cleared away."""
+    for folder in (root, root / VERSIONS, root / KEYS):
+        disk.sweep(folder)
+    state = _settled(root)
+    if state != _read_state(root):
+        _write_state(root, state)
+    _prune(root, state)
+    return state
+
+
+def _prune(root: Path, state: State) -> None:
+    """Removes versions that are neither current nor previous."""
+    kept = {_current(root), state.previous}
+    for folder in (root / VERSIONS).iterdir():
+        if folder.name not in kept:
+            disk.remove(folder)
+
+
+def _read_state(root: Path) -> State:
+    path = root / STATE
+    try:
+        found = strict_json(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        return State()
+    except BundleError:
+        found = None
+    if not isinstance(found, dict) or set(found) != set(asdict(State())) or found["format_version"] != STATE_VERSION:
+        raise StorageError(f"{path}: expected the state of a device, got something else; it must be restored by hand")
+    return State(**found)
+
+
+def _write_state(root: Path, state: State) -> None:
+    disk.replace_file(root / STATE, (json.dumps(asdict(state), indent=1) + "\n").encode())

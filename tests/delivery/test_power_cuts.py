@@ -1,0 +1,204 @@
+"""Power cuts and failing disks at every change that an update makes: the old version or the new one, never neither."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_bundles import Signer, make_bundle
+from recorded_os import Disk, RecordedOs
+
+from compressor.device import disk, versions
+from compressor.device.manifest import DeviceManifest
+from compressor.device.selftest import SelfTest
+from compressor.device.source import folder_source
+from compressor.errors import CompressorError
+
+POWER_CUTS, EACH = 1000, 8  # in all, and at each change
+
+
+def passes(_folder: Path, _manifest: DeviceManifest) -> SelfTest:
+    """In place of a child process, of which there would be thousands; test_installing.py has the real one."""
+    return SelfTest(1, 1.0, 0.0, 0.0, 0)
+
+
+def install(bundle: Path, root: Path, key: Path | None = None) -> None:
+    with folder_source(bundle) as source:
+        versions.install(source, root, key, passes)
+
+
+@contextmanager
+def recorded(root: Path, before: Callable[[str, Disk], None]) -> Iterator[Disk]:
+    followed = Disk(root)
+    disk.os = RecordedOs(followed, lambda call: before(call, followed))
+    try:
+        yield followed
+    finally:
+        disk.os = os
+
+
+def served(root: Path) -> int | None:
+    """The version that is current and whole; None where there is none. Anything between is an error."""
+    if not os.path.lexists(root / "current"):
+        return None
+    versions.check_current(root)
+    return versions.status(root).version
+
+
+@pytest.fixture
+def third(tmp_path: Path, signer: Signer) -> Path:
+    return signer.sign(make_bundle(tmp_path / "third", 3), 3)
+
+
+@pytest.fixture
+def root(tmp_path: Path, old: Path, new: Path, signer: Signer) -> Path:
+    """A device with version 2, and 1 to go back to."""
+    root = tmp_path / "root"
+    install(old, root, signer.public)
+    install(new, root)
+    return root
+
+
+@pytest.mark.slow
+def test_a_power_cut_at_any_change_leaves_the_old_version_or_the_new(
+    root: Path, third: Path, tmp_path: Path, signer: Signer
+) -> None:
+    """Of an update, of a way back, of the update again, and of a first installation."""
+    first = tmp_path / "first"
+    for folder in (first, first / "versions", first / "keys"):
+        folder.mkdir()
+    # What may serve after a cut, and the floor, where it is not the version that serves.
+    steps: list[tuple[Path, Callable[[], object], set[int | None], int | None]] = [
+        (root, lambda: install(third, root), {2, 3}, None),
+        (root, lambda: versions.rollback(root), {3, 2}, 3),
+        (root, lambda: install(third, root), {2, 3}, 3),
+        (first, lambda: install(third, first, signer.public), {None, 3}, None),
+    ]
+    generator, cuts, seen = random.Random(1), 0, set()
+    for number, (device, step, permitted, floor) in enumerate(steps):
+
+        def cut(
+            _call: str,
+            followed: Disk,
+            number: int = number,
+            permitted: set[int | None] = permitted,
+            floor: int | None = floor,
+        ) -> None:
+            nonlocal cuts
+            for _ in range(EACH):
+                crashed = tmp_path / "crashed"
+                followed.after_crash(crashed, generator)
+                version = served(crashed)
+                assert version in permitted
+                assert versions._settled(crashed).floor == (floor or version or 0)
+                seen.add((number, version))
+                with without_waiting():
+                    install(third, crashed, signer.public)
+                assert served(crashed) == 3
+                assert left_over(crashed) == []
+                shutil.rmtree(crashed)
+                cuts += 1
+
+        with recorded(device, cut):
+            step()
+    assert cuts >= POWER_CUTS
+    assert len(seen) == 2 * len(steps), "in each kind of step both were seen"
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    """For what is thrown away: nothing is followed, and nothing waits for the disk."""
+    kept, disk.os = disk.os, Unsynced()
+    try:
+        yield
+    finally:
+        disk.os = kept
+
+
+class Unsynced:
+    """`os`, but it does not sync."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def fsync(self, _descriptor: int) -> None:
+        """What is in the cache is as good, where no power fails."""
+
+
+def left_over(root: Path) -> list[str]:
+    """What is there beside what docs/delivery.md names."""
+    known = {".lock", "current", "keys", "state.json", "versions"}
+    state = versions._read_state(root)
+    kept = {versions._current(root), state.previous}
+    strange = [path.name for path in root.iterdir() if path.name not in known]
+    strange += [path.name for path in (root / "versions").iterdir() if path.name not in kept]
+    return strange + [path.name for path in (root / "keys").iterdir() if path.suffix != ".pub"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EXDEV, errno.EIO, errno.EDQUOT, errno.EACCES])
+@pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])
+def test_a_disk_that_fails_at_any_change(root: Path, third: Path, number: int, lasting: bool, tmp_path: Path) -> None:
+    """A full disk lets names go, not come; of the others nothing works any more."""
+    gone = {"unlink", "rmdir", "fsync", "replace"} if number in (errno.ENOSPC, errno.EDQUOT) else set()
+    at, outcomes = 0, set()
+    while True:
+        at += 1
+        device = Path(shutil.copytree(root, tmp_path / "device", symlinks=True))
+        count = 0
+
+        def fail(call: str, _disk: Disk, at: int = at) -> None:
+            nonlocal count
+            if call not in gone:
+                count += 1
+                if count == at or (lasting and count > at):
+                    raise OSError(number, os.strerror(number), "a file")
+
+        try:
+            with recorded(device, fail):
+                install(third, device)
+        except OSError as error:
+            said = disk.storage_error(error)
+            assert said is not None
+            assert said.exit_code == 13
+            outcomes.add(served(device))
+            assert (device / "versions" / versions._current(root)).is_dir(), "the old copy stays"
+        else:
+            assert served(device) == 3
+            assert count < at or not lasting
+            if count < at:
+                break
+        with without_waiting():
+            install(third, device)
+        assert served(device) == 3
+        assert left_over(device) == []
+        shutil.rmtree(device)
+    assert 2 in outcomes
+    assert at > 15
+
+
+def test_what_a_killed_installer_left_is_cleared_away(root: Path, third: Path) -> None:
+    for folder in (root, root / "versions", root / "keys"):
+        (folder / ".unfinished-0123").mkdir()
+        (folder / ".unfinished-0123" / "model.onnx").write_bytes(b"half")
+        (folder / ".unfinished-4567").symlink_to("versions/none")
+    (root / "versions" / "0f0f").mkdir()
+    install(third, root)
+    assert left_over(root) == []
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"format_version": 2}', b'{"floor": 0}', b'{"format_version": 1, "x": 1}']
+)
+def test_a_state_that_cannot_be_read_stops_everything(root: Path, third: Path, content: bytes) -> None:
+    """Or a floor would be forgotten."""
+    (root / "state.json").write_bytes(content)
+    for act in (lambda: install(third, root), lambda: versions.rollback(root), lambda: versions.status(root)):
+        with pytest.raises(CompressorError, match="expected the state of a device"):
+            act()
