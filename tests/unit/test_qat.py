@@ -581,6 +581,9 @@ def test_a_transformer_is_its_quantized_graph(
     assert_same_codes(apart)
     (theirs,) = run(model, feeds[2], as_it_is=True).values()
     assert mean_cosine(answer, theirs) > 0.99999
+    if narrow:  # else onnxruntime's integer kernels saturate on some processors
+        (fused,) = run(model, feeds[2]).values()
+        assert np.linalg.norm(fused - answer) < 1e-4 * np.linalg.norm(answer)
     plain = module(**{name: torch.from_numpy(array) for name, array in feeds[2].items()})[0].detach().numpy()
     assert mean_cosine(answer, theirs) > mean_cosine(plain, theirs), "the rounding is what makes them equal"
 
