@@ -13,7 +13,6 @@ from compressor.artifacts import (
     Bundle,
     DistilledStudent,
     Evidence,
-    Latencies,
     OnnxModel,
     Parity,
     QuantizationAwareStudent,
@@ -34,6 +33,7 @@ from compressor.recipe_portable import portable
 from compressor.recipe_teacher import EndpointTeacher
 from compressor.result import Result
 from compressor.store import Keyed, Run, WorkAhead, key_of, sha256_file
+from compressor.timings import Latencies
 from compressor.verify.gate import choose
 
 _ASKING = (

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.artifacts import Interval, Latencies, OnnxModel, OperatorTime, RefusedModel, Timing
+from compressor.artifacts import Interval, OnnxModel, RefusedModel
 from compressor.attributing import asked_for, attribution, attributions
 from compressor.benchmark import BenchmarkSettings, Candidate, explained, time_models
 from compressor.certificate import certificate_beside
@@ -29,6 +29,7 @@ from compressor.recipe_quantize import Quantization
 from compressor.report.rows import remedy_line
 from compressor.searching import Judging, search_precisions
 from compressor.store import write_atomic
+from compressor.timings import Latencies, OperatorTime, Timing
 
 MODEL, EVIDENCE = "model.onnx", "quantization.json"
 FLOAT32 = "float32"
