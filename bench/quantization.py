@@ -29,13 +29,14 @@ from bench import _quantization_peers as peers
 from bench._dominance import Point, difference, dominating
 from bench._quantization_models import Amount, Subject, encoder, language_model, network_of_images
 from bench._quantization_peers import Result
-from compressor.artifacts import Interval, Latencies
+from compressor.artifacts import Interval
 from compressor.benchmark import BenchmarkSettings, Candidate, time_models
 from compressor.errors import BenchmarkError, BundleError
 from compressor.progress import SILENT
 from compressor.quantize import Mixer, load_float_model, quantize
 from compressor.quantize.sites import find_sites
 from compressor.recipe_quantize import Quantization
+from compressor.timings import Latencies
 
 OURS = "compressor"
 FLOAT32 = "float32"

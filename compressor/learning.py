@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,14 +133,14 @@ def _record(at: Materials, start: Student, folder: Path, teacher: _Asked, crew: 
 def distill(at: Materials, start: Student, recorded: TeacherSignals, folder: Path) -> DistilledStudent:
     """Trains the student on the recorded signals."""
     with team.together(team.Work(start, recorded, False, folder)):
-        history = _train(at, start, recorded, at.recipe.distill, folder)
+        history = train_student(at, start, recorded, at.recipe.distill, folder)
     return DistilledStudent(replace(start, folder=folder), history)
 
 
 def control(at: Materials, start: Student, recorded: TeacherSignals, folder: Path) -> DistilledStudent:
     """The same student, data, steps and seed with the labels alone: what distillation is worth is the difference."""
     with team.together(team.Work(start, recorded, True, folder)):
-        history = _train(at, start, recorded, _labels_alone(at), folder)
+        history = train_student(at, start, recorded, _labels_alone(at), folder)
     return DistilledStudent(replace(start, folder=folder), history)
 
 
@@ -150,7 +151,7 @@ def share(at: Materials, work: team.Work) -> None:
     if work.recorded is None:
         _record_together(at, work.start, work.folder)
         return
-    _train(at, work.start, work.recorded, _labels_alone(at) if work.control else at.recipe.distill, work.folder)
+    train_student(at, work.start, work.recorded, _labels_alone(at) if work.control else at.recipe.distill, work.folder)
 
 
 def _labels_alone(at: Materials) -> Distillation:
@@ -161,9 +162,15 @@ def _labels_alone(at: Materials) -> Distillation:
     return at.recipe.distill.model_copy(update={name: value for name, value in alone.items() if name in fields})
 
 
-def _train(
-    at: Materials, start: Student, recorded: TeacherSignals, settings: Distillation, folder: Path
+def train_student(
+    at: Materials,
+    start: Student,
+    recorded: TeacherSignals,
+    settings: Distillation,
+    folder: Path,
+    within: Callable[[nn.Module], AbstractContextManager[object]] = nullcontext,
 ) -> TrainingHistory:
+    """Trains a student on the recorded signals and writes it into `folder`; `within(module)` holds while it learns."""
     module = at.student(start.folder)
     preprocessor = at.task.preprocessor(start.folder)
     known = at.lessons(recorded)
@@ -181,7 +188,8 @@ def _train(
         data = _at_tokens(at, data, tokens)
     events = at.recipe.out / "tensorboard" / folder.name.removesuffix(".partial")
     place = Workplace(folder, at.progress, events, parameters(at.recipe, settings))
-    history = train(module, at.task, preprocessor, data, settings, place)
+    with within(module):
+        history = train(module, at.task, preprocessor, data, settings, place)
     if team.leads():
         write_student(next(module.children()), folder)
         if at.tokenizer_name:

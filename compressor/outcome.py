@@ -12,18 +12,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from compressor.artifacts import (
-    Bundle,
-    Evidence,
-    GateDecision,
-    Latencies,
-    Latency,
-    Parity,
-    Quality,
-    QuantizedModels,
-    RefusedModel,
-    Teacher,
-)
+from compressor.artifacts import Bundle, Evidence, GateDecision, Parity, Quality, QuantizedModels, RefusedModel, Teacher
 from compressor.errors import GateError
 from compressor.judging import CONTROL, Models
 from compressor.materials import Materials
@@ -32,6 +21,7 @@ from compressor.recipe_portable import portable
 from compressor.report.html import write_report
 from compressor.result import RESULT_SCHEMA_VERSION, Environment, ModelResult, QualityStep, Result, SizeShare
 from compressor.store import Run, replace_folder, write_atomic
+from compressor.timings import Latencies, Latency
 from compressor.xray import by_role, xray
 
 _PACKAGES = (

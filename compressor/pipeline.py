@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from compressor import judging, learning, stages
+from compressor import judging, learning, qat, stages
 from compressor.artifacts import (
     STAGES,
     Bundle,
     DistilledStudent,
     Evidence,
-    Latencies,
     OnnxModel,
+    Parity,
+    QuantizationAwareStudent,
     QuantizedModels,
     Student,
     Teacher,
@@ -31,6 +33,7 @@ from compressor.recipe_portable import portable
 from compressor.recipe_teacher import EndpointTeacher
 from compressor.result import Result
 from compressor.store import Keyed, Run, WorkAhead, key_of, sha256_file
+from compressor.timings import Latencies
 from compressor.verify.gate import choose
 
 _ASKING = (
@@ -70,7 +73,7 @@ def compress(
 def assist(recipe: Recipe) -> None:
     """Trains with the process that runs `compress` on the same recipe; for the others that torchrun has started."""
     at = Materials(recipe, SILENT)
-    team.follow(lambda work: learning.share(at, work))
+    team.follow(lambda work: (learning.share if work.graph is None else qat.share)(at, work))
 
 
 def kept_stages(recipe: Recipe, at: Materials) -> tuple[str, ...]:
@@ -140,14 +143,27 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
         QuantizedModels,
         lambda out: stages.quantize_student(at, distilled.value, small.value, out),
         (small, data),
-        recipe.quantize,
+        recipe.quantize.model_dump(exclude={"qat"}),
     )
-    models = judging.Models(big.value, exported.value, small.value, quantized.value.models, distilled.value)
-    all_models = (big, small, quantized, held_out)
+    few_bits, known = quantized.value.models, list[Parity]()
+    written: tuple[Keyed[Any], ...] = (big, small, quantized)
+    if recipe.quantize.qat is not None:
+        aware = stage(
+            "qat",
+            QuantizationAwareStudent,
+            lambda out: qat.train_on(at, distilled.value, small.value, signals.value, out),
+            (distilled, small, signals),
+            [recipe.quantize.model_dump(exclude={"precisions", "search", "migrate", "correct_bias"}), lessons, graph],
+            keep_partial=True,
+        )
+        few_bits, known = (*few_bits, aware.value.model), [aware.value.parity]
+        written = (*written, aware)
+    models = judging.Models(big.value, exported.value, small.value, few_bits, distilled.value)
+    all_models = (*written, held_out)
     verified = stage(
         "verify",
         Evidence,
-        lambda _: judging.verify(at, models, answers.value, [control.value for control in controls]),
+        lambda _: judging.verify(at, models, answers.value, [control.value for control in controls], known),
         (*all_models, answers, *controls),
     )
     target = [recipe.benchmark, measured_on()]
@@ -166,7 +182,7 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
         "bundle",
         Bundle,
         lambda out: stages.bundle(at, models, teacher.value, found.qualities[decision.shipped], out),
-        (teacher, small, quantized, verified),
+        (teacher, *written[1:], verified),
         [decision.shipped, portable(recipe), at.data.described],
     )
     return publish(found, decision, bundle.value, at, run)

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.artifacts import Interval, Latencies, OnnxModel, OperatorTime, RefusedModel, Timing
+from compressor.artifacts import Interval, OnnxModel, RefusedModel
 from compressor.attributing import asked_for, attribution, attributions
 from compressor.benchmark import BenchmarkSettings, Candidate, explained, time_models
 from compressor.certificate import certificate_beside
 from compressor.error_attribution import Closeness, ErrorAttribution
-from compressor.errors import DataError
+from compressor.errors import DataError, UsageError
 from compressor.metrics import mean_cosine, snr_between_db
 from compressor.onnx_file import describe_onnx
 from compressor.onnxrt import first_outputs, open_session
@@ -29,6 +29,7 @@ from compressor.recipe_quantize import Quantization
 from compressor.report.rows import remedy_line
 from compressor.searching import Judging, search_precisions
 from compressor.store import write_atomic
+from compressor.timings import Latencies, OperatorTime, Timing
 
 MODEL, EVIDENCE = "model.onnx", "quantization.json"
 FLOAT32 = "float32"
@@ -93,9 +94,11 @@ def quantize_file(
     float32 itself where none is; beside it the evidence, and of what has integer products their certificate.
 
     `inputs` is an .npz with an array for each input of the graph, [examples, ...]: the first calibrate,
-    the last quarter judges. Raises DataError for inputs that do not fit, QuantizationError for a model that cannot be
-    quantized, BundleError for one that onnxruntime does not open.
+    the last quarter judges. Raises UsageError for `settings.qat`, DataError for inputs that do not fit,
+    QuantizationError for a model that cannot be quantized, BundleError for one that onnxruntime does not open.
     """
+    if settings.qat is not None:
+        raise UsageError("quantize.qat trains a student, which an ONNX file is not: set it in a recipe")
     load_float_model(model)
     open_session(model)
     source = describe_onnx(model, FLOAT32, FLOAT32)

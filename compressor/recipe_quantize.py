@@ -21,6 +21,16 @@ class Search(Settings):
     seed: int = Field(0, ge=0, description="of what is tried next")
 
 
+class QuantizationAware(Settings):
+    precision: Literal["static-int8", "weight-int8", "weight-int4"] = Field(
+        "static-int8",
+        description="what the student is trained in, wherever it applies; quantize.overrides says where not",
+    )
+    epochs: int = Field(1, ge=1, description="passes over the training data, after distill's")
+    learning_rate: float = Field(4e-5, gt=0, description="peak of a linear warm-up and decay; a tenth of distill's")
+    patience: int | None = Field(1, ge=1, description="stop after this many epochs without a better held-out score")
+
+
 class Quantization(Settings):
     precisions: Annotated[tuple[Precision, ...], AfterValidator(distinct)] = Field(
         ("dynamic-int8", "static-int8"),
@@ -35,6 +45,9 @@ class Quantization(Settings):
     )
     search: Search | None = Field(
         None, description="look for the best precision of every node, beside the candidates above; null: do not"
+    )
+    qat: QuantizationAware | None = Field(
+        None, description="train the distilled student on in fewer bits, as one more candidate; null: do not"
     )
     calibration_samples: int = Field(
         128, ge=8, description="training examples that set the ranges of static precisions and try integer products"

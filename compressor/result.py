@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from compressor.artifacts import Latency, Parity, Provenance, Quality, RefusedModel, Timing, TrainingHistory
+from compressor.artifacts import Parity, Provenance, Quality, RefusedModel, TrainingHistory
 from compressor.error_attribution import ErrorAttribution
+from compressor.timings import Latency, Timing
 
 RESULT_SCHEMA_VERSION = 4
 

@@ -10,16 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compressor.artifacts import (
-    Bundle,
-    DistilledStudent,
-    Latencies,
-    OnnxModel,
-    Quality,
-    QuantizedModels,
-    Student,
-    Teacher,
-)
+from compressor.artifacts import Bundle, DistilledStudent, OnnxModel, Quality, QuantizedModels, Student, Teacher
 from compressor.attributing import asked_for, attributions
 from compressor.benchmark import BenchmarkSettings, Candidate, explained, time_models
 from compressor.bundle.build import GOLDEN_CASES, Contents, write_bundle
@@ -35,6 +26,7 @@ from compressor.searching import judging_of, search_precisions
 from compressor.students import check_student, make_student, new_student
 from compressor.tasks.own import Own
 from compressor.teachers import describe_teacher
+from compressor.timings import Latencies
 
 
 def teacher(at: Materials) -> Teacher:

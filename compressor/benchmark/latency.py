@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from compressor.artifacts import Interval, Latencies, Latency, OperatorTime, TimesShown, Timing
+from compressor.artifacts import Interval
 from compressor.benchmark.measure import measure
 from compressor.benchmark.request import BenchmarkSettings, Candidate
 from compressor.benchmark.result import ComparisonFound, ModelFound, OperatorShare, RunFound
 from compressor.errors import BenchmarkError
 from compressor.progress import Progress
+from compressor.timings import Latencies, Latency, OperatorTime, TimesShown, Timing
 
 _ALIKE = Interval(1.0, 1.0, 1.0)
 # How many operators are named where fewer bits are not faster, and how long each model is profiled for that.

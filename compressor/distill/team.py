@@ -20,7 +20,7 @@ from accelerate import PartialState
 from pydantic import TypeAdapter
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from compressor.artifacts import Student, TeacherSignals
+from compressor.artifacts import OnnxModel, Student, TeacherSignals
 from compressor.distill.record import Crew
 
 _PATIENCE = timedelta(days=7)  # the leader may export, quantize and measure between two calls
@@ -28,7 +28,8 @@ _PATIENCE = timedelta(days=7)  # the leader may export, quantize and measure bet
 
 @dataclass(frozen=True)
 class Work:
-    """A training: of which student, on what, and where its files go. `control`: on the labels alone.
+    """A training: of which student, on what, and where its files go. `control`: on the labels alone. `graph`: in few
+    bits, of this float32 model.
 
     `recorded` None: what the teacher says is to be recorded, into that folder.
     """
@@ -37,6 +38,7 @@ class Work:
     recorded: TeacherSignals | None
     control: bool
     folder: Path
+    graph: OnnxModel | None = None
 
 
 def size() -> int:

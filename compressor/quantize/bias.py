@@ -7,6 +7,7 @@ sweep finds the errors of all of them, and the correction of one does not depend
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -18,6 +19,7 @@ from compressor.preprocess import Feed
 from compressor.quantize.channels import means
 from compressor.quantize.products import Graph
 from compressor.quantize.seams import PRODUCTS, attribute
+from compressor.quantize.weight_only import reads
 
 # Operators that add a vector to an input: which inputs, and which one is the vector.
 _ADDERS: dict[str, tuple[tuple[int, ...], int]] = {
@@ -59,6 +61,7 @@ def correct(model: onnx.ModelProto, errors: Mapping[str, NDArray[np.float64]]) -
     corrected = onnx.ModelProto()
     corrected.CopyFrom(model)
     graph = Graph(corrected)
+    readers = Counter(name for node in graph.nodes for name in reads(node))
     for node in graph.nodes:
         place = _bias_of(graph, node) if node.name in errors else None
         if place is None:
@@ -67,13 +70,14 @@ def correct(model: onnx.ModelProto, errors: Mapping[str, NDArray[np.float64]]) -
         error = errors[node.name]
         old = [*holder.input, ""][position]
         bias = graph.array(old) if old else np.zeros(error.shape, np.float32)
-        name = f"{node.name}_corrected_bias"
+        # Its own name where nothing else reads it, since each name is in the file several times.
+        name = old if old and readers[old] == 1 else f"{node.name}_bias"
         tensor = numpy_helper.from_array(np.asarray(bias - error.reshape(bias.shape), np.float32), name)
-        corrected.graph.initializer.append(tensor)
-        if position < len(holder.input):
-            holder.input[position] = name
+        if name == old:
+            graph.initializers[name].CopyFrom(tensor)
         else:
-            holder.input.append(name)
+            corrected.graph.initializer.append(tensor)
+            holder.input[position:] = [name, *holder.input[position + 1 :]]
     return corrected
 
 
@@ -81,7 +85,8 @@ def _append_rounded(both: onnx.ModelProto, node: onnx.NodeProto, twin: onnx.Node
     """Adds the product once more, as its twin has it, on what the float32 product reads; the name of what it gives."""
     activations, weights = (rounded.dequantized(value) for value in twin.input[:2])
     quantizer = rounded.producers.get(activations.input[0]) if activations is not None else None
-    if activations is None or weights is None or quantizer is None:
+    # Weights may be quantized as they are read: those of a table, turned.
+    if activations is None or weights is None or quantizer is None or weights.input[0] not in rounded.initializers:
         return None
     prefix, graph = f"{node.name}_rounded", both.graph
     known = {tensor.name for tensor in graph.initializer}

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # How far a block's range is drawn in, in the search for the least squared error; of 8 bits nothing is gained by it.
-_SHRINKS: dict[int, tuple[float, ...]] = {4: (0.95, 0.9, 0.85, 0.8, 0.75, 0.7), 8: ()}
+SHRINKS: dict[int, tuple[float, ...]] = {4: (0.95, 0.9, 0.85, 0.8, 0.75, 0.7), 8: ()}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def to_blocks(matrix: NDArray[np.float32], bits: int, block: int) -> Blocks:
     low, high = np.minimum(numbers.min(2), 0), np.maximum(numbers.max(2), 0)
     codes, scales, zeros = _rounded(numbers, low, high, bits)
     best = _squared_error(numbers, codes, scales, zeros)
-    for shrink in _SHRINKS[bits]:
+    for shrink in SHRINKS[bits]:
         tried = _rounded(numbers, low * shrink, high * shrink, bits)
         error = _squared_error(numbers, *tried)
         better = error < best
@@ -68,9 +68,10 @@ def _rounded(
 
 def _squared_error(
     numbers: NDArray[np.float32], codes: NDArray[np.uint8], scales: NDArray[np.float32], zeros: NDArray[np.uint8]
-) -> NDArray[np.float32]:
+) -> NDArray[np.float64]:
     restored = (codes.astype(np.float32) - zeros[..., None]) * scales[..., None]
-    error: NDArray[np.float32] = np.square(restored - numbers).sum(2)
+    # In float64, where the order of a sum does not decide between two ranges: `fake.py` sums in another.
+    error: NDArray[np.float64] = np.square(restored - numbers, dtype=np.float64).sum(2)
     return error
 
 

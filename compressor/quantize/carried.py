@@ -20,12 +20,13 @@ _CARRIED = (*_ACTIVATIONS, *_COMPUTED, *_RESHAPING, "MaxPool", "Pad", "Transpose
 _HEIGHT_AND_WIDTH = ([2, 3], [-2, -1])
 
 
-def carried(model: onnx.ModelProto, products: Collection[str]) -> list[onnx.NodeProto]:
+def carried(model: onnx.ModelProto, products: Collection[str], *, computed: bool = True) -> list[onnx.NodeProto]:
     """The nodes between these, in the order of the graph: all that they compute from comes from a convolution among
     them, by way of such nodes, and goes to one of them.
 
     What lies between matrix products, as in a transformer, stays float32: its sums have outliers that 8 bits do not
-    hold. A mean over height and width of an image is among them: see `as_pool`.
+    hold. A mean over height and width of an image is among them: see `as_pool`. Not `computed`: only those that hand on
+    the codes that they read.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     # What is quantized already has its weights behind a DequantizeLinear.
@@ -44,7 +45,8 @@ def carried(model: onnx.ModelProto, products: Collection[str]) -> list[onnx.Node
                 images.add(node.output[0])
             continue
         data = node.input if node.op_type in ("Add", "Concat") else node.input[:1]
-        known = node.op_type in _CARRIED or (_is_pool(node, constants) and data[0] in images)
+        adds = node.op_type in _COMPUTED or (_is_pool(node, constants) and data[0] in images)
+        known = computed if adds else node.op_type in _CARRIED
         if not known or node.domain not in ("", "ai.onnx") or len(node.output) > 1 or not inside.issuperset(data):
             continue
         if all(name in constants for name in node.input if name and name not in data):

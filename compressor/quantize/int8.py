@@ -53,13 +53,19 @@ def observed(model: onnx.ModelProto, nodes: Collection[str]) -> list[str]:
 
 
 def to_static(
-    model: onnx.ModelProto, nodes: Sequence[str], precision: StaticPrecision, found: Mapping[str, Range]
+    model: onnx.ModelProto,
+    nodes: Sequence[str],
+    precision: StaticPrecision,
+    found: Mapping[str, Range],
+    *,
+    trained: bool = False,
 ) -> onnx.ModelProto:
     """`model` with these nodes in QDQ form: activations uint8 or uint16 in the range of each tensor; int8 weights per
     channel.
 
     What onnxruntime's quantize_static does once it has calibrated, in other places: what lies between convolutions
-    passes integers on (`carried`), and matrix products give float32, which onnxruntime fuses too.
+    passes integers on (`carried`), and matrix products give float32, which onnxruntime fuses too. As a student is
+    `trained`, what lies between has no sums and pools, and no product is rounded before its bias is added.
     """
     if precision == "static-int16" and opset_of(model) < _OPSET_OF_INT16:
         model = onnx.version_converter.convert_version(model, _OPSET_OF_INT16)
@@ -67,9 +73,9 @@ def to_static(
     with tempfile.TemporaryDirectory() as folder, without_chatter():
         written = Path(folder) / "model.onnx"
         prepared = save_and_reload_model_with_shape_infer(model)
-        between = carried(prepared, nodes)
+        between = carried(prepared, nodes, computed=not trained)
         rounded = [*nodes, *(node.name for node in between)]
-        float_outputs = _float_outputs(prepared, nodes)
+        float_outputs = ["Gemm", "MatMul"] if trained else _float_outputs(prepared, nodes)
         for node in between:
             as_pool(node)
         quantizer = QDQQuantizer(

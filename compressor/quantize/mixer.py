@@ -114,15 +114,16 @@ class Mixer:
         self, found: Callable[[onnx.ModelProto], Mapping[str, Range]], write: Callable[[Prepared], onnx.ModelProto]
     ) -> Trying:
         held_out = [self.preprocessor.collate([example]) for example in self.held_out]
-        return Trying(list(self._batches())[:_MOST_SWEPT], held_out, found, write)
+        return Trying(list(self.batches())[:_MOST_SWEPT], held_out, found, write)
 
     def _found(self, model: onnx.ModelProto, keep: Path | None = None) -> Mapping[str, Range]:
         operators = observed(model, {site.node for site in self.sites})
-        found = kept(model, self._batches, operators, keep)
+        found = kept(model, self.batches, operators, keep)
         check(found, self.settings.max_bad_batches)
         return ranges(found, self.settings.calibration)
 
-    def _batches(self) -> Iterator[Feed]:
+    def batches(self) -> Iterator[Feed]:
+        """The calibration examples, one by one."""
         return (self.preprocessor.collate([example]) for example in self.calibration)
 
     def write(self, chosen: Mapping[str, NodePrecision], path: Path) -> None:
@@ -142,12 +143,7 @@ class Mixer:
         if nodes := [node for node, one in chosen.items() if one == "dynamic-int8"]:
             model = to_dynamic_int8(model, nodes)
         quantize_weights(model, self.sites, chosen, self.settings.block)
-        write_atomic(path, model.SerializeToString())
-        try:
-            open_session(path)
-        except BundleError as error:
-            path.unlink()
-            raise QuantizationError(str(error)) from None
+        write_opened(model, path)
 
     def ship(self, chosen: Mapping[str, NodePrecision], path: Path) -> Certificate:
         """`write`, and beside it the certificate, the products tried on the calibration examples. Where
@@ -158,18 +154,33 @@ class Mixer:
         found = self._certified(path)
         narrowed = {layer.weights for layer in found.layers if layer.narrowed}
         if narrowed and (start := self.start(chosen)).errors:
-            errors = bias_errors(start.model, onnx.load(path), list(self._batches())[:_MOST_SWEPT])
+            errors = bias_errors(start.model, onnx.load(path), list(self.batches())[:_MOST_SWEPT])
             self._write_from(replace(start, errors=errors), chosen, path)
             found = self._certified(path, narrowed)
-        write_atomic(certificate_beside(path), dump_certificate(found))
         return found
 
     def _certified(self, path: Path, narrowed: Collection[str] = ()) -> Certificate:
-        try:
-            narrow = self.settings.same_everywhere
-            return same_everywhere(path, list(self._batches()), narrow=narrow, before=narrowed)
-        except BundleError as error:
-            raise QuantizationError(f"{path}: {error}") from None
+        return certify(path, list(self.batches()), narrow=self.settings.same_everywhere, before=narrowed)
+
+
+def write_opened(model: onnx.ModelProto, path: Path) -> None:
+    """The model at `path`, whole or not at all. Raises QuantizationError where onnxruntime does not open it."""
+    write_atomic(path, model.SerializeToString())
+    try:
+        open_session(path)
+    except BundleError as error:
+        path.unlink()
+        raise QuantizationError(str(error)) from None
+
+
+def certify(path: Path, feeds: Sequence[Feed], *, narrow: bool, before: Collection[str] = ()) -> Certificate:
+    """`same_everywhere`, the certificate written beside the model. Raises QuantizationError."""
+    try:
+        found = same_everywhere(path, feeds, narrow=narrow, before=before)
+    except BundleError as error:
+        raise QuantizationError(f"{path}: {error}") from None
+    write_atomic(certificate_beside(path), dump_certificate(found))
+    return found
 
 
 def _corrected(prepared: Prepared, nodes: Sequence[str]) -> onnx.ModelProto:

@@ -165,7 +165,7 @@ def _narrow(model: onnx.ModelProto, product: IntegerProduct) -> int:
     graph = Graph(model)
     weights = graph.array(product.weights)
     sums = weight_sums(columns_of(product, weights)).reshape(-1)
-    if sums.max() <= SAFE_WEIGHT_SUM or product.scale is None or not _alone(graph, product, product.scale):
+    if sums.max() <= SAFE_WEIGHT_SUM or product.scale is None or not can_narrow(graph, product):
         return 0
     # Rounding adds at most a half to each weight, so that the sum of two is at most SAFE_WEIGHT_SUM then.
     wider = np.where(sums > SAFE_WEIGHT_SUM, sums / (SAFE_WEIGHT_SUM - 1), 1.0)
@@ -183,11 +183,14 @@ def _narrow(model: onnx.ModelProto, product: IntegerProduct) -> int:
     return int((sums > SAFE_WEIGHT_SUM).sum())
 
 
-def _alone(graph: Graph, product: IntegerProduct, scale: str) -> bool:
-    """Whether weights, scale and bias serve this product alone, in one form, and a weight of 0 means 0."""
-    if product.bias is not None and graph.array(product.bias[1]).size != graph.array(scale).size:
+def can_narrow(graph: Graph, product: IntegerProduct) -> bool:
+    """Whether two of its products are added in 16 bits; and weights, scale and bias serve this product alone, in one
+    form, and a weight of 0 means 0, so that they can be given a wider step."""
+    if product.scale is None or not adds_in_pairs(product, graph.array(product.weights)):
         return False
-    names = [product.weights, scale, *(product.bias or ())]
+    if product.bias is not None and graph.array(product.bias[1]).size != graph.array(product.scale).size:
+        return False
+    names = [product.weights, product.scale, *(product.bias or ())]
     if product.node.op_type != "MatMulInteger":
         names += product.node.input[1:]
     zero = product.zero_point

@@ -21,7 +21,7 @@ from compressor.quantize.blocks import to_blocks
 from compressor.quantize.sites import Site, turned_weights
 from compressor.recipe_quantize import NodePrecision
 
-_BITS: dict[NodePrecision, int] = {"weight-int8": 8, "weight-int4": 4}
+BITS: dict[NodePrecision, int] = {"weight-int8": 8, "weight-int4": 4}
 _HALVES: dict[NodePrecision, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -49,12 +49,19 @@ def quantize_weights(
         if precision in _HALVES:
             node = named[site.node]
             writer.replace(node, writer.halved(site, node, _HALVES[precision]))
-        elif precision in _BITS:
+        elif precision in BITS:
             node = named[site.node]
-            bits = _BITS[precision]
+            bits = BITS[precision]
             make = writer.table if site.operator == "Gather" else writer.product
             writer.replace(node, make(site, node, bits, site.weight in of_tables))
     writer.finish()
+
+
+def block_of(columns: int, block: int, tied: bool) -> int:
+    """How many weights share a scale in a matrix of so many columns; `tied`: a table reads it, whose rows are whole
+    blocks.
+    """
+    return min(block, columns & -columns) if tied else block
 
 
 @dataclass(frozen=True)
@@ -181,7 +188,7 @@ class _Writer:
             numbers = numpy_helper.to_array(self._weights[site.weight])
             matrix = np.ascontiguousarray(numbers if rows_first else numbers.T)
             rows, columns = matrix.shape
-            block = min(self._block, columns & -columns) if tied else self._block
+            block = block_of(columns, self._block, tied)
             blocks = to_blocks(matrix, bits, block)
             stored = _Stored(f"{key}_codes", f"{key}_scales", f"{key}_zero_points", rows, columns, block)
             codes = blocks.codes.reshape(rows, -1) if tied else blocks.codes

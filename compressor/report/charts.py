@@ -8,11 +8,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compressor.artifacts import Latency, TimesShown
 from compressor.report import svg
 from compressor.report.formatting import megabytes, milliseconds, shorten
 from compressor.report.svg import Box
 from compressor.result import ModelResult, SizeShare
+from compressor.timings import Latency, TimesShown
 
 WIDE, NARROW = 540, 343
 PART_COLOURS = 6

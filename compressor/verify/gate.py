@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from compressor.artifacts import GateDecision, Latency, OnnxModel, Parity, Quality, RefusedModel
+from compressor.artifacts import GateDecision, OnnxModel, Parity, Quality, RefusedModel
 from compressor.errors import GateError
 from compressor.recipe import Gate
+from compressor.timings import Latency
 from compressor.verify.parity import first_at
 
 # Below, a bootstrap cannot show what it has not drawn: three right answers of three would be certainty.

@@ -14,8 +14,8 @@ from shared_runs import Begun, Finished, Run
 
 from compressor import pipeline
 
-# Without the control, which this recipe does not ask for.
-STAGES = [stage for stage in pipeline.STAGES if stage != "control"]
+# Without the two that this recipe does not ask for.
+STAGES = [stage for stage in pipeline.STAGES if stage not in ("control", "qat")]
 FROM_QUANTIZE = STAGES[STAGES.index("quantize") :]
 
 

@@ -80,7 +80,7 @@ def test_a_vit_from_its_folder_to_a_device(vit_run: Finished, run: Run) -> None:
 
 
 def test_a_plan_says_what_the_student_and_its_neighbours_weigh(vit_run: Finished, run: Run) -> None:
-    """Within 2% of the files that the run made."""
+    """Within 2% of the files that the run made, and a kilobyte of nodes that moved scales between layers there."""
     ended = run("inspect", "--plan", vit_run.recipe, "--json")
     assert ended.code == 0, ended.stderr
     own, *others = json.loads(ended.stdout)["choices"]
@@ -88,7 +88,7 @@ def test_a_plan_says_what_the_student_and_its_neighbours_weigh(vit_run: Finished
     predicted = {f"student-{name}".removesuffix("-float32"): size for name, size in own["onnx_bytes"].items()}
     assert predicted.keys() == sizes.keys()
     for name, size in sizes.items():
-        assert predicted[name] == pytest.approx(size, rel=0.02), name
+        assert predicted[name] == pytest.approx(size, rel=0.02, abs=1000), name
     assert f"  {own['parameters']:,} parameters: layers 0, 3 of 4" in vit_run.ended.stderr
     assert [choice["choice"] for choice in others] == ["layers 1", "layers 3", "layers 4", "ffn 16"]
 

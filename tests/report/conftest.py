@@ -9,20 +9,17 @@ import pytest
 
 from compressor.artifacts import (
     Interval,
-    Latency,
     LossPoint,
-    OperatorTime,
     Parity,
     Provenance,
     Quality,
     RefusedModel,
     ScorePoint,
-    TimesShown,
-    Timing,
     TrainingHistory,
 )
 from compressor.error_attribution import Closeness, ErrorAttribution, NoisyLayer, Remedy
 from compressor.result import Environment, ModelResult, QualityStep, Result, SizeShare, StageTime
+from compressor.timings import Latency, OperatorTime, TimesShown, Timing
 
 STEPS_PER_EPOCH = 250
 

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.artifacts import Interval, TimesShown
+from compressor.artifacts import Interval
 from compressor.report import charts, svg
 from compressor.report.trade_off import trade_off
 from compressor.result import ModelResult, Result, SizeShare
+from compressor.timings import TimesShown
 
 HOSTILE = "<script>alert(1)</script>\"'&\x00"
 NAMESPACE = "{http://www.w3.org/2000/svg}"

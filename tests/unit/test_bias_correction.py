@@ -135,6 +135,22 @@ def test_a_product_without_a_place_for_it_is_left() -> None:
     assert correct(model, {"m": np.ones(8)}) == model
 
 
+def test_a_product_whose_weights_are_a_table_turned_is_left() -> None:
+    """They are no constant then: they are turned and quantized anew in every inference."""
+    nodes = [
+        node("Cast", ["x"], ["ids"], to=onnx.TensorProto.INT64),
+        node("Gather", ["table", "ids"], ["h"]),
+        node("MatMul", ["h", "w"], ["m"]),
+        node("Transpose", ["table"], ["turned"], perm=[1, 0]),
+        node("MatMul", ["m", "turned"], ["out"]),
+    ]
+    model = model_of(nodes, ("n", "t"), {"table": drawn(6, 8), "w": drawn(8, 8)})
+    ranges = dict.fromkeys(("h", "m", "turned", "out"), (-4.0, 4.0))
+    quantized = to_static(model, ["h", "m", "out"], "static-int8", ranges)
+    found = bias_errors(model, quantized, [{"x": np.array([[0, 3, 5]], np.float32)}])
+    assert set(found) == {"m"}
+
+
 def edges() -> tuple[onnx.ModelProto, NDArray[np.float32]]:
     """Filters whose weights add up to nothing, on inputs of which none is negative: rounding them gives a mean. Side by
     side, so that a processor without VNNI saturates."""

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from compressor.artifacts import GateDecision, Interval, Latency, OnnxModel, Parity, Quality
+from compressor.artifacts import GateDecision, Interval, OnnxModel, Parity, Quality
 from compressor.errors import GateError
 from compressor.recipe import Gate
+from compressor.timings import Latency
 from compressor.verify.gate import choose
 
 
