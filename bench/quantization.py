@@ -44,11 +44,11 @@ FLOAT32 = "float32"
 
 @dataclass(frozen=True)
 class Work:
-    """A model with what this program does to it, by name, and how long all are timed."""
+    """A model with what this program does to it, by name, and how all are timed."""
 
     subject: Subject
     settings: dict[str, dict[str, object]]
-    budget_s: float
+    timing: BenchmarkSettings
 
 
 _OF_IMAGES: dict[str, dict[str, object]] = {
@@ -102,11 +102,13 @@ def run(quick: bool) -> dict[str, Any]:
 def _works(quick: bool) -> Iterator[Work]:
     if quick:
         name = "static-int8, for VNNI, of the model as it is"
-        yield Work(network_of_images(Amount(8, 16)), {name: _OF_IMAGES[name]}, 8.0)
+        yield Work(
+            network_of_images(Amount(8, 16)), {name: _OF_IMAGES[name]}, BenchmarkSettings(min_samples=60, budget_s=5.0)
+        )
         return
-    yield Work(network_of_images(Amount(96, 185)), _OF_IMAGES, 90.0)
+    yield Work(network_of_images(Amount(96, 185)), _OF_IMAGES, BenchmarkSettings(budget_s=90.0))
     for text, budget_s in ((encoder(Amount(64, 450)), 90.0), (language_model(Amount(16, 24)), 150.0)):
-        yield Work(text, _of_text(text), budget_s)
+        yield Work(text, _of_text(text), BenchmarkSettings(budget_s=budget_s))
 
 
 def _pythons(rows: list[dict[str, Any]], quick: bool) -> dict[str, Path]:
@@ -130,7 +132,7 @@ def _compared(work: Work, pythons: dict[str, Path], quick: bool) -> tuple[list[d
         results += _theirs(subject, pythons, folder, quick)
         answers, results = _judged(subject, results)
         running = [one for one in results if one.path is not None]
-        timed = _timed(subject, running, work.budget_s)
+        timed = _timed(subject, running, work.timing)
         points = {
             one.name: Point(one.tool, one.name, one.path.stat().st_size, _speed(timed, one.name), answers[one.name])
             for one in running
@@ -192,9 +194,9 @@ def _judged(subject: Subject, results: Sequence[Result]) -> tuple[dict[str, Any]
     ]
 
 
-def _timed(subject: Subject, running: Sequence[Result], budget_s: float) -> Latencies:
+def _timed(subject: Subject, running: Sequence[Result], settings: BenchmarkSettings) -> Latencies:
     candidates = [Candidate(one.name, one.path, subject.timed) for one in running if one.path is not None]
-    return time_models(candidates, BenchmarkSettings(budget_s=budget_s), FLOAT32, SILENT)
+    return time_models(candidates, settings, FLOAT32, SILENT)
 
 
 def _speed(timed: Latencies, name: str) -> Interval:

@@ -15,6 +15,7 @@ from bench._dominance import Point, difference, dominates, dominating
 from bench._made_onnx import transformer
 from bench._quantization_models import Subject
 from compressor.artifacts import Interval
+from compressor.benchmark import BenchmarkSettings
 from compressor.errors import BenchmarkError
 from compressor.metrics import accuracy
 from compressor.onnx_file import describe_onnx
@@ -141,7 +142,9 @@ def test_a_peer_that_is_not_installed_is_not_installed_by_a_quick_run(
 
 
 def test_all_that_was_made_is_judged_and_timed_together(subject: Subject) -> None:
-    work = quantization.Work(subject, {"dynamic": {"precisions": ["dynamic-int8"]}}, 5.0)
+    work = quantization.Work(
+        subject, {"dynamic": {"precisions": ["dynamic-int8"]}}, BenchmarkSettings(min_samples=60, budget_s=5.0)
+    )
     rows, _, ahead = quantization._compared(
         work, {"onnxruntime": Path(sys.executable), "nncf": Path(sys.executable)}, True
     )
