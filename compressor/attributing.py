@@ -69,7 +69,7 @@ def attribution(
             layers.append(NoisyLayer(one.site.node, one.site.operator, one.snr_db, then))
     tried = [Remedy(layer.node, "float32", layer.in_float32) for layer in layers if layer.in_float32]
     best = max(tried, key=lambda remedy: _regained(now, remedy.then), default=None)
-    worth = best is not None and _regained(now, best.then) >= _WORTH * _error(now)
+    worth = best is not None and _regained(now, best.then) >= _WORTH * now.error
     return ErrorAttribution(model.name, now, tuple(layers), best if worth else None)
 
 
@@ -85,7 +85,7 @@ def _cheapest(
     tried = [in_float32, *_others(in_float32.node, mixer, chosen, judging)]
     return min(
         (one for one in tried if _regained(found.now, one.then) >= needed),
-        key=lambda one: (one.then.bytes, _error(one.then)),
+        key=lambda one: (one.then.bytes, one.then.error),
     )
 
 
@@ -105,10 +105,5 @@ def _others(node: str, mixer: Mixer, chosen: Mapping[str, NodePrecision], judgin
             yield Remedy(node, precision, judging.closeness(path))
 
 
-def _error(closeness: Closeness) -> float:
-    """The energy of the error as a share of the outputs'."""
-    return 0.0 if closeness.snr_db is None else float(10 ** (-closeness.snr_db / 10))
-
-
 def _regained(now: Closeness, then: Closeness) -> float:
-    return _error(now) - _error(then)
+    return now.error - then.error

@@ -17,6 +17,11 @@ class Closeness:
     snr_db: float | None
     bytes: int
 
+    @property
+    def error(self) -> float:
+        """The energy of the difference as a share of the outputs'."""
+        return 0.0 if self.snr_db is None else float(10 ** (-self.snr_db / 10))
+
 
 @dataclass(frozen=True)
 class NoisyLayer:

@@ -89,42 +89,47 @@ def _parities(
     """
     found: list[Parity] = []
     if models.teacher is not None and not at.black_box:  # a black box was not converted
-        module = at.task.deployable(at.teacher).eval()
-        found.append(_converted(at, models.teacher, module, at.teacher_preprocessor))
-    found.append(_converted(at, models.exported, torch_student, preprocessor, "student-exported"))
-    probes = _probes(at, preprocessor)
-    by_student = parity.by_onnx(models.student.path)
-    rewritten = parity.compare(
+        module, teachers = at.task.deployable(at.teacher).eval(), at.teacher_preprocessor
+        probes = (*_probes(at, teachers), *parity.probes_in_shapes(at.task.shape_feeds(teachers)))
+        taught = parity.answers(parity.by_onnx(models.teacher.path), probes)
+        found.append(_exported("teacher", "teacher", models.teacher, taught, module, probes))
+    inputs = _probes(at, preprocessor)
+    probes = (*inputs, *parity.probes_in_shapes(at.task.shape_feeds(preprocessor)))
+    exported, rewritten = (
+        parity.answers(parity.by_onnx(model.path), probes) for model in (models.exported, models.student)
+    )
+    found.append(_exported("student-exported", "student", models.exported, exported, torch_student, probes))
+    again = parity.compare(
         "student",
         "student-exported",
-        (by_student, parity.by_onnx(models.exported.path)),
-        (*probes, *parity.probes_in_shapes(at.task.shape_feeds(preprocessor))),
+        (rewritten, exported),
+        probes,
         lambda feed: first_node(models.student.path, models.exported.path, feed, parity.equal_floats),
         float64=lambda: parity.by_torch_in_float64(torch_student),
     )
-    found.append(parity.require(rewritten))
+    found.append(parity.require(again))
     unfused = models.student.open_path or models.student.path
     for model in models.quantized:
         if own := [one for one in known if one.name == model.name]:
             found += own
             continue
-        answers = parity.by_onnx(model.path), by_student
+        given = parity.answers(parity.by_onnx(model.path), inputs), rewritten[: len(inputs)]
         where = partial(first_node, model.path, unfused, same=parity.same_way)
-        found.append(parity.compare(model.name, "student", answers, probes, where, float64=None))
+        found.append(parity.compare(model.name, "student", given, inputs, where, float64=None))
     if at.recipe.task == "sentence-embedding":  # the largest component of an embedding means nothing
         found = [replace(one, top1_agreement=None) for one in found]
     return tuple(found)
 
 
-def _converted(
-    at: Materials, model: OnnxModel, module: nn.Module, preprocessor: Preprocessor, name: str | None = None
+def _exported(
+    name: str, source: str, model: OnnxModel, given: parity.Answers, module: nn.Module, probes: Sequence[parity.Probe]
 ) -> Parity:
-    """An ONNX model against the module that it was exported from."""
+    """What a graph answered against the module that it was exported from. Raises ExportError where it departs."""
     found = parity.compare(
-        name or model.name,
-        f"{model.name} in torch",
-        (parity.by_onnx(model.path), parity.by_torch(module)),
-        (*_probes(at, preprocessor), *parity.probes_in_shapes(at.task.shape_feeds(preprocessor))),
+        name,
+        f"{source} in torch",
+        (given, parity.answers(parity.by_torch(module), probes)),
+        probes,
         lambda feed: first_module(module, model.path, feed, parity.equal_floats),
         float64=lambda: parity.by_torch_in_float64(module),
     )

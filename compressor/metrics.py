@@ -84,6 +84,11 @@ def f1_of_counts(counts: NDArray[Any]) -> float:
     return float(2 * common / (predicted + actual)) if predicted + actual else 0.0
 
 
+def same_top1(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """The share of rows of which the largest number is in the same place."""
+    return accuracy(got.argmax(axis=1), expected.argmax(axis=1))
+
+
 def snr_db(signal: float, noise: float) -> float | None:
     """10 log10(signal / noise) of two energies, at least -100; None where there is no noise."""
     if noise == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
@@ -27,6 +28,17 @@ def opset_of(model: onnx.ModelProto) -> int:
 def ir_version_of(path: Path) -> int:
     """The version of ONNX's file format that a model is written in."""
     return int(onnx.load(path, load_external_data=False).ir_version)
+
+
+def with_outputs(model: onnx.ModelProto, outputs: Iterable[str | onnx.ValueInfoProto]) -> onnx.ModelProto:
+    """A copy of the model with other outputs; of those that are names alone, onnxruntime finds the type, also where
+    onnx does not know the operator.
+    """
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    del other.graph.output[:]
+    other.graph.output.extend(onnx.ValueInfoProto(name=one) if isinstance(one, str) else one for one in outputs)
+    return other
 
 
 def describe_onnx(path: Path, name: str, precision: str, parameters: int | None = None) -> OnnxModel:

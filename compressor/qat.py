@@ -138,9 +138,12 @@ def _compare(at: Materials, trained: DistilledStudent, target: Target, model: On
     module, preprocessor = at.student(trained.student.folder), at.task.preprocessor(trained.student.folder)
     probes = parity.probes_of(preprocessor, at.parity_inputs, at.task.compared)
     with fake_quantized(module, target, _feed(at, preprocessor)) as found:
-        answers = parity.by_onnx(model.path), parity.by_torch(module.eval())
+        given = (
+            parity.answers(parity.by_onnx(model.path), probes),
+            parity.answers(parity.by_torch(module.eval()), probes),
+        )
         where = partial(first_module, module, model.path, same=parity.same_way)
-        compared = parity.compare(NAME, f"{NAME} in torch", answers, probes, where, float64=None)
+        compared = parity.compare(NAME, f"{NAME} in torch", given, probes, where, float64=None)
     at.progress.log(
         f"  {len(found)} nodes trained in few bits; {NAME} against what was trained: cosine {compared.mean_cosine:.6f}"
     )

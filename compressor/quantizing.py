@@ -16,9 +16,9 @@ from compressor.artifacts import Interval, OnnxModel, RefusedModel
 from compressor.attributing import asked_for, attribution, attributions
 from compressor.benchmark import BenchmarkSettings, Candidate, explained, time_models
 from compressor.certificate import certificate_beside
-from compressor.error_attribution import Closeness, ErrorAttribution
+from compressor.error_attribution import ErrorAttribution
 from compressor.errors import DataError, UsageError
-from compressor.metrics import mean_cosine, snr_between_db
+from compressor.metrics import mean_cosine
 from compressor.onnx_file import describe_onnx
 from compressor.onnxrt import first_outputs, open_session
 from compressor.preprocess import Feed
@@ -27,7 +27,7 @@ from compressor.quantize import Mixer, load_float_model, quantize
 from compressor.quantize.sites import find_sites
 from compressor.recipe_quantize import Quantization
 from compressor.report.rows import remedy_line
-from compressor.searching import Judging, search_precisions
+from compressor.searching import Judging, closeness_of, search_precisions
 from compressor.store import write_atomic
 from compressor.timings import Latencies, OperatorTime, Timing
 
@@ -109,22 +109,20 @@ def quantize_file(
     with tempfile.TemporaryDirectory() as folder:
         mixer = Mixer.of(source, calibration, examples, settings)
         made = quantize(source, mixer, Path(folder), progress)
-        feeds = tuple(examples.collate([one]) for one in judging[:_TIMED])
-        expected = _outputs(source.path, examples, judging)
-        judge = Judging(lambda path: _closeness(path, _outputs(path, examples, judging), expected), feeds, threads)
+        judge = _judging(source.path, examples, judging, threads)
         mixtures = asked_for(mixer, made.models)
         if settings.search is not None:
             mixtures += search_precisions(source, mixer, judge, settings.search, out, Path(folder), progress)
         models = (source, *(model for model, _ in mixtures))
         wanted = BenchmarkSettings(threads=threads, budget_s=budget_s)
-        timeable = [Candidate(one.name, one.path, feeds) for one in models]
+        timeable = [Candidate(one.name, one.path, judge.feeds) for one in models]
         timed = time_models(timeable, wanted, FLOAT32, progress)
         timed = explained(timed, timeable, wanted, FLOAT32, progress)
+        errors = attributions(mixer, mixtures, judge)
         candidates = tuple(
-            _judged(one, timed, _agreement(_outputs(one.path, examples, judging), expected)) for one in models[1:]
+            _judged(one, timed, found.now.agreement) for one, found in zip(models[1:], errors, strict=True)
         )
         chosen, reason = _choose(source, candidates, min_agreement)
-        errors = attributions(mixer, mixtures, judge)
         found = Quantized(chosen, reason, candidates, errors, made.refused, timed.timing)
         best = next(one.path for one in models if one.name == chosen)
         out.mkdir(parents=True, exist_ok=True)
@@ -146,12 +144,7 @@ def errors_of(model: Path, float32: Path, inputs: Path) -> ErrorAttribution:
     open_session(model)
     examples = read_examples(inputs, describe_onnx(float32, FLOAT32, FLOAT32))
     judging = examples.encode(range(len(next(iter(examples.arrays.values())))))[:_MOST_HELD_OUT]
-    expected = _outputs(float32, examples, judging)
-    judge = Judging(
-        lambda path: _closeness(path, _outputs(path, examples, judging), expected),
-        tuple(examples.collate([one]) for one in judging[:_TIMED]),
-        threads=1,
-    )
+    judge = _judging(float32, examples, judging, threads=1)
     return attribution(source, find_sites(source), describe_onnx(model, model.name, "unknown"), judge)
 
 
@@ -201,12 +194,15 @@ def _outputs(path: Path, examples: ArrayExamples, judging: Sequence[NDArray[Any]
     return first_outputs(path, examples, judging, batch_size=1, progress=SILENT, title="")
 
 
-def _closeness(path: Path, outputs: NDArray[np.float32], expected: NDArray[np.float32]) -> Closeness:
-    return Closeness(_agreement(outputs, expected), snr_between_db(outputs, expected), path.stat().st_size)
+def _judging(float32: Path, examples: ArrayExamples, judged_on: Sequence[NDArray[Any]], threads: int) -> Judging:
+    """Models are held against `float32` on these examples, and timed on the first of them."""
+    expected = _outputs(float32, examples, judged_on)
 
-
-def _agreement(outputs: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    return mean_cosine(outputs, expected) if np.isfinite(outputs).all() else 0.0
+    return Judging(
+        lambda path: closeness_of(path, _outputs(path, examples, judged_on), expected, mean_cosine),
+        tuple(examples.collate([one]) for one in judged_on[:_TIMED]),
+        threads,
+    )
 
 
 def _judged(model: OnnxModel, timed: Latencies, agreement: float) -> Judged:

@@ -14,7 +14,7 @@ from compressor.artifacts import OnnxModel
 from compressor.benchmark import BenchmarkSettings, Candidate, time_models
 from compressor.error_attribution import Closeness
 from compressor.errors import MissingDependencyError
-from compressor.metrics import snr_between_db
+from compressor.metrics import same_top1, snr_between_db
 from compressor.onnx_file import describe_onnx
 from compressor.onnxrt import first_outputs
 from compressor.preprocess import Feed, Preprocessor
@@ -32,6 +32,7 @@ _INPUTS, _TEXTS = 256, 32
 _SAMPLES, _BUDGET_S = 60, 1.0
 
 
+Agreement = Callable[[NDArray[np.float32], NDArray[np.float32]], float]
 # A quantized model, and the precision of every node that could have one.
 Mixture = tuple[OnnxModel, Mapping[str, NodePrecision]]
 
@@ -51,18 +52,25 @@ def judging_of(at: Materials, exported: OnnxModel, preprocessor: Preprocessor) -
 
     most = _TEXTS if at.task.per_token else _INPUTS
     examples = preprocessor.encode(at.data.train[-at.data.holdout :][:most])
+    # A teacher that writes is known by its answers alone, which are not here: what would come after the prompt is.
+    keep, agreement = (at.task.compared, same_top1) if at.writes else (at.task.judged, at.task.agreement)
 
     def outputs(path: Path) -> NDArray[np.float32]:
-        return first_outputs(path, preprocessor, examples, batch_size=1, progress=SILENT, title="", keep=at.task.judged)
+        return first_outputs(path, preprocessor, examples, batch_size=1, progress=SILENT, title="", keep=keep)
 
     expected = outputs(exported.path)
     feeds = tuple(at.task.timed(preprocessor, one) for one in preprocessor.encode(at.sample(BENCHMARK_INPUTS, 2)))
+    return Judging(
+        lambda path: closeness_of(path, outputs(path), expected, agreement), feeds, at.recipe.benchmark.threads
+    )
 
-    def closeness(path: Path) -> Closeness:
-        got = outputs(path)
-        return Closeness(at.task.agreement(got, expected), snr_between_db(got, expected), path.stat().st_size)
 
-    return Judging(closeness, feeds, at.recipe.benchmark.threads)
+def closeness_of(
+    path: Path, got: NDArray[np.float32], expected: NDArray[np.float32], agreement: Agreement
+) -> Closeness:
+    """Of the model at `path`, by its answers and float32's, [rows, width] each; answers not finite agree in nothing."""
+    agrees = agreement(got, expected) if np.isfinite(got).all() else 0.0
+    return Closeness(agrees, snr_between_db(got, expected), path.stat().st_size)
 
 
 def search_precisions(

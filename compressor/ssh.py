@@ -9,9 +9,11 @@ import os
 import re
 import shlex
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from compressor.errors import MissingDependencyError, UsageError
 
@@ -61,10 +63,35 @@ def device_and_path(url: str) -> tuple[Device, str] | None:
     return Device(parts["address"] or parts["host"], parts["user"], port), parts["path"] or ""
 
 
-def start_script(device: Device, script: bytes, stderr_path: Path) -> subprocess.Popen[bytes]:
-    """Starts a script of POSIX shell there. What follows on its standard input, of which nothing is written yet, the
-    script itself among it, is the caller's to write. Raises MissingDependencyError without ssh; UsageError.
+@dataclass(frozen=True)
+class Script:
+    """A script that runs on a device: the ssh that holds it, and the ends of its standard input and output here."""
+
+    child: subprocess.Popen[bytes]
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+
+
+@contextmanager
+def running_script(device: Device, script: bytes, stderr_path: Path) -> Iterator[Script]:
+    """A script of POSIX shell there, which has ended when this does. What follows on its standard input, of which
+    nothing is written yet, the script itself among it, is the caller's to write. Raises MissingDependencyError without
+    ssh; UsageError.
     """
+    child = _start(device, script, stderr_path)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        yield Script(child, child.stdin, child.stdout)
+    finally:
+        child.stdin.close()
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+        child.stdout.close()
+
+
+def _start(device: Device, script: bytes, stderr_path: Path) -> subprocess.Popen[bytes]:
     try:
         ssh = shlex.split(os.environ.get("COMPRESSOR_SSH") or "ssh")
     except ValueError as error:

@@ -1,8 +1,12 @@
 """A real sshd on loopback: its keys, its start, waiting for it."""
 
+import os
 import socket
 import subprocess
 import time
+from pathlib import Path
+
+import needed
 
 LIMIT_S = 60.0  # of everything that is waited for; nothing should take a tenth of it
 
@@ -19,6 +23,16 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def require_sshd():
+    """The program; ends the tests, naming what is missing, where there is none, or no client."""
+    program = needed.require("sshd", "openssh-server")
+    for client in ("ssh", "ssh-keygen"):
+        needed.require(client, "openssh-client")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # what starts sshd otherwise makes it
+    return program
 
 
 def make_key(path):

@@ -17,7 +17,7 @@ from typing import IO
 
 from compressor.benchmark.local import Event, OnEvent, checked, events_of, interrupts_passed_on
 from compressor.errors import BenchmarkError, UsageError
-from compressor.ssh import SSH_FAILED, Device, device_and_path, last_said, start_script, write
+from compressor.ssh import SSH_FAILED, Device, device_and_path, last_said, running_script, write
 
 # Of the ELF header, and the patterns of what `uname -m` says where such a program may run.
 _MACHINES = {
@@ -120,38 +120,29 @@ def run_there(
     _pack(files, archive)
     script = _script(files, flags, profile, archive.stat().st_size)
     stderr_path = folder / "stderr.txt"
-    child = start_script(device, script, stderr_path)
-    assert child.stdin is not None
-    assert child.stdout is not None
     last: Event = {}
     reached = False
-    pipe = child.stdin.fileno()
+    with running_script(device, script, stderr_path) as running:
+        pipe = running.stdin.fileno()
 
-    def interrupt(again: bool) -> None:
-        if again or not last:
-            child.kill()
-        else:
-            write(pipe, b"\n")
+        def interrupt(again: bool) -> None:
+            if again or not last:
+                running.child.kill()
+            else:
+                write(pipe, b"\n")
 
-    try:
         with interrupts_passed_on(interrupt) as interruption:
             write(pipe, script)
             _send(archive, pipe)
-            for event in events_of(child.stdout):
+            for event in events_of(running.stdout):
                 if event["event"] == "reached":
                     reached = True
                 elif event["event"] == "file":
-                    _receive(event, child.stdout, folder, profile)
+                    _receive(event, running.stdout, folder, profile)
                 else:
                     last = event
                     on_event(event)
-            code = child.wait()
-    finally:
-        child.stdin.close()
-        if child.poll() is None:
-            child.kill()
-            child.wait()
-        child.stdout.close()
+            code = running.child.wait()
     said = stderr_path.read_text(errors="replace")
     if not _is_whole(last, folder):
         if interruption.seen:

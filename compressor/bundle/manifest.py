@@ -12,14 +12,13 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from compressor.artifacts import Provenance, TensorSpec
 from compressor.device.manifest import (
-    FORMAT_VERSION,
     MANIFEST,
     MAX_MANIFEST_BYTES,
     FileEntry,
     GoldenCheck,
     Requirements,
     check_listing,
-    strict_json,
+    manifest_json,
 )
 from compressor.device.source import check_folder
 from compressor.errors import BundleError
@@ -65,14 +64,10 @@ def open_bundle(folder: Path) -> OpenedBundle:
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(f"{folder}: expected a bundle with a {MANIFEST}, found none")
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path}: expected at most {MAX_MANIFEST_BYTES} bytes, got {path.stat().st_size}")
-    content = strict_json(path.read_bytes(), str(path))
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise BundleError(
-            f"{path}: expected bundle format {FORMAT_VERSION}, got {version}; use the version that wrote it"
-        )
+    size = path.stat().st_size
+    if size > MAX_MANIFEST_BYTES:  # before any of it is read
+        raise BundleError(f"{path}: expected at most {MAX_MANIFEST_BYTES} bytes, got {size}")
+    content = manifest_json(path.read_bytes(), str(path))
     try:
         manifest = TypeAdapter(Manifest).validate_python(content)
     except ValidationError as error:

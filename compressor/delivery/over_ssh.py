@@ -22,7 +22,7 @@ from typing import Any
 from compressor import errors
 from compressor.device import SOURCES
 from compressor.errors import CompressorError, DeviceError
-from compressor.ssh import SSH_FAILED, Device, last_said, start_script, write
+from compressor.ssh import SSH_FAILED, Device, last_said, running_script, write
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _KEY = "release.pub"
@@ -75,24 +75,15 @@ class RemoteDevice:
         script = _SCRIPT.format(size=len(sources), python=shlex.quote(self.python), command=line).encode()
         with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
             stderr_path = Path(folder) / "stderr.txt"
-            child = start_script(self.device, script, stderr_path)
-            assert child.stdin is not None
-            assert child.stdout is not None
-            try:
-                pipe = child.stdin.fileno()
+            with running_script(self.device, script, stderr_path) as running:
+                pipe = running.stdin.fileno()
                 if write(pipe, script) and write(pipe, sources):
                     for piece in bundle:
                         if not write(pipe, piece):
                             break
-                child.stdin.close()
-                stdout = child.stdout.read()
-                code = child.wait()
-            finally:
-                child.stdin.close()
-                if child.poll() is None:
-                    child.kill()
-                    child.wait()
-                child.stdout.close()
+                running.stdin.close()
+                stdout = running.stdout.read()
+                code = running.child.wait()
             said = last_said(stderr_path.read_text(errors="replace"))
         if code == 0:
             return dict(json.loads(stdout))

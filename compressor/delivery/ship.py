@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +154,8 @@ def _installed_here(update: _Update, root: Path) -> Shipped:
             installed = versions.install(source, root, update.public_key)
     except OSError as error:
         raise (storage_error(error) or error) from None
-    tested = installed.self_test
-    found = {**asdict(installed.status), "self_test": None if tested is None else asdict(tested)}
-    return Shipped(str(root), "there" if tested is None else "whole", 0, found)
+    found = versions.described(installed.status, installed.self_test)
+    return Shipped(str(root), "whole" if installed.self_test else "there", 0, found)
 
 
 def _sent(update: _Update, target: RemoteDevice, flags: list[str], pieces: Iterable[bytes], how: str) -> Shipped:

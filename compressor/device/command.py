@@ -6,7 +6,6 @@ import argparse
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,7 +54,7 @@ def _run(options: argparse.Namespace) -> None:
         found = versions.status(root)
         versions.check_current(root)
     if options.json:
-        print(json.dumps({**asdict(found), "self_test": asdict(tested) if tested else None}, indent=1))
+        print(json.dumps(versions.described(found, tested), indent=1))
     else:
         print(_line(root, found, tested))
 

@@ -85,16 +85,22 @@ def strict_json(content: bytes, what: str) -> Any:
         raise BundleError(f"{what}: not valid JSON with each key once; copy it again") from None
 
 
-def read_manifest(content: bytes, what: str = MANIFEST) -> DeviceManifest:
-    """What a device needs of a manifest. Raises BundleError, which names `what`."""
+def manifest_json(content: bytes, what: str) -> Any:
+    """The value of a manifest's text, of this format. Raises BundleError, which names `what`."""
     if len(content) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{what}: expected at most {MAX_MANIFEST_BYTES} bytes, got {len(content)}")
     found = strict_json(content, what)
     version = found.get("format_version") if isinstance(found, dict) else None
     if version != FORMAT_VERSION:
         raise BundleError(
-            f"{what}: expected bundle format {FORMAT_VERSION}, got {version}; use the version of its maker"
+            f"{what}: expected bundle format {FORMAT_VERSION}, got {version}; use the version that wrote it"
         )
+    return found
+
+
+def read_manifest(content: bytes, what: str = MANIFEST) -> DeviceManifest:
+    """What a device needs of a manifest. Raises BundleError, which names `what`."""
+    found = manifest_json(content, what)
     try:
         manifest = DeviceManifest(
             _text(found["model"]),

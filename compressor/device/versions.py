@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compressor.device import disk
 from compressor.device.compatible import check_compatible, this_machine
@@ -83,6 +83,11 @@ class Installed:
 
     status: Status
     self_test: SelfTest | None
+
+
+def described(found: Status, tested: SelfTest | None) -> dict[str, Any]:
+    """As JSON has it: the status, and the self-test where there was one."""
+    return {**asdict(found), "self_test": asdict(tested) if tested else None}
 
 
 @contextmanager

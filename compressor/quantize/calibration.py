@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from compressor import native
 from compressor.errors import BundleError, QuantizationError
+from compressor.onnx_file import with_outputs
 from compressor.onnxrt import open_session, run_one
 from compressor.preprocess import Feed
 from compressor.quantize.statistics import NO_BATCH, Calibration
@@ -90,19 +91,10 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.helper.make_model(sketch, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
-def _write_fetching(model: onnx.ModelProto, outputs: Iterable[onnx.ValueInfoProto], destination: Path) -> None:
-    """The model with other outputs."""
-    augmented = onnx.ModelProto()
-    augmented.CopyFrom(model)
-    del augmented.graph.output[:]
-    augmented.graph.output.extend(outputs)
-    onnx.save(augmented, destination)
-
-
 def _session(model: onnx.ModelProto, outputs: Iterable[onnx.ValueInfoProto], threads: int) -> Any:
     with tempfile.TemporaryDirectory(prefix="compressor-calibration-") as folder:
         path = Path(folder, "model.onnx")
-        _write_fetching(model, outputs, path)
+        onnx.save(with_outputs(model, outputs), path)
         try:
             return open_session(path, threads)
         except BundleError as error:

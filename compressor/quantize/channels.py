@@ -10,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from compressor.errors import BundleError, QuantizationError
+from compressor.onnx_file import with_outputs
 from compressor.onnxrt import open_session, run_one
 from compressor.preprocess import Feed
 
@@ -32,15 +33,13 @@ def channels(model: onnx.ModelProto, axes: Mapping[str, int], feeds: Iterable[Fe
     """The statistics of these values along their axes. Raises QuantizationError where the model does not run."""
     found: dict[str, Channels] = {}
     numbers = dict.fromkeys(axes, 0)
-    for outputs in run_on(fetching(model, axes), feeds):
-        for (name, axis), output in zip(axes.items(), outputs, strict=True):
-            rows = np.moveaxis(output, axis, 0).reshape(output.shape[axis], -1)
-            low, high = np.minimum(rows.min(1), 0.0), np.maximum(rows.max(1), 0.0)
-            squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
-            numbers[name] += rows.shape[1]
-            if (old := found.get(name)) is not None:
-                low, high, squares = np.minimum(old.low, low), np.maximum(old.high, high), old.square + squares
-            found[name] = Channels(low, high, squares)
+    for name, rows in _rows(model, axes, feeds):
+        low, high = np.minimum(rows.min(1), 0.0), np.maximum(rows.max(1), 0.0)
+        squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+        numbers[name] += rows.shape[1]
+        if (old := found.get(name)) is not None:
+            low, high, squares = np.minimum(old.low, low), np.maximum(old.high, high), old.square + squares
+        found[name] = Channels(low, high, squares)
     return {name: Channels(one.low, one.high, one.square / numbers[name]) for name, one in found.items()}
 
 
@@ -48,21 +47,19 @@ def means(model: onnx.ModelProto, axes: Mapping[str, int], feeds: Iterable[Feed]
     """The mean of each channel of these values. Raises QuantizationError where the model does not run."""
     sums: dict[str, NDArray[np.float64]] = {}
     numbers = dict.fromkeys(axes, 0)
-    for outputs in run_on(fetching(model, axes), feeds):
-        for (name, axis), output in zip(axes.items(), outputs, strict=True):
-            rows = np.moveaxis(output, axis, 0).reshape(output.shape[axis], -1)
-            sums[name] = sums.get(name, 0.0) + rows.sum(1, dtype=np.float64)
-            numbers[name] += rows.shape[1]
+    for name, rows in _rows(model, axes, feeds):
+        sums[name] = sums.get(name, 0.0) + rows.sum(1, dtype=np.float64)
+        numbers[name] += rows.shape[1]
     return {name: total / numbers[name] for name, total in sums.items()}
 
 
-def fetching(model: onnx.ModelProto, values: Iterable[str]) -> onnx.ModelProto:
-    """The model with these values as its outputs."""
-    other = onnx.ModelProto()
-    other.CopyFrom(model)
-    del other.graph.output[:]
-    other.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
-    return other
+def _rows(
+    model: onnx.ModelProto, axes: Mapping[str, int], feeds: Iterable[Feed]
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """For each feed each of these values by its name, [channels, numbers]."""
+    for outputs in run_on(with_outputs(model, axes), feeds):
+        for (name, axis), output in zip(axes.items(), outputs, strict=True):
+            yield name, np.moveaxis(output, axis, 0).reshape(output.shape[axis], -1)
 
 
 def run_on(model: onnx.ModelProto, feeds: Iterable[Feed]) -> Iterator[list[NDArray[np.float32]]]:

@@ -12,9 +12,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
-from onnx import TensorProto, helper
+from onnx import helper
 
 from compressor.metrics import snr_db
+from compressor.onnx_file import with_outputs
 from compressor.onnxrt import open_session, run_one
 from compressor.preprocess import Feed
 from compressor.quantize.sites import Site, turned_weights
@@ -43,17 +44,14 @@ def noises(
     """
     if source.ByteSize() + quantized.ByteSize() > _MOST_BYTES:
         return ()
-    model = onnx.ModelProto()
-    model.CopyFrom(quantized)
-    del model.graph.output[:]
     twins = _Twins(source, quantized)
     compared = [site for site in sites if twins.fits(site)]
+    energies = [f"{twins.output(site)}/{kind}" for site in compared for kind in ("noise", "signal")]
+    model = with_outputs(quantized, energies)
     for site in compared:
         output = twins.output(site)
         twins.put(site, model.graph, len(model.graph.node), f"{_TWIN}{output}")
         model.graph.node.extend(_energies(output))
-        for name in (f"{output}/noise", f"{output}/signal"):
-            model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
     if not compared:
         return ()
     session = open_session(model.SerializeToString())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from compressor.artifacts import Interval, Quality
-from compressor.error_attribution import Closeness, ErrorAttribution
+from compressor.error_attribution import ErrorAttribution
 from compressor.errors import DataError
 from compressor.report.formatting import (
     bounds,
@@ -127,13 +127,9 @@ def remedy_line(found: ErrorAttribution) -> str:
     price = f"{megabytes(abs(more))} MB {'more' if more > 0 else 'less'}"
     return (
         f"{printable(found.model)}: {printable(found.remedy.node)} in {found.remedy.precision} for {price} takes"
-        f" {percent(1 - _error(then) / _error(found.now))} of the error away, agreement with float32"
+        f" {percent(1 - then.error / found.now.error)} of the error away, agreement with float32"
         f" {score(found.now.agreement)} to {score(then.agreement)}"
     )
-
-
-def _error(closeness: Closeness) -> float:
-    return 0.0 if closeness.snr_db is None else float(10 ** (-closeness.snr_db / 10))
 
 
 def _model_row(model: ModelResult, teacher: ModelResult, ships: bool) -> Row:

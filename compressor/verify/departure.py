@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from compressor.onnx_file import with_outputs
 from compressor.onnxrt import open_session, run_one
 from compressor.preprocess import Feed
 
@@ -69,16 +70,8 @@ def first_module(module: nn.Module, model: Path, feed: Feed, same: Same) -> str 
 def _tensors(path: Path, feed: Feed) -> dict[str, NDArray[Any]]:
     """Every float tensor that the graph computes, as it stands there."""
     model = onnx.load(path)
-    given = {value.name for value in model.graph.output}
-    # Without a type: onnxruntime knows those of its own operators, which onnx does not.
-    model.graph.output.extend(
-        onnx.ValueInfoProto(name=name)
-        for node in model.graph.node
-        for name in node.output
-        if name and name not in given
-    )
-    session = open_session(model.SerializeToString(), optimized=False)
-    names = [value.name for value in session.get_outputs()]
+    names = [name for node in model.graph.node for name in node.output if name]
+    session = open_session(with_outputs(model, names).SerializeToString(), optimized=False)
     found = zip(names, run_one(session, feed), strict=True)
     return {name: value for name, value in found if isinstance(value, np.ndarray) and value.dtype == np.float32}
 

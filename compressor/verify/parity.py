@@ -16,7 +16,7 @@ from torch import nn
 
 from compressor.artifacts import Parity
 from compressor.errors import ExportError
-from compressor.metrics import accuracy, mean_cosine
+from compressor.metrics import mean_cosine, same_top1
 from compressor.onnxrt import open_session, run_one
 from compressor.preprocess import Feed, Keep, Preprocessor
 
@@ -30,6 +30,7 @@ FLOAT64_TIMES = 4
 INT8_COSINE = 0.9
 
 Answer = Callable[[Feed], NDArray[Any]]
+Answers = list[NDArray[Any]]  # for each probe float32 [rows, width]
 Where = Callable[[Feed], str | None]
 
 
@@ -101,39 +102,39 @@ def same_way(got: NDArray[Any], expected: NDArray[Any]) -> bool:
     return mean_cosine(got.reshape(rows), expected.reshape(rows)) >= INT8_COSINE
 
 
+def answers(answer: Answer, probes: Sequence[Probe]) -> Answers:
+    """What is compared, for each probe."""
+    return [probe.compared(answer(probe.feed)) for probe in probes]
+
+
 def compare(
     name: str,
     reference: str,
-    answers: tuple[Answer, Answer],
+    given: tuple[Answers, Answers],
     probes: Sequence[Probe],
     where: Where,
     *,
     float64: Callable[[], Answer] | None,
 ) -> Parity:
-    """Parity of the model `name` with its `reference`, by their answers in this order.
+    """Parity of the model `name` with its `reference`, by what both answered to the probes, in this order.
 
     With `float64`, what both should answer, `equal_floats` must hold, or else the model's largest distance from float64
     be at most four times the reference's. Without, a mean cosine of all rows of 0.9 or more. What is not finite fails.
     Where it does not hold, `where` is asked for the first place at which both part on the probe that is worst.
     """
-    rows = [_rows(answer, probes) for answer in answers]
-    got, expected = (np.concatenate(one) for one in rows)
+    got, expected = (np.concatenate(one) for one in given)
     found = measured(name, reference, got, expected, exact=float64 is not None)
     shapes = {tuple(array.shape for array in probe.feed.values()) for probe in probes}
     found = replace(found, inputs=len(probes), shapes=len(shapes))
     if float64 is not None and not found.holds and np.isfinite(got).all() and np.isfinite(expected).all():
-        right = np.concatenate(_rows(float64(), probes))
+        right = np.concatenate(answers(float64(), probes))
         own, allowed = np.abs(got - right).max(), FLOAT64_TIMES * np.abs(expected - right).max()
         bound = f"{found.bound}, or <= {allowed:.2g} from float64, {FLOAT64_TIMES} times the reference's distance"
         found = replace(found, holds=bool(own <= allowed), bound=bound)
     if found.holds:
         return found
-    worst = max(range(len(probes)), key=lambda number: _distance(rows[0][number], rows[1][number]))
+    worst = max(range(len(probes)), key=lambda number: _distance(given[0][number], given[1][number]))
     return replace(found, departs_at=where(probes[worst].feed))
-
-
-def _rows(answer: Answer, probes: Sequence[Probe]) -> list[NDArray[Any]]:
-    return [probe.compared(answer(probe.feed)) for probe in probes]
 
 
 def measured(
@@ -149,7 +150,7 @@ def measured(
         shapes=1,
         max_abs_error=float(np.abs(got - expected).max()) if finite else float(np.finfo(np.float32).max),
         mean_cosine=cosine,
-        top1_agreement=accuracy(got.argmax(axis=1), expected.argmax(axis=1)) if finite else 0.0,
+        top1_agreement=same_top1(got, expected) if finite else 0.0,
         holds=finite and (equal_floats(got, expected) if exact else cosine >= INT8_COSINE),
         bound=(
             f"|difference| <= {FLOAT_ABSOLUTE:g} + {FLOAT_RELATIVE:g} |value|"

@@ -17,7 +17,7 @@ import needed
 import numpy as np
 import onnx
 import pytest
-from loopback_sshd import LIMIT_S, free_port, make_key, start_sshd, wait_until
+from loopback_sshd import LIMIT_S, free_port, make_key, require_sshd, start_sshd, wait_until
 from made_models import save
 
 from compressor import native
@@ -120,12 +120,7 @@ def check_login(server, folder):
 @pytest.fixture(scope="module")
 def sshd(tmp_path_factory):
     """Ends the tests, naming what is missing, where there cannot be one."""
-    program = needed.require("sshd", "openssh-server")
-    for client in ("ssh", "ssh-keygen"):
-        needed.require(client, "openssh-client")
-    folder = tmp_path_factory.mktemp("sshd")
-    if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # what starts sshd otherwise makes it
+    program, folder = require_sshd(), tmp_path_factory.mktemp("sshd")
     make_key(folder / "host")
     make_links(folder / "links")
     authorized = make_key(folder / "plain")

@@ -23,7 +23,7 @@ import needed
 import numpy as np
 import onnx
 import pytest
-from loopback_sshd import LIMIT_S, free_port, make_key, start_sshd, wait_until
+from loopback_sshd import LIMIT_S, free_port, make_key, require_sshd, start_sshd, wait_until
 from made_bundles import Signer, answers, edit_manifest, make_bundle, make_signer
 
 from compressor.bundle.archive import pack, unpack
@@ -88,12 +88,7 @@ class Fleet:
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """Three sshd with one client key."""
-    program = needed.require("sshd", "openssh-server")
-    for client in ("ssh", "ssh-keygen"):
-        needed.require(client, "openssh-client")
-    folder = tmp_path_factory.mktemp("sshd")
-    if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # what starts sshd otherwise makes it
+    program, folder = require_sshd(), tmp_path_factory.mktemp("sshd")
     client = make_key(folder / "client")
     started = []
     try:

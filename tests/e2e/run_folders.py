@@ -38,5 +38,6 @@ def weights_of(out: Path, stage: str = "distill") -> bytes:
 
 def sizes_of_students(out: Path) -> dict[str, int]:
     """Bytes of the float32 student as it ships and of the quantized ones, by the name of their file."""
-    files = [path for path in (out / "stages").glob("*/student*.onnx") if path.stem != "student-open"]
+    stages = out / "stages"
+    files = [*stages.glob("rewrite-*/student.onnx"), *stages.glob("quantize-*/student-*.onnx")]
     return {path.stem: path.stat().st_size for path in files}

@@ -20,7 +20,9 @@ from compressor.preprocess import Feed, whole_output
 from compressor.verify.departure import first_module, first_node
 from compressor.verify.parity import (
     Answer,
+    Answers,
     Probe,
+    answers,
     by_onnx,
     by_torch,
     by_torch_in_float64,
@@ -147,6 +149,10 @@ def probes() -> tuple[Probe, ...]:
     return (*probes_of(Ids(), INPUTS, whole_output), *probes_in_shapes([TWO_BY_FIVE]))
 
 
+def given(model: Answer, reference: Answer) -> tuple[Answers, Answers]:
+    return answers(model, probes()), answers(reference, probes())
+
+
 def test_a_graph_is_compared_on_inputs_and_in_shapes(net: Net, exported: Path) -> None:
     def never(_: Feed) -> str:
         raise AssertionError("nothing departs")
@@ -154,7 +160,7 @@ def test_a_graph_is_compared_on_inputs_and_in_shapes(net: Net, exported: Path) -
     def never_asked() -> Answer:
         raise AssertionError("the answers are equal")
 
-    found = compare("net", "torch", (by_onnx(exported), by_torch(net)), probes(), never, float64=never_asked)
+    found = compare("net", "torch", given(by_onnx(exported), by_torch(net)), probes(), never, float64=never_asked)
     assert (found.holds, found.inputs, found.shapes, found.departs_at) == (True, 5, 4, None)
 
 
@@ -191,7 +197,7 @@ def test_what_departs_is_said_with_the_layer(net: Net, exported: Path, tmp_path:
     found = compare(
         "net",
         "torch",
-        (by_onnx(model), by_torch(net)),
+        given(by_onnx(model), by_torch(net)),
         probes(),
         lambda feed: first_module(net, model, feed, equal_floats),
         float64=lambda: by_torch_in_float64(net),
@@ -208,8 +214,8 @@ def rounded(answer: Answer, step: float) -> Answer:
 @pytest.mark.parametrize(("step", "holds"), [(0.003, True), (0.02, False)])
 def test_rounding_as_coarse_as_the_reference_s_is_permitted(net: Net, exported: Path, step: float, holds: bool) -> None:
     """A reference that is up to 0.0005 from the truth permits four times that."""
-    coarse = rounded(by_torch(net), 0.001), rounded(by_onnx(exported), step)
-    found = compare("net", "torch", coarse[::-1], probes(), lambda _: "here", float64=lambda: by_torch_in_float64(net))
+    coarse = given(rounded(by_onnx(exported), step), rounded(by_torch(net), 0.001))
+    found = compare("net", "torch", coarse, probes(), lambda _: "here", float64=lambda: by_torch_in_float64(net))
     assert found.holds is holds
     assert found.departs_at == (None if holds else "here")
     assert "times the reference's distance" in found.bound

@@ -14,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from test_training import Plain
 from torch import Tensor, nn
 
 from compressor.artifacts import TensorSpec
@@ -629,18 +630,6 @@ class Images(nn.Module):
 
 
 WIDTH, HIDDEN, CLASSES, ROWS, HELD_OUT = 32, 256, 4, 1344, 64
-
-
-class Plain:
-    """What the loop asks of a task and of a preprocessor."""
-
-    views, loss = 1, None
-
-    def view(self, example: NDArray[Any], _index: int) -> NDArray[Any]:
-        return example
-
-    def collate(self, examples: Sequence[NDArray[Any]]) -> Feed:
-        return {"x": np.stack(examples)}
 
 
 def learnt() -> OneLayer:
