@@ -103,7 +103,7 @@ def _works(quick: bool) -> Iterator[Work]:
     if quick:
         name = "static-int8, for VNNI, of the model as it is"
         yield Work(
-            network_of_images(Amount(8, 16)), {name: _OF_IMAGES[name]}, BenchmarkSettings(min_samples=60, budget_s=5.0)
+            network_of_images(Amount(8, 16)), {name: _OF_IMAGES[name]}, BenchmarkSettings(min_samples=60, budget_s=20.0)
         )
         return
     yield Work(network_of_images(Amount(96, 185)), _OF_IMAGES, BenchmarkSettings(budget_s=90.0))
