@@ -29,6 +29,9 @@ STAGES = (
     "bundle",
 )
 
+# The candidate that quantization-aware training makes.
+QAT_STUDENT = "student-qat"
+
 
 @dataclass(frozen=True)
 class Interval:

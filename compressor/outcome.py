@@ -12,7 +12,18 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from compressor.artifacts import Bundle, Evidence, GateDecision, Parity, Quality, QuantizedModels, RefusedModel, Teacher
+from compressor.artifacts import (
+    QAT_STUDENT,
+    Bundle,
+    Evidence,
+    GateDecision,
+    OnnxModel,
+    Parity,
+    Quality,
+    QuantizedModels,
+    RefusedModel,
+    Teacher,
+)
 from compressor.errors import GateError
 from compressor.judging import CONTROL, Models
 from compressor.materials import Materials
@@ -146,9 +157,13 @@ def _model_results(outcome: Outcome) -> tuple[ModelResult, ...]:
 def _quality_steps(outcome: Outcome) -> tuple[QualityStep, ...]:
     """From the teacher to each candidate, conversion by conversion."""
     steps = [("distillation", "teacher", "student-torch"), ("export", "student-torch", outcome.models.student.name)]
-    steps += [("quantization", outcome.models.student.name, model.name) for model in outcome.models.quantized]
+    steps += [(_step_to(model), outcome.models.student.name, model.name) for model in outcome.models.quantized]
     value = {name: quality.quality.value for name, quality in outcome.qualities.items()}
     return tuple(QualityStep(step, before, after, value[after] - value[before]) for step, before, after in steps)
+
+
+def _step_to(model: OnnxModel) -> str:
+    return "quantization-aware training" if model.name == QAT_STUDENT else "quantization"
 
 
 def measured_on() -> list[object]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from compressor import learning, stages
 from compressor.artifacts import (
+    QAT_STUDENT,
     DistilledStudent,
     OnnxModel,
     Parity,
@@ -40,7 +41,6 @@ from compressor.store import write_atomic
 from compressor.verify import parity
 from compressor.verify.departure import first_module
 
-NAME = "student-qat"
 _RANGES = "ranges.json"
 
 
@@ -66,11 +66,11 @@ def train_on(
         again = stages.rewrite_student(at, trained, exported, Path(scratch) / "rewritten")
         final = _target(at, _mixer(at, again, trained.student), target.ranges)
     if (final.sites, final.static) != (target.sites, target.static):
-        raise QuantizationError(f"{NAME}: training changed the exported graph; set quantize.qat to null")
-    path = folder / f"{NAME}.onnx"
+        raise QuantizationError(f"{QAT_STUDENT}: training changed the exported graph; set quantize.qat to null")
+    path = folder / f"{QAT_STUDENT}.onnx"
     for processor, holds in summary(final.ship(path, list(mixer.batches()))).items():
         at.progress.log(f"    integer products on {processor}: {holds}")
-    model = describe_onnx(path, NAME, _settings(at).precision, whole.parameters)
+    model = describe_onnx(path, QAT_STUDENT, _settings(at).precision, whole.parameters)
     return QuantizationAwareStudent(trained, model, _compare(at, trained, final, model))
 
 
@@ -143,8 +143,9 @@ def _compare(at: Materials, trained: DistilledStudent, target: Target, model: On
             parity.answers(parity.by_torch(module.eval()), probes),
         )
         where = partial(first_module, module, model.path, same=parity.same_way)
-        compared = parity.compare(NAME, f"{NAME} in torch", given, probes, where, float64=None)
+        compared = parity.compare(QAT_STUDENT, f"{QAT_STUDENT} in torch", given, probes, where, float64=None)
     at.progress.log(
-        f"  {len(found)} nodes trained in few bits; {NAME} against what was trained: cosine {compared.mean_cosine:.6f}"
+        f"  {len(found)} nodes trained in few bits; {QAT_STUDENT} against what was trained: cosine"
+        f" {compared.mean_cosine:.6f}"
     )
     return compared

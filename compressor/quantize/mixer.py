@@ -140,9 +140,9 @@ class Mixer:
             # The second of two reads what the first has rounded.
             found = start.ranges if number == 0 else self._found(model)
             model = to_static(model, [node for node, one in chosen.items() if one == precision], precision, found)
-        if nodes := [node for node, one in chosen.items() if one == "dynamic-int8"]:
-            model = to_dynamic_int8(model, nodes)
         quantize_weights(model, self.sites, chosen, self.settings.block)
+        if nodes := [node for node, one in chosen.items() if one == "dynamic-int8"]:  # last: it renames every Gemm
+            model = to_dynamic_int8(model, nodes)
         write_opened(model, path)
 
     def ship(self, chosen: Mapping[str, NodePrecision], path: Path) -> Certificate:

@@ -43,6 +43,8 @@ def test_a_student_learns_on_in_few_bits(
     rows = {row["name"]: row for row in result["models"]}
     assert rows["student-qat"]["precision"] == precision
     assert rows["student-qat"]["bytes"] < rows["student"]["bytes"]
+    (step,) = (step for step in result["quality_steps"] if step["after"] == "student-qat")
+    assert step["step"] == "quantization-aware training"
     parity = next(parity for parity in result["parities"] if parity["name"] == "student-qat")
     assert parity["holds"]
     assert parity["reference"] == "student-qat in torch"

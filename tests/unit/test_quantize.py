@@ -138,6 +138,26 @@ def test_a_gemm_is_a_product_of_integers_in_dynamic_int8(make_onnx: MakeOnnx, tm
     assert np.linalg.norm(got - expected) < 0.02 * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("other", ["weight-int8", "weight-int4", "float16", "bfloat16", "static-int8", "float32"])
+def test_gemms_of_two_precisions(make_onnx: MakeOnnx, tmp_path: Path, other: str) -> None:
+    """onnxruntime's quantizer gives every Gemm of a model another name, also those that it leaves in float32."""
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["hidden"], name="first", transB=1),
+        helper.make_node("Gemm", ["hidden", "v", "c"], ["out"], name="second", transB=1),
+    ]
+    arrays = {"w": weights(48, 64), "b": weights(48), "v": weights(32, 48), "c": weights(32)}
+    interface = {"x": (TensorProto.FLOAT, ["batch", 64])}, {"out": (TensorProto.FLOAT, ["batch", 32])}
+    path = make_onnx(tmp_path / "s.onnx", nodes, *interface, arrays)
+    rows = list(weights(16, 64))
+    wanted = Quantization.model_validate(
+        {"precisions": ["dynamic-int8"], "overrides": {"second": other}, "calibration_samples": 12, "block": 16}
+    )
+    (made,) = quantize(describe_onnx(path, "student", "float32"), rows, Vectors(), wanted, tmp_path).models
+    assert "MatMulInteger" in {node.op_type for node in onnx.load(made.path).graph.node}
+    expected, got = (run(one, {"x": rows[0][None]}) for one in (path, made.path))
+    assert np.linalg.norm(got - expected) < (0.2 if other == "weight-int4" else 0.03) * np.linalg.norm(expected)
+
+
 def test_calibration_takes_no_more_than_it_is_asked_for(text_model: OnnxModel, tmp_path: Path) -> None:
     class Counting(Rows):
         def collate(self, examples: Any) -> Feed:
