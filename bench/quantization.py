@@ -73,6 +73,12 @@ def _of_text(subject: Subject) -> dict[str, dict[str, object]]:
     return {
         "dynamic-int8": {"precisions": ["dynamic-int8"]},
         "dynamic-int8, tables weight-int4": {"precisions": ["dynamic-int8"], **in_four_bits},
+        # Where scales are moved, a Mul more before most products.
+        "dynamic-int8, tables weight-int4, of the model as it is": {
+            "precisions": ["dynamic-int8"],
+            "migrate": "off",
+            **in_four_bits,
+        },
         "static-int8": {"precisions": ["static-int8"]},
         "static-int8, tables weight-int4": {"precisions": ["static-int8"], **in_four_bits},
         "weight-int8": {"precisions": ["weight-int8"]},
