@@ -44,9 +44,7 @@ def to_dynamic_int8(model: onnx.ModelProto, nodes: Sequence[str]) -> onnx.ModelP
             weight_type=QuantType.QInt8,
             extra_options=dict(_OPTIONS),
         )
-        quantized = onnx.load(written)
-    drop_zero_points(quantized)
-    return quantized
+        return onnx.load(written)
 
 
 def observed(model: onnx.ModelProto, nodes: Collection[str]) -> list[str]:

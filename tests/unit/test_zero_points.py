@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from compressor.quantize.int8 import to_dynamic_int8, to_static
+from compressor.quantize.int8 import to_static
 from compressor.quantize.zero_points import drop_zero_points
 
 FLOAT = TensorProto.FLOAT
@@ -104,22 +104,3 @@ def test_other_zero_points_stay() -> None:
     constants = dequantizers(model)
     assert (len(constants["kernel"].input), len(constants["bias"].input)) == (3, 2)
     assert name in {tensor.name for tensor in model.graph.initializer}
-
-
-def test_dynamic_products_have_none_and_run_the_same(tmp_path: Path) -> None:
-    without = to_dynamic_int8(network(), ["gemm"])
-    (product,) = (node for node in without.graph.node if node.op_type == "MatMulInteger")
-    assert len(product.input) == 3
-    assert {tensor.name for tensor in without.graph.initializer} <= {
-        name for node in without.graph.node for name in node.input
-    }
-    written_out = onnx.ModelProto()
-    written_out.CopyFrom(without)
-    zeros = numpy_helper.from_array(np.zeros(10, np.int8), "zeros")
-    written_out.graph.initializer.append(zeros)
-    next(node for node in written_out.graph.node if node.op_type == "MatMulInteger").input.append("zeros")
-    answer, operators = answers(without, tmp_path / "without.onnx")
-    with_zeros, their_operators = answers(written_out, tmp_path / "with.onnx")
-    np.testing.assert_array_equal(answer, with_zeros)
-    assert operators == their_operators
-    assert {"MatMulIntegerToFloat", "DynamicQuantizeMatMul"} & set(operators)
