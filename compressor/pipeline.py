@@ -34,7 +34,7 @@ from compressor.recipe_teacher import EndpointTeacher
 from compressor.result import Result
 from compressor.store import Keyed, Run, WorkAhead, key_of, sha256_file
 from compressor.timings import Latencies
-from compressor.verify.gate import choose
+from compressor.verify.gate import check_examples, choose
 
 _ASKING = (
     "distill/*.py", "tasks/*.py", "teachers/*.py", "preprocess.py", "images.py", "materials.py", "learning.py",
@@ -100,7 +100,8 @@ def signals_kept(recipe: Recipe, at: Materials) -> bool:
 def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
     stage, settings = run.stage, recipe.distill
     source, data, held_out = _sources(recipe, at)
-    at.data  # noqa: B018 (bad data is refused before any work, also when the first stages do not read it)
+    if not at.writes:  # bad data is refused before any work, also when the first stages do not read it
+        check_examples(len(at.data.truth), recipe.gate)
 
     shape = [recipe.student, at.fingerprints.get("student")]
     teacher = stage("teacher", Teacher, lambda _: stages.teacher(at), (source,), [recipe.teacher, shape])

@@ -223,7 +223,7 @@ def _describe(error: ValidationError, draft: _Draft, model: type[BaseModel]) -> 
         return f"{place}: missing key {name}{f' ({field.description})' if field else ''}{more}"
     reason = str(first["msg"]).removeprefix("Value error, ")
     got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
-    return f"{place}: {name}: {reason[0].lower()}{reason[1:]}{got}{more}"
+    return f"{place}: {f'{name}: ' if name else ''}{reason[0].lower()}{reason[1:]}{got}{more}"
 
 
 def _is_union_branch(part: str | int) -> bool:

@@ -69,6 +69,8 @@ def load_teacher(recipe: Recipe) -> nn.Module:
             model = load_folder(folder, recipe.task, recipe.student.max_length, remote_code=remote_code)
     else:
         raise TeacherError("a black box has no weights to load; only its outputs can be had")
+    if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+        raise TeacherError(f"{named(recipe)[1]}: its weights hold NaN or infinity: get them anew")
     return model.requires_grad_(False)
 
 
