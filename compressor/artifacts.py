@@ -16,6 +16,7 @@ STAGES = (
     "teacher",
     "teacher-onnx",
     "teacher-answers",
+    "reference",
     "student",
     "signals",
     "distill",
@@ -249,11 +250,25 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """Another model, which judges: nothing was learnt from it.
+
+    `agreement` of the teacher, of every candidate and of the control with it, by name: the share of equal answers, or
+    for embeddings, of which two models' lie in two spaces, the rank correlation of their similarities.
+    """
+
+    source: str
+    quality: Quality
+    agreement: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What `verify` found: parity after every conversion, and every model's quality on the same held-out data."""
 
     parities: tuple[Parity, ...]
     qualities: tuple[Quality, ...]
+    reference: Reference | None = None
 
 
 @dataclass(frozen=True)

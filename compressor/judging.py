@@ -7,19 +7,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from compressor.artifacts import DistilledStudent, Evidence, OnnxModel, Parity, Quality, TeacherSignals
+from compressor.artifacts import DistilledStudent, Evidence, OnnxModel, Parity, Quality, Reference, TeacherSignals
 from compressor.distill import SignalReader, outputs_of, write_outputs
+from compressor.errors import TeacherError
 from compressor.materials import Materials
+from compressor.metrics import rank_correlation
 from compressor.onnxrt import first_outputs
 from compressor.preprocess import Preprocessor, answers_in_order
 from compressor.tasks import TaskData
 from compressor.tasks.answered_generation import AnsweredGeneration
+from compressor.tasks.sentence_embedding import SentenceEmbedding
+from compressor.tasks.text_classification import TextClassification
+from compressor.tasks.token_classification import TokenClassification
+from compressor.teachers import named
 from compressor.verify import parity, quality
 from compressor.verify.departure import first_module, first_node
 
@@ -50,11 +57,30 @@ def teacher_answers(at: Materials, exported: OnnxModel | None, folder: Path) -> 
         return at.written(at.data.eval_inputs, folder)
     started = time.monotonic()
     if at.black_box or exported is None:
-        outputs = _black_box_outputs(at)
+        outputs = _answers_of(at, at.data.eval_inputs, "teacher")
     else:
         outputs = _onnx_outputs(at, exported, at.teacher_preprocessor, at.data)
     quality.worth(at.task.metric, at.task.answers(outputs, at.data), at.data.truth)  # refused before any training
     return write_outputs(outputs, folder, time.monotonic() - started)
+
+
+def reference_answers(at: Materials, folder: Path) -> TeacherSignals:
+    """What the model of `verify.reference` answers to the held-out inputs. Raises TeacherError where its classes
+    are not the teacher's."""
+    assert at.reference is not None
+    started = time.monotonic()
+    classes, own = _classes(at), _classes(at.reference)
+    if own != classes:
+        raise TeacherError(
+            f"verify.reference: expected the teacher's classes in its order, {', '.join(classes)}; got {', '.join(own)}"
+        )
+    outputs = _answers_of(at.reference, at.data.eval_inputs, "reference")
+    return write_outputs(outputs, folder, time.monotonic() - started)
+
+
+def _classes(at: Materials) -> tuple[str, ...]:
+    """Those that the teacher itself names; images' are the recipe's."""
+    return at.task.classes() if isinstance(at.task, TextClassification | TokenClassification) else ()
 
 
 def verify(
@@ -62,9 +88,11 @@ def verify(
     models: Models,
     teacher_answers: TeacherSignals,
     controls: Sequence[DistilledStudent],
+    reference: TeacherSignals | None,
     known: Sequence[Parity] = (),
 ) -> Evidence:
-    """Parity after every conversion, some `known` already, then the quality of every model on all held-out data."""
+    """Parity after every conversion, some `known` already; the quality of every model on all held-out data; and how far
+    the `reference` agrees with it."""
     folder = models.distilled.student.folder
     torch_student, preprocessor = at.student(folder), at.task.preprocessor(folder)
     parities = _parities(at, models, torch_student, preprocessor, known)
@@ -78,7 +106,7 @@ def verify(
         outputs[CONTROL] = _torch_outputs(at, at.student(trained), at.task.preprocessor(trained), data)
     if (same := at.same_text(preprocessor)) is not None:
         data, outputs = replace(data, truth=same.truth), same.rows(outputs)
-    return Evidence(parities, _qualities(at, outputs, data))
+    return Evidence(parities, _qualities(at, outputs, data), _judged_by(at, reference, outputs, data))
 
 
 def _parities(
@@ -162,6 +190,26 @@ def _qualities(at: Materials, outputs: dict[str, NDArray[np.float32]], data: Tas
     )
 
 
+def _judged_by(
+    at: Materials, reference: TeacherSignals | None, outputs: dict[str, NDArray[np.float32]], data: TaskData
+) -> Reference | None:
+    if reference is None or at.reference is None:
+        return None
+    rows = SignalReader(reference).outputs(np.arange(reference.rows))
+    by_teacher, by_reference = (at.task.answers(one, data) for one in (outputs["teacher"], rows))
+
+    def agreement(of: NDArray[np.float32]) -> float:
+        if isinstance(at.task, SentenceEmbedding):
+            return rank_correlation(at.task.answers(of, data), by_reference)
+        return at.task.agreement(of, rows)
+
+    found = {name: agreement(of) for name, of in outputs.items()}
+    judged = quality.judge(
+        "reference", at.task.metric_name, at.task.metric, by_reference, by_teacher, data.truth, found["teacher"]
+    )
+    return Reference(named(at.reference.recipe)[1], judged, found)
+
+
 def _torch_outputs(at: Materials, module: nn.Module, preprocessor: Preprocessor, data: TaskData) -> NDArray[np.float32]:
     examples = preprocessor.encode(data.eval_inputs)
     with torch.inference_mode():
@@ -173,10 +221,10 @@ def _torch_outputs(at: Materials, module: nn.Module, preprocessor: Preprocessor,
         )
 
 
-def _black_box_outputs(at: Materials) -> NDArray[np.float32]:
-    """What a black box answers to all held-out inputs."""
-    examples = at.teacher_inputs(at.data.eval_inputs)
-    with at.progress.bar("teacher", len(examples), "example") as bar:
+def _answers_of(at: Materials, raw: Sequence[Any] | NDArray[Any], title: str) -> NDArray[np.float32]:
+    """What a teacher answers to these inputs, not exported."""
+    examples = at.teacher_inputs(raw)
+    with at.progress.bar(title, len(examples), "example") as bar:
         return answers_in_order(at.answers, examples, _EVALUATION_BATCH, bar.advance, at.task.judged)
 
 

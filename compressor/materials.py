@@ -20,7 +20,7 @@ from compressor.distill import outputs_of, read_texts, write_texts
 from compressor.errors import DataError, RecipeError, StudentError
 from compressor.preprocess import CausalPreprocessor, Preprocessor, TextPreprocessor
 from compressor.progress import Progress
-from compressor.recipe import ImageClassificationRecipe, OwnTaskRecipe, Recipe
+from compressor.recipe import ComparableRecipe, ImageClassificationRecipe, OwnTaskRecipe, Recipe
 from compressor.recipe_distill import NextTokenDistillation
 from compressor.recipe_teacher import EndpointClassifier, EndpointTeacher, EndpointWriter, OnnxTeacher
 from compressor.store import key_of, sha256_file, sha256_tree
@@ -60,6 +60,10 @@ class Materials:
         """
         rights(self.recipe)
         found = {"teacher": fingerprint(self.recipe)}
+        if self.reference is not None:
+            found["reference"] = fingerprint(self.reference.recipe)
+            if found["reference"] == found["teacher"]:
+                raise RecipeError("verify.reference: expected another model than the teacher, got the teacher itself")
         found["train"] = data_fingerprint(self.recipe.data.train)
         found["eval"] = data_fingerprint(self.recipe.data.eval)
         if found["train"] == found["eval"]:
@@ -76,6 +80,15 @@ class Materials:
                 raise StudentError(f"student.folder: expected a folder in Hugging Face layout at {folder}, found none")
             found["student"] = sha256_tree(folder)
         return found
+
+    @cached_property
+    def reference(self) -> Materials | None:
+        """The model of `verify.reference` in the teacher's place; None where the recipe names none."""
+        recipe = self.recipe
+        if not isinstance(recipe, ComparableRecipe) or recipe.verify.reference is None:
+            return None
+        alone = recipe.verify.model_copy(update={"reference": None})
+        return Materials(recipe.model_copy(update={"teacher": recipe.verify.reference, "verify": alone}), self.progress)
 
     @cached_property
     def data(self) -> TaskData:

@@ -32,6 +32,19 @@ def accuracy(predicted: NDArray[Any], labels: NDArray[Any]) -> float:
     return float((predicted == labels).mean())
 
 
+def rank_correlation(left: NDArray[Any], right: NDArray[Any]) -> float:
+    """Spearman's: the correlation of the ranks of two float [N], ties at their mean rank; 0 where all are equal."""
+    ranks = [_ranks(values) - (len(values) - 1) / 2 for values in (left, right)]
+    spread = math.sqrt(float(np.square(ranks[0]).sum() * np.square(ranks[1]).sum()))
+    return float(ranks[0] @ ranks[1]) / spread if spread else 0.0
+
+
+def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    means: NDArray[np.float64] = np.cumsum(counts) - (counts + 1) / 2
+    return means[place]
+
+
 def mean_cosine(left: NDArray[Any], right: NDArray[Any]) -> float:
     """Mean cosine of the rows of two float [N, ...], each taken as one vector; rows of zeros count 0."""
     left, right = (values.astype(np.float64).reshape(len(values), -1) for values in (left, right))

@@ -123,6 +123,7 @@ def _result(
         attributions=outcome.quantized.attributions,
         stages=tuple(run.times),
         control=outcome.qualities.get(CONTROL),
+        reference=outcome.evidence.reference,
         recipe=portable(outcome.recipe),
     )
 

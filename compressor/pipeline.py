@@ -34,7 +34,7 @@ from compressor.recipe_teacher import EndpointTeacher
 from compressor.result import Result
 from compressor.store import Keyed, Run, WorkAhead, key_of, sha256_file
 from compressor.timings import Latencies
-from compressor.verify.gate import choose
+from compressor.verify.gate import check_examples, choose
 
 _ASKING = (
     "distill/*.py", "tasks/*.py", "teachers/*.py", "preprocess.py", "images.py", "materials.py", "learning.py",
@@ -100,7 +100,8 @@ def signals_kept(recipe: Recipe, at: Materials) -> bool:
 def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
     stage, settings = run.stage, recipe.distill
     source, data, held_out = _sources(recipe, at)
-    at.data  # noqa: B018 (bad data is refused before any work, also when the first stages do not read it)
+    if not at.writes:  # bad data is refused before any work, also when the first stages do not read it
+        check_examples(len(at.data.truth), recipe.gate)
 
     shape = [recipe.student, at.fingerprints.get("student")]
     teacher = stage("teacher", Teacher, lambda _: stages.teacher(at), (source,), [recipe.teacher, shape])
@@ -112,6 +113,7 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
     answers = stage(
         "teacher-answers", TeacherSignals, lambda out: judging.teacher_answers(at, big.value, out), (big, held_out)
     )
+    references = _references(run, at)
     start = stage("student", Student, lambda out: stages.student(at, out), (source, data), shape)
     signals = _signals(run, at, lambda out: learning.signals(at, start.value, out))
 
@@ -163,8 +165,15 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
     verified = stage(
         "verify",
         Evidence,
-        lambda _: judging.verify(at, models, answers.value, [control.value for control in controls], known),
-        (*all_models, answers, *controls),
+        lambda _: judging.verify(
+            at,
+            models,
+            answers.value,
+            [control.value for control in controls],
+            references[0].value if references else None,
+            known,
+        ),
+        (*all_models, answers, *controls, *references),
     )
     target = [recipe.benchmark, measured_on()]
     timed = stage("benchmark", Latencies, lambda _: stages.benchmark(at, models), all_models, target)
@@ -186,6 +195,15 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
         [decision.shipped, portable(recipe), at.data.described],
     )
     return publish(found, decision, bundle.value, at, run)
+
+
+def _references(run: Run, at: Materials) -> tuple[Keyed[TeacherSignals], ...]:
+    """What the model of `verify.reference` answers, asked before there is much to lose; none where there is none."""
+    if at.reference is None:
+        return ()
+    source = Keyed(None, key_of(at.recipe.task, at.fingerprints["reference"]))
+    sources = (source, _sources(at.recipe, at)[2])
+    return (run.stage("reference", TeacherSignals, lambda out: judging.reference_answers(at, out), sources),)
 
 
 def _signals(run: Run, at: Materials, record: Callable[[Path], TeacherSignals]) -> Keyed[TeacherSignals]:

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compressor.answered import Answer
-from compressor.distill import outputs_of, steps_per_epoch
+from compressor.distill import check_precision, inside_signals, outputs_of, steps_per_epoch, tap_pairs
 from compressor.distill.mixture import Lesson, mixture
 from compressor.distill.positions import as_drawn
 from compressor.materials import Materials
@@ -23,7 +23,7 @@ from compressor.prediction import predict_bytes
 from compressor.preprocess import by_length
 from compressor.progress import Progress
 from compressor.recipe import Recipe
-from compressor.recipe_distill import NextTokenDistillation
+from compressor.recipe_distill import NextTokenDistillation, TokenDistillation
 from compressor.recipe_teacher import EndpointClassifier, EndpointTeacher, EndpointWriter
 from compressor.students import blank_student
 
@@ -56,8 +56,11 @@ def make_plan(recipe: Recipe, progress: Progress) -> Plan:
     """Loads teacher and data, builds the student's shape, times a few batches. Writes nothing but the data cache."""
     at = Materials(recipe, progress)
     at.fingerprints  # noqa: B018 (missing files are found before anything is loaded)
+    check_precision(recipe.distill)
     data = at.data
     student = blank_student(recipe, at.teacher_weights, at.training_inputs)
+    if isinstance(recipe.distill, TokenDistillation) and inside_signals(recipe.distill):
+        tap_pairs(recipe.distill, student, at.teacher)  # raises where they cannot be
     rows = len(data.train) - data.holdout
     steps = steps_per_epoch(rows, recipe.distill.batch_size) * recipe.distill.epochs
     signals = at.task.views * len(data.train)

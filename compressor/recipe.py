@@ -152,6 +152,25 @@ class Benchmark(Settings):
     budget_s: float = Field(40.0, gt=0, description="time for the whole comparison")
 
 
+_REFERENCE = "another model, of which nothing is learnt: how far it agrees with teacher and student is told; null: none"
+
+
+class EmbeddingVerify(Settings):
+    reference: EmbeddingTeacher | None = Field(None, description=_REFERENCE)
+
+
+class ClassifierVerify(Settings):
+    reference: ClassifierTeacher | None = Field(None, description=_REFERENCE)
+
+
+class TaggerVerify(Settings):
+    reference: TaggerTeacher | None = Field(None, description=_REFERENCE)
+
+
+class ImageVerify(Settings):
+    reference: ImageTeacher | None = Field(None, description=_REFERENCE)
+
+
 class _Recipe(Settings):
     export: Export = Field(Export(), description="the ONNX graph")
     quantize: Quantization = Field(Quantization(), description="the int8 candidates")
@@ -181,6 +200,7 @@ class SentenceEmbeddingRecipe(_Recipe):
     data: TextPairs = Field(description="what to learn on, and what to be judged on")
     student: TextStudent = Field(TextStudent(), description="cut from the teacher's own weights")
     distill: EmbeddingDistillation = Field(EmbeddingDistillation(), description="how to learn")
+    verify: EmbeddingVerify = Field(EmbeddingVerify(), description="what else judges")
 
 
 class TextClassificationRecipe(_Recipe):
@@ -189,6 +209,7 @@ class TextClassificationRecipe(_Recipe):
     data: LabelledText = Field(description="what to learn on, and what to be judged on")
     student: TextStudent = Field(TextStudent(), description="cut from the teacher's own weights")
     distill: TextDistillation = Field(TextDistillation(), description="how to learn")
+    verify: ClassifierVerify = Field(ClassifierVerify(), description="what else judges")
 
 
 class TokenClassificationRecipe(_Recipe):
@@ -197,6 +218,7 @@ class TokenClassificationRecipe(_Recipe):
     data: TaggedWords = Field(description="what to learn on, and what to be judged on")
     student: TextStudent = Field(TextStudent(), description="cut from the teacher's own weights")
     distill: TextDistillation = Field(TextDistillation(), description="how to learn")
+    verify: TaggerVerify = Field(TaggerVerify(), description="what else judges")
 
 
 class TextGenerationRecipe(_Recipe):
@@ -237,6 +259,7 @@ class ImageClassificationRecipe(_Recipe):
         description="a depthwise-separable CNN (widths); or cut from a transformer (layers, hidden, heads, ffn)",
     )
     distill: ImageDistillation = Field(ImageDistillation(), description="how to learn")
+    verify: ImageVerify = Field(ImageVerify(), description="what else judges")
 
 
 class OwnData(Data):
@@ -266,6 +289,10 @@ TextRecipe = (
     | AnsweredGenerationRecipe
 )
 Recipe = TextRecipe | ImageClassificationRecipe | OwnTaskRecipe
+# Of these tasks, models that read and write otherwise can be compared.
+ComparableRecipe = (
+    SentenceEmbeddingRecipe | TextClassificationRecipe | TokenClassificationRecipe | ImageClassificationRecipe
+)
 
 RECIPES: dict[str, type[Recipe]] = {
     "sentence-embedding": SentenceEmbeddingRecipe,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,14 +15,24 @@ class Distillation(Settings):
     learning_rate: float = Field(4e-4, gt=0, description="peak of a linear warm-up and decay (AdamW)")
     warmup: Share = Field(0.1, description="share of the steps that warm up")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
-    seed: int = Field(0, ge=0, description="seed of the data order and of every random draw")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the data order and of every random draw")
     patience: int | None = Field(None, ge=1, description="stop after this many epochs without a better held-out score")
     accumulate: int = Field(
         1, ge=1, description="parts of a batch that go through the student one after the other, for less memory"
     )
     precision: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="arithmetic of the forward pass; weights, their gradients and the loss stay float32"
+        "float32",
+        description="arithmetic of the forward pass (float16: on a GPU); weights, gradients and the loss stay float32",
     )
+
+    @model_validator(mode="after")
+    def _equal_parts(self) -> Self:
+        if self.batch_size % self.accumulate or self.batch_size // self.accumulate < 2:
+            raise ValueError(
+                f"accumulate: expected to divide batch_size, {self.batch_size}, into parts of two or more, got"
+                f" {self.accumulate}"
+            )
+        return self
 
 
 class TokenDistillation(Distillation):
@@ -32,7 +42,9 @@ class TokenDistillation(Distillation):
         0.0, description="weight of the relative squared distance between hidden states, after a learned projection"
     )
     hidden_layers: dict[int, int] | None = Field(
-        None, description="which of the student's layers learns from which of the teacher's, from 0; null spreads them"
+        None,
+        min_length=1,
+        description="which of the student's layers learns from which of the teacher's, from 0; null spreads them",
     )
     relation_weight: Weight = Field(
         0.0, description="weight of the relations among queries, keys and values of the last layer (MiniLMv2)"
@@ -108,6 +120,12 @@ class NextTokenDistillation(TextDistillation):
         description="share of the batches in which the student goes on itself from half of a passage, and the teacher"
         " scores that as training goes (GKD); slow: nothing of it can be kept",
     )
+
+    @model_validator(mode="after")
+    def _on_policy_is_a_share(self) -> Self:
+        if max(self.on_policy if isinstance(self.on_policy, tuple) else [self.on_policy]) > 1:
+            raise ValueError(f"on_policy: expected a share of the batches, at most 1, got {self.on_policy}")
+        return self
 
 
 class AnswerDistillation(Distillation):

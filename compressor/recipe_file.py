@@ -26,8 +26,10 @@ from compressor.recipe_quantize import Quantization
 _MAX_RECIPE_BYTES = 1_000_000
 _MAX_NESTING = 50
 _MAX_RECIPE_VALUES = 10_000  # aliases of aliases can stand for more values than memory holds
+_OF_MODELS = ("path", "weights", "gguf", "onnx", "tokenizer")
 _PATHS = (
-    *(("teacher", key) for key in ("path", "weights", "gguf", "onnx", "tokenizer")),
+    *(("teacher", key) for key in _OF_MODELS),
+    *(("verify", "reference", key) for key in _OF_MODELS),
     ("data", "train"),
     ("data", "eval"),
     ("student", "folder"),
@@ -221,7 +223,7 @@ def _describe(error: ValidationError, draft: _Draft, model: type[BaseModel]) -> 
         return f"{place}: missing key {name}{f' ({field.description})' if field else ''}{more}"
     reason = str(first["msg"]).removeprefix("Value error, ")
     got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
-    return f"{place}: {name}: {reason[0].lower()}{reason[1:]}{got}{more}"
+    return f"{place}: {f'{name}: ' if name else ''}{reason[0].lower()}{reason[1:]}{got}{more}"
 
 
 def _is_union_branch(part: str | int) -> bool:
@@ -251,6 +253,8 @@ def _is_group(annotation: object) -> TypeGuard[type[BaseModel]]:
 def _kinds(field: FieldInfo) -> dict[str, type[BaseModel]]:
     """The models that a group of settings may be, by the tag that stands for each in the place of an error."""
     members = [get_args(member) for member in get_args(field.annotation)]
+    # Where it may be null too, the union is a member itself.
+    members += [get_args(kind) for union, *_ in filter(None, members) for kind in get_args(union)]
     return {extra[0].tag: model for model, *extra in filter(None, members) if extra and isinstance(extra[0], Tag)}
 
 
@@ -280,7 +284,7 @@ def _template_lines(model: type[BaseModel], indent: str) -> Iterator[str]:
         inner, kinds = field.annotation, list(_kinds(field).values())
         if isinstance(inner, type) and issubclass(inner, BaseModel) and inner is not DataSource:  # that, as a path
             kinds = [inner]
-        if kinds:
+        if kinds and field.default is not None:
             yield f"\n{indent}{name}:  # {field.description}"
             yield from _template_lines(kinds[0], indent + "  ")
             for other in kinds[1:]:

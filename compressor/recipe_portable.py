@@ -7,7 +7,7 @@ from pathlib import Path
 from compressor.recipe import Recipe
 
 # Where a recipe names code, as file.py:callable or package.module:callable.
-MODULES = (("teacher", "module"), ("student", "module"), ("definition",))
+MODULES = (("teacher", "module"), ("student", "module"), ("verify", "reference", "module"), ("definition",))
 
 
 def portable(recipe: Recipe) -> dict[str, object]:

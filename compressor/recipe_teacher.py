@@ -38,9 +38,9 @@ class TeacherRights(Settings):
 
     @model_validator(mode="after")
     def _evidence(self) -> TeacherRights:
-        if self.permission == "license-permits" and not self.license:
+        if self.permission == "license-permits" and not (self.license or "").strip():
             raise ValueError("permission license-permits needs the licence: set teacher.license, such as Apache-2.0")
-        if self.permission == "written-permission" and not self.reference:
+        if self.permission == "written-permission" and not (self.reference or "").strip():
             raise ValueError("permission written-permission needs where it can be read: set teacher.reference")
         return self
 
@@ -141,7 +141,7 @@ class EndpointTeacher(TeacherRights):
 
     @model_validator(mode="after")
     def _terms_of_the_service(self) -> EndpointTeacher:
-        if self.permission == "license-permits" and not self.terms:
+        if self.permission == "license-permits" and not (self.terms or "").strip():
             raise ValueError("a licence covers weights, not a service: set teacher.terms to the terms that apply")
         return self
 

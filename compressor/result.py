@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from compressor.artifacts import Parity, Provenance, Quality, RefusedModel, TrainingHistory
+from compressor.artifacts import Parity, Provenance, Quality, Reference, RefusedModel, TrainingHistory
 from compressor.error_attribution import ErrorAttribution
 from compressor.timings import Latency, Timing
 
-RESULT_SCHEMA_VERSION = 4
+RESULT_SCHEMA_VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -87,4 +87,5 @@ class Result:
     attributions: tuple[ErrorAttribution, ...]
     stages: tuple[StageTime, ...]
     control: Quality | None = None
+    reference: Reference | None = None
     recipe: dict[str, object] = field(default_factory=dict)

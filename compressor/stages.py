@@ -14,7 +14,7 @@ from compressor.artifacts import Bundle, DistilledStudent, OnnxModel, Quality, Q
 from compressor.attributing import asked_for, attributions
 from compressor.benchmark import BenchmarkSettings, Candidate, explained, time_models
 from compressor.bundle.build import GOLDEN_CASES, Contents, write_bundle
-from compressor.distill import outputs_of
+from compressor.distill import check_precision, outputs_of
 from compressor.export import export_onnx, rewrite_onnx
 from compressor.judging import Models
 from compressor.materials import BENCHMARK_INPUTS, Materials
@@ -31,6 +31,7 @@ from compressor.timings import Latencies
 
 def teacher(at: Materials) -> Teacher:
     """Loads the teacher, records what it is, and refuses a student that cannot be made from it before any work."""
+    check_precision(at.recipe.distill)
     module, file = at.teacher_weights, at.onnx_teacher
     check_student(at.recipe, module)
     if module is not None and isinstance(at.task, Own):

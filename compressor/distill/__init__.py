@@ -18,7 +18,7 @@ from compressor.distill.record import (
 from compressor.distill.sharding import sharded
 from compressor.distill.taps import Taps, inside_signals, tap_pairs
 from compressor.distill.texts import read_texts, write_texts
-from compressor.distill.training import train
+from compressor.distill.training import check_precision, train
 from compressor.distill.training_inputs import TrainingData, Workplace
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "TrainingData",
     "Workplace",
     "answers_at",
+    "check_precision",
     "inside_signals",
     "intact",
     "outputs_of",

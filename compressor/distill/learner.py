@@ -77,6 +77,9 @@ def still(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
+        for name, value in vars(part).items():  # what attention hands to a function: attention_dropout, dropout_prob
+            if "dropout" in name and isinstance(value, float):
+                setattr(part, name, 0.0)
 
 
 @contextmanager
@@ -87,7 +90,8 @@ def memory_for(batch_size: int) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
+        smaller = f"try --set distill.batch_size={batch_size // 2}, or a larger distill.accumulate"
+        least = "no smaller one can be had: shorten student.max_length, cut a smaller student, or free memory"
         raise TrainingError(
-            f"out of memory at a batch of {batch_size}; try --set distill.batch_size={max(2, batch_size // 2)},"
-            " or a larger distill.accumulate"
+            f"out of memory at a batch of {batch_size}; {smaller if batch_size >= 4 else least}"
         ) from None

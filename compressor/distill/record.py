@@ -19,7 +19,7 @@ from compressor.artifacts import Shard, TeacherSignals
 from compressor.distill.cache import ROWS, RowSignals, finished_shards, note_shards, shard_file, write_shard
 from compressor.distill.positions import said
 from compressor.distill.taps import Taps
-from compressor.errors import TeacherError
+from compressor.errors import TeacherError, TrainingError, out_of_memory
 from compressor.preprocess import Feed, by_length
 from compressor.progress import Bar, Progress
 from compressor.recipe_distill import ClassDistillation
@@ -112,10 +112,21 @@ class _Recording:
         found: dict[int, RowSignals] = {}
         batches = by_length([len(example) for example in examples], self.batch_size)
         for batch in batches:
-            found |= zip(batch.tolist(), self.ask([examples[i] for i in batch], generator), strict=True)
+            found |= zip(batch.tolist(), self._asked([examples[i] for i in batch], generator), strict=True)
             self.bar.advance(len(batch))
         made = write_shard(self.folder, number, [found[i] for i in range(rows)])
         return bytes.fromhex(made.sha256), len(batches)
+
+    def _asked(self, examples: list[Any], generator: torch.Generator) -> list[RowSignals]:
+        try:
+            return self.ask(examples, generator)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            raise TrainingError(
+                f"out of memory where the teacher answers {len(examples)} examples at once; shorten student.max_length,"
+                " or free memory"
+            ) from None
 
     def idle(self, times: int) -> None:
         """A teacher that is shared answers all processes or none, so who has nothing to ask asks all the same."""
@@ -169,7 +180,10 @@ def _of_taps(taps: Taps | None, examples: Sequence[Any]) -> list[dict[str, Tenso
 
 def _require_finite(*tensors: Tensor) -> None:
     if not all(bool(torch.isfinite(values).all()) for values in tensors):
-        raise TeacherError("the teacher's outputs are not finite on the training data: its weights are damaged")
+        raise TeacherError(
+            "the teacher's outputs are not finite on the training data: its weights are damaged, or the data hold"
+            " numbers that are not finite"
+        )
 
 
 def write_outputs(outputs: NDArray[np.float32], folder: Path, seconds: float) -> TeacherSignals:

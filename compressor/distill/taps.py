@@ -6,6 +6,7 @@ queries, keys and values of layer 5 side by side, float [batch, sequence, 3 * wi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compressor.artifacts import TapPair
-from compressor.errors import CompressorError, StudentError, TeacherError
+from compressor.errors import CompressorError, RecipeError, StudentError, TeacherError
 from compressor.recipe_base import is_on
 from compressor.recipe_distill import Distillation, TokenDistillation
 
@@ -53,7 +54,8 @@ def tap_pairs(settings: TokenDistillation, student: nn.Module, teacher: nn.Modul
     """What the student is to learn from inside the teacher: hidden states, relations of the last layers.
 
     Unless `settings.hidden_layers` says which, student layer i of n learns from teacher layer (i + 1) * N / n - 1 of N:
-    the last from the last, the others evenly before it (Jiao et al. 2020, TinyBERT). Raises TeacherError, StudentError.
+    the last from the last, the others evenly before it (Jiao et al. 2020, TinyBERT). Raises TeacherError, StudentError,
+    and RecipeError for `relation_heads` that do not divide the widths.
     """
     small, large = len(layer_stack(student, StudentError)), len(layer_stack(teacher, TeacherError))
     spread = {layer: round((layer + 1) * large / small) - 1 for layer in range(small)}
@@ -61,7 +63,26 @@ def tap_pairs(settings: TokenDistillation, student: nn.Module, teacher: nn.Modul
     pairs = [TapPair(f"{HIDDEN}.{mine}", f"{HIDDEN}.{theirs}") for mine, theirs in sorted(layers.items())]
     last = [TapPair(f"{QKV}.{small - 1}", f"{QKV}.{large - 1}")]
     inside = inside_signals(settings)
+    if QKV in inside:
+        _check_heads(settings.relation_heads, student, teacher)
     return (*(pairs if HIDDEN in inside else ()), *(last if QKV in inside else ()))
+
+
+def _check_heads(heads: int, student: nn.Module, teacher: nn.Module) -> None:
+    mine = _width(_queries_keys_values(layer_stack(student, StudentError)[-1], StudentError))
+    theirs = _width(_queries_keys_values(layer_stack(teacher, TeacherError)[-1], TeacherError))
+    both = math.gcd(mine, theirs)
+    if both % heads:
+        best = max(number for number in range(1, heads) if both % number == 0)
+        raise RecipeError(
+            f"distill.relation_heads: expected a divisor of the width of queries, {mine} in the student and {theirs} in"
+            f" the teacher, got {heads}; set it to {best}"
+        )
+
+
+def _width(maps: Sequence[nn.Module]) -> int:
+    """Of the queries alone. The outputs of a linear map are `out_features`, of GPT-2's kind `nf`."""
+    return sum(int(getattr(part, "out_features", 0)) or int(getattr(part, "nf", 0)) for part in maps) // 3
 
 
 class Taps:
@@ -77,7 +98,10 @@ class Taps:
         for name in dict.fromkeys(names):
             kind, _, number = name.partition(".")
             if not 0 <= int(number) < len(stack):
-                raise error(f"layer {number}: expected 0 to {len(stack) - 1}; the model has {len(stack)} layers")
+                raise error(
+                    f"distill.hidden_layers: layer {number}: expected 0 to {len(stack) - 1}; the model has {len(stack)}"
+                    " layers"
+                )
             layer = stack[int(number)]
             for part, target in enumerate([layer] if kind == HIDDEN else _queries_keys_values(layer, error)):
                 self._hooks.append(target.register_forward_hook(self._keeping(f"{name}/{part}")))

@@ -135,7 +135,8 @@ class _Training:
         value, stop = self._agreed(total, interruption.requested)
         if not math.isfinite(value):
             raise self._diverged(f"the loss is {value} at step {self.at.step + 1}")
-        self.optimizer.step()
+        with memory_for(len(batch)):  # the first step makes the optimiser's state
+            self.optimizer.step()
         self._count(value)
         self.tracking.scalars(
             self.at.step, train__loss=value, train__learning_rate=self.optimizer.param_groups[0]["lr"]
@@ -176,7 +177,8 @@ class _Training:
     def _held_out_score(self) -> float:
         """Every process computes it, and all believe the first: they must agree on which weights are the best."""
         self.learner.eval()
-        score = self.lessons.held_out_score()
+        with memory_for(self.settings.batch_size):
+            score = self.lessons.held_out_score()
         if self.accelerator.num_processes > 1:
             shared = torch.tensor(score, device=self.accelerator.device, dtype=torch.float64)
             torch.distributed.broadcast(shared, 0)
@@ -267,9 +269,16 @@ def train(
     )
 
 
+def check_precision(settings: Distillation) -> None:
+    """Raises TrainingError for half a precision that this machine has no arithmetic for: it would train in float32."""
+    if settings.precision == "float16" and not torch.cuda.is_available():
+        raise TrainingError("distill.precision: float16 needs a GPU; set bfloat16 or float32")
+
+
 def _accelerator(settings: Distillation) -> Accelerator:
     # A transformer may have parts, such as a pooler, that no loss reaches.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     on_cpu = not torch.cuda.is_available()
+    check_precision(settings)
     AcceleratorState._reset_state()  # or a second training in this process could not have another precision
     return Accelerator(cpu=on_cpu, mixed_precision=_MIXED[settings.precision], kwargs_handlers=[unused])

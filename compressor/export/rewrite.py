@@ -26,7 +26,7 @@ from compressor.store import write_atomic
 # value near 0 is the difference of such as are not. Deep models amplify it: so many times what onnxruntime's own
 # optimizations change in the exported graph is permitted, up to the most.
 RELATIVE, OF_LARGEST = 1e-4, 1e-5
-TIMES_OPTIMIZED, MOST_OF_LARGEST = 4, 1e-4
+TIMES_OPTIMIZED, MOST_OF_LARGEST = 4, 1e-3
 
 
 def rewrite_onnx(exported: OnnxModel, feeds: Sequence[Feed], folder: Path) -> OnnxModel:
@@ -35,7 +35,7 @@ def rewrite_onnx(exported: OnnxModel, feeds: Sequence[Feed], folder: Path) -> On
     After every rewrite that applied, onnxruntime runs the graph beside the exported one, which it leaves as it is, on
     random values of the feeds' shapes: normal floats, integers that are in some feed or 0. It must then give
     |difference| <= 1e-4 |value| + 1e-5 |largest value|; instead of 1e-5, four times the share of the largest value
-    that onnxruntime's own optimizations change in the exported graph, where that is more, and at most 1e-4. Raises
+    that onnxruntime's own optimizations change in the exported graph, where that is more, and at most 1e-3. Raises
     ExportError where it does not.
     """
     proof, source = _Proof(exported, _drawn(feeds)), onnx.load(exported.path)

@@ -14,7 +14,15 @@ from compressor.error_attribution import ErrorAttribution
 from compressor.errors import StorageError, missing_extra
 from compressor.report import charts
 from compressor.report.formatting import cosine, duration, megabytes, percent, printable, score
-from compressor.report.rows import OUT_OF_REACH, metric_label, remedy_line, rows, summary_line, time_words
+from compressor.report.rows import (
+    OUT_OF_REACH,
+    metric_label,
+    reference_line,
+    remedy_line,
+    rows,
+    summary_line,
+    time_words,
+)
 from compressor.report.trade_off import trade_off
 from compressor.result import Result
 from compressor.store import write_atomic
@@ -72,6 +80,7 @@ def _view(result: Result) -> dict[str, object]:
             (step.step, printable(step.before), printable(step.after), f"{step.change:+.4f}")
             for step in result.quality_steps
         ],
+        "reference": reference_line(result),
         "attributions": [(remedy_line(found), _layer_cells(found)) for found in result.attributions],
         "parity": [_parity_cells(parity) for parity in result.parities],
         "stages": [(stage.stage, duration(stage.seconds), stage.reused) for stage in result.stages],

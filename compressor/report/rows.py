@@ -107,6 +107,16 @@ def summary_line(result: Result) -> str:
     return f"{printable(shipped.name)} ships: {', '.join(claim for claim in claims if claim)}"
 
 
+def reference_line(result: Result) -> str:
+    """How far the independent model agrees with each of the others; empty where there is none."""
+    found = result.reference
+    if found is None:
+        return ""
+    agreements = ", ".join(f"{printable(name)} {score(value)}" for name, value in found.agreement.items())
+    quality = f"{metric_label(result)} {score(found.quality.quality.value)}"
+    return f"reference {printable(found.source)}: {quality}; agreement with {agreements}"
+
+
 def time_words(result: Result, name: str) -> str:
     """Which operators take a model's time; empty where that was not asked."""
     timed = next((model.latency for model in result.models if model.name == name), None)

@@ -15,6 +15,7 @@ from compressor.report.rows import (
     Row,
     baseline,
     metric_label,
+    reference_line,
     remedy_line,
     rows,
     summary_line,
@@ -131,7 +132,8 @@ def _notes(result: Result) -> list[str]:
     lost = [f"{step.change:+.4f} by {step.step}, {step.after}" for step in result.quality_steps]
     went = [f"{metric_label(result)} {'; '.join(lost)}"] if lost else []
     mended = [remedy_line(found) for found in result.attributions if found.remedy]
-    return [*(["; ".join(marks)] if marks else []), *disturbed, *warned, *refused, *slow, *went, *mended]
+    judged = [line] if (line := reference_line(result)) else []
+    return [*(["; ".join(marks)] if marks else []), *disturbed, *warned, *refused, *slow, *went, *mended, *judged]
 
 
 def _encodable(text: str, encoding: str | None) -> str:

@@ -118,6 +118,8 @@ def choose_columns(source: DataSource, table: Any, columns: Sequence[str]) -> An
 
     The columns of a stream of .csv are not known before it is read.
     """
+    if len(set(columns)) < len(columns):
+        raise DataError(f"{source}: expected different columns, got {', '.join(columns)}: name yours under data")
     if table.column_names is None:
         return table
     if missing := [name for name in columns if name not in table.column_names]:

@@ -14,6 +14,7 @@ from compressor.artifacts import TensorSpec
 from compressor.errors import DataError, TeacherError
 from compressor.preprocess import Feed, TextPreprocessor
 from compressor.recipe import TextRecipe
+from compressor.recipe_base import distinct as distinct_names
 from compressor.recipe_teacher import (
     EndpointClassifier,
     EndpointTeacher,
@@ -92,7 +93,11 @@ def class_names(teacher: FolderTeacher | HubTeacher | OnnxClassifierTeacher | En
         raise TeacherError(f"{config}: expected a JSON object as Hugging Face writes it") from None
     if not isinstance(id2label, dict) or not id2label or not all(key.isdecimal() for key in id2label):
         raise TeacherError(f"{config}: expected id2label with the class names by number, found none")
-    return tuple(str(id2label[key]) for key in sorted(id2label, key=int))
+    names = tuple(str(id2label[key]) for key in sorted(id2label, key=int))
+    try:
+        return distinct_names(names)
+    except ValueError as error:
+        raise TeacherError(f"{config}: id2label: expected a name for each class, but {error}") from None
 
 
 def class_number(label: Any, classes: tuple[str, ...], where: str) -> int:

@@ -99,7 +99,8 @@ class TextClassification(WholeInputs):
             read += 1
             if not bad.usable(row, text):
                 continue
-            found.append((text, *(class_number(label, classes, f"{source}: {data.label}") for label in labels)))
+            where = f"{source}: {data.label}, row {row}"
+            found.append((text, *(class_number(label, classes, where) for label in labels)))
             if len(found) == most:
                 break
         if not found:

@@ -34,7 +34,16 @@ from compressor.teachers.rights import rights
 from compressor.teachers.sentence import encoder_folder
 from compressor.teachers.vision import load_vision_folder
 
-__all__ = ["Answers", "describe_teacher", "fingerprint", "load_teacher", "rights", "root_folder", "teacher_folder"]
+__all__ = [
+    "Answers",
+    "describe_teacher",
+    "fingerprint",
+    "load_teacher",
+    "named",
+    "rights",
+    "root_folder",
+    "teacher_folder",
+]
 
 # What a teacher answers to examples, in any number: float32 [examples, width], logits or embeddings.
 Answers = Callable[[Sequence[Any]], NDArray[np.float32]]
@@ -60,6 +69,8 @@ def load_teacher(recipe: Recipe) -> nn.Module:
             model = load_folder(folder, recipe.task, recipe.student.max_length, remote_code=remote_code)
     else:
         raise TeacherError("a black box has no weights to load; only its outputs can be had")
+    if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+        raise TeacherError(f"{named(recipe)[1]}: its weights hold NaN or infinity: get them anew")
     return model.requires_grad_(False)
 
 
@@ -102,25 +113,34 @@ def fingerprint(recipe: Recipe) -> str:
     return key_of(sha256_file(teacher.weights), sha256_file(source_file(teacher.module, TeacherError)))
 
 
+def named(recipe: Recipe) -> tuple[str, str]:
+    """The kind of a recipe's teacher, and what it is called, without the folders that it lies in."""
+    teacher = recipe.teacher
+    if isinstance(teacher, FolderTeacher):
+        return "folder", teacher.path.name
+    if isinstance(teacher, HubTeacher):
+        return "hub", f"{teacher.hub}@{hub_commit(teacher)}"
+    if isinstance(teacher, GgufTeacher):
+        return "gguf", teacher.gguf.name
+    if isinstance(teacher, OnnxTeacher):
+        return "onnx", teacher.onnx.name
+    if isinstance(teacher, EndpointTeacher):
+        return "endpoint", f"{teacher.model} at {urlsplit(teacher.endpoint).hostname}"
+    return "module", teacher.module.rpartition("/")[2]
+
+
 def describe_teacher(recipe: Recipe, parameters: int, sha256: str) -> Teacher:
     """What is recorded of the teacher: its size, whose it is, what permits its use. Raises TeacherError as `rights`.
 
     `parameters` is 0 where that is unknown; `sha256` is the teacher's `fingerprint`.
     """
     teacher, own = recipe.teacher, rights(recipe)
+    kind, source = named(recipe)
     hash_: str | None = sha256
-    if isinstance(teacher, FolderTeacher):
-        kind, source = "folder", teacher.path.name
-    elif isinstance(teacher, HubTeacher):
-        kind, source = "hub", f"{teacher.hub}@{hub_commit(teacher)}"
-    elif isinstance(teacher, GgufTeacher):
-        kind, source = "gguf", teacher.gguf.name
-    elif isinstance(teacher, OnnxTeacher):
-        kind, source, hash_ = "onnx", teacher.onnx.name, sha256_file(teacher.onnx)
+    if isinstance(teacher, OnnxTeacher):
+        hash_ = sha256_file(teacher.onnx)
     elif isinstance(teacher, EndpointTeacher):
-        kind, source, hash_ = "endpoint", f"{teacher.model} at {urlsplit(teacher.endpoint).hostname}", None
-    else:
-        kind, source = "module", teacher.module.rpartition("/")[2]
+        hash_ = None
     remote_code = isinstance(teacher, FolderTeacher | HubTeacher) and teacher.trust_remote_code
     lineage = Provenance(source, hash_, own.license, own.permission, own.reference, own.terms, remote_code)
     return Teacher(kind, parameters, lineage)

@@ -29,6 +29,9 @@ class Completion:
     ended: bool = True
 
 
+_MOST_LOGPROB = 1e-3
+
+
 class BrokenOff(Exception):  # noqa: N818 (a user never meets it)
     """A body that ends too early."""
 
@@ -50,7 +53,7 @@ def read_completion(content: bytes, *, with_tokens: bool) -> Completion:
         choice = answer["choices"][0]
         text, ended = _text_of(choice["message"]["content"]), choice.get("finish_reason") not in _CUT_OFF
         return Completion(text, _tokens_of(choice) if with_tokens else (), ended)
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError):
         said = message_of(content) or "nothing"
         raise NoCompletion(f"expected a chat completion with choices, got {said}") from None
 
@@ -64,6 +67,11 @@ def message_of(content: bytes) -> str:
         text = str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """On one line, without what a terminal would act on."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
@@ -99,13 +107,14 @@ def _tokens_of(choice: dict[str, Any]) -> tuple[Token, ...]:
     return tuple(
         Token(
             _text_of(entry["token"]),
-            tuple((_text_of(top["token"]), _finite(top["logprob"])) for top in entry["top_logprobs"]),
+            tuple((_text_of(top["token"]), _logprob(top["logprob"])) for top in entry["top_logprobs"]),
         )
         for entry in entries
     )
 
 
-def _finite(value: Any) -> float:
-    if not math.isfinite(value):
+def _logprob(value: Any) -> float:
+    """Of a probability up to 1, but for rounding."""
+    if not -math.inf < value <= _MOST_LOGPROB:
         raise ValueError(value)
-    return float(value)
+    return min(float(value), 0.0)

@@ -28,6 +28,7 @@ from compressor.teachers.completion import (
     NoCompletion,
     from_json,
     message_of,
+    printable,
     read_completion,
     to_json,
 )
@@ -158,7 +159,7 @@ class Endpoint:
         return self._parsed(content)
 
     def _no_connection(self, cause: BaseException) -> Exception:
-        said = self._safe(first_line(cause))[:200]
+        said = self._safe(printable(first_line(cause)))[:200]
         if isinstance(cause, ssl.SSLCertVerificationError):
             return TeacherError(f"{self.teacher.endpoint}: its certificate is not trusted: {said}")
         if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:

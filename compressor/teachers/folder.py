@@ -39,7 +39,7 @@ def check_folder(path: Path) -> None:
     if not (path / "config.json").is_file():
         raise TeacherError(f"{path}: expected a Hugging Face folder with a config.json, found none in it")
     if not any(path.glob("*.safetensors")):
-        pickles = any(path.glob("*.bin")) or any(path.glob("*.pt"))
+        pickles = any(any(path.glob(f"*.{kind}")) for kind in ("bin", "pt", "pth", "ckpt", "pkl"))
         remedy = "it holds pickles only, which can run code: convert them to safetensors" if pickles else "found none"
         raise TeacherError(f"{path}: expected weights as *.safetensors; {remedy}")
 
@@ -49,7 +49,7 @@ def card_licenses(path: Path) -> tuple[str, ...]:
     card = path / "README.md"
     if not card.is_file():
         return ()
-    front = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$", card.read_text("utf-8", "replace"), re.S | re.M)
+    front = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$", card.read_text("utf-8-sig", "replace"), re.S | re.M)
     try:
         stated = YAML(typ="safe").load(front[1]) if front else None
     except (YAMLError, ValueError):  # a date such as 2001-99-99 is a ValueError

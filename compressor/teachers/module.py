@@ -14,7 +14,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import nn
 
-from compressor.errors import CompressorError, TeacherError
+from compressor.errors import CompressorError, TeacherError, first_line
 
 
 def build_module(reference: str, error: type[CompressorError]) -> nn.Module:
@@ -30,8 +30,8 @@ def called(reference: str, error: type[CompressorError]) -> object:
     make = _callable(reference, error)
     try:
         return make()
-    except Exception as failure:  # the user's own code may raise anything
-        raise error(f"{reference}: calling it failed: {type(failure).__name__}: {failure}") from failure
+    except (Exception, SystemExit) as failure:  # the user's own code may raise anything
+        raise error(f"{reference}: calling it failed: {type(failure).__name__}: {first_line(failure)}") from failure
 
 
 def source_file(reference: str, error: type[CompressorError]) -> Path:

@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from compressor.artifacts import GateDecision, OnnxModel, Parity, Quality, RefusedModel
-from compressor.errors import GateError
+from compressor.errors import DataError, GateError
 from compressor.recipe import Gate
 from compressor.timings import Latency
 from compressor.verify.parity import first_at
 
 # Below, a bootstrap cannot show what it has not drawn: three right answers of three would be certainty.
 MIN_EXAMPLES = 30
+
+
+def check_examples(count: int, gate: Gate) -> None:
+    """Raises DataError where so few held-out examples can let nothing ship."""
+    if gate.judge == "lower-bound" and count < MIN_EXAMPLES:
+        raise DataError(
+            f"data.eval: expected {MIN_EXAMPLES} examples or more, which the interval of a metric needs, got {count};"
+            " add some, or set gate.judge to value"
+        )
 
 
 def choose(

@@ -13,6 +13,7 @@ from compressor.artifacts import (
     Parity,
     Provenance,
     Quality,
+    Reference,
     RefusedModel,
     ScorePoint,
     TrainingHistory,
@@ -139,7 +140,7 @@ def attribution() -> ErrorAttribution:
 def result() -> Result:
     """A text classifier: the dynamic int8 student ships, the static one loses too much."""
     return Result(
-        schema_version=4,
+        schema_version=5,
         task="text-classification",
         models=models(),
         shipped="student-int8",
@@ -191,6 +192,11 @@ def result() -> Result:
             StageTime("benchmark", 88.0, reused=False),
         ),
         control=quality("control", 0.8611, Interval(0.9654, 0.9581, 0.9722), 0.9107),
+        reference=Reference(
+            "roberta-reviews",
+            quality("reference", 0.8874, Interval(0.9949, 0.9871, 1.0021), 0.9268),
+            {"teacher": 0.9268, "student-int8": 0.9112},
+        ),
         recipe={
             "task": "text-classification",
             "teacher": {"path": "models/minilm-l6-sentiment"},

@@ -72,6 +72,7 @@ def hostile(result: Result) -> Result:
         sizes=tuple(replace(share, part=HOSTILE) for share in result.sizes),
         quality_steps=tuple(replace(step, before=HOSTILE) for step in result.quality_steps),
         attributions=tuple(hostile_layers(found) for found in result.attributions),
+        reference=replace(result.reference, source=HOSTILE, agreement={HOSTILE: 0.5}),
         recipe={HOSTILE: [HOSTILE, "</pre></details>"]},
     )
 

@@ -79,9 +79,9 @@ def test_schema_and_reader_refuse_the_same(result: Result, tmp_path: Path, spoil
         (b"\xff\xfe\x00", "expected JSON"),
         (b"[" * 100_000, "expected JSON"),
         (b"[]", "got None"),
-        (b'{"schema_version": 1}', "expected a result with schema_version 4 .* got 1"),
+        (b'{"schema_version": 1}', "expected a result with schema_version 5 .* got 1"),
         (b'{"schema_version": true}', "got True"),
-        (b'{"schema_version": 4}', "field required.* more problems"),
+        (b'{"schema_version": 5}', "field required.* more problems"),
     ],
 )
 def test_a_file_that_is_no_result_is_one_line(tmp_path: Path, content: bytes, expected: str):

@@ -520,6 +520,9 @@ def test_soft_labels_that_cannot_be_had(server: Server, teacher: Make, cache_fil
         (completion("sport"), "gives no log-probabilities; set teacher.top_logprobs to 0"),
         (completion("sport", [[("The", -0.1)]]), "none of the first tokens ['The'] begins the class 'sport'"),
         (completion("sport", [[("sport", float("nan"))]]), "expected a chat completion with choices"),
+        (completion("sport", [[("sport", 5.0)]]), "expected a chat completion with choices"),
+        (completion("sport", [[("sport", 10**400)]]), "expected a chat completion with choices"),
+        (completion("sport", [[("sport", -(10**400))]]), "expected a chat completion with choices"),
     ]:
         server.faults.append(reply)
         with pytest.raises(TeacherError) as raised:
@@ -556,6 +559,9 @@ def test_every_answer_is_a_distribution(teacher: Make) -> None:
         ({"prompt": "What is it?"}, "expected {text}"),
         ({"classes": ["Sport", "sport"]}, "differ in more than case"),
         ({"permission": "license-permits", "license": "MIT"}, "set teacher.terms"),
+        ({"permission": "license-permits", "license": "MIT", "terms": " "}, "set teacher.terms"),
+        ({"permission": "license-permits", "license": " "}, "set teacher.license"),
+        ({"permission": "written-permission", "reference": " "}, "set teacher.reference"),
         ({"key_env": "sk-123"}, "key_env"),
     ],
 )

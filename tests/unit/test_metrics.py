@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from compressor.metrics import accuracy, are_iob2, auroc, entities, entity_counts, f1_of_counts, mean_cosine, softmax
+from compressor.metrics import (
+    accuracy,
+    are_iob2,
+    auroc,
+    entities,
+    entity_counts,
+    f1_of_counts,
+    mean_cosine,
+    rank_correlation,
+    softmax,
+)
 
 
 @pytest.mark.parametrize("levels", [0, 2, 5])
@@ -48,6 +58,16 @@ def test_auroc_of_one_class_is_not_a_number(label: int) -> None:
 
 def test_accuracy() -> None:
     assert accuracy(np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2])) == 0.75
+
+
+@pytest.mark.parametrize("levels", [3, 10, 10**6])
+def test_rank_correlation_is_spearmans(levels: int) -> None:
+    generator = np.random.default_rng(levels)
+    left = generator.integers(0, levels, 200) / 7
+    right = left + generator.integers(0, levels, 200)
+    assert rank_correlation(left, right) == pytest.approx(stats.spearmanr(left, right).statistic, abs=1e-12)
+    assert rank_correlation(left, -left) == pytest.approx(-1)
+    assert rank_correlation(left, np.zeros(200)) == 0
 
 
 def test_mean_cosine_in_float64() -> None:

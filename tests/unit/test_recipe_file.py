@@ -296,6 +296,9 @@ def test_overrides(write: Any, override: str, where: str, value: object) -> None
         ("nothing.at.all=1", "unknown key nothing"),
         ("distill..epochs=1", "unknown key distill."),
         ("task=text-classification", "unknown key"),
+        ("distill.seed=18446744073709551616", "--set: distill.seed: input should be less than"),
+        ("distill.accumulate=3", "distill: accumulate: expected to divide batch_size"),
+        ("distill.hidden_layers={}", "distill.hidden_layers: "),
     ],
 )
 def test_overrides_that_are_refused(write: Any, override: str, words: str) -> None:

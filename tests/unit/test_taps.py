@@ -9,7 +9,7 @@ from transformers import BertModel, GPT2Config, GPT2Model, ModernBertConfig, Mod
 
 from compressor.artifacts import TapPair
 from compressor.distill.taps import Taps, tap_pairs
-from compressor.errors import StudentError, TeacherError
+from compressor.errors import RecipeError, StudentError, TeacherError
 from compressor.recipe_distill import EmbeddingDistillation
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
@@ -69,6 +69,17 @@ def test_fused_maps_are_found(model: nn.Module) -> None:
     assert found["hidden.1"].shape == (2, 4, 8)
 
 
+def test_heads_that_do_not_divide_the_widths_are_refused(bert: BertModel) -> None:
+    """The teacher is 32 wide."""
+    student = BertModel(type(bert.config)(**{**bert.config.to_dict(), "hidden_size": 24, "num_attention_heads": 2}))
+    with pytest.raises(RecipeError, match="24 in the student and 32 in the teacher, got 12; set it to 8"):
+        tap_pairs(EmbeddingDistillation(relation_weight=1.0), student, bert)
+    assert tap_pairs(EmbeddingDistillation(relation_weight=1.0, relation_heads=8), student, bert)
+    gpt2 = GPT2Model(GPT2Config(vocab_size=50, n_positions=16, n_embd=8, n_layer=2, n_head=2))
+    with pytest.raises(RecipeError, match="8 in the student and 8 in the teacher, got 12; set it to 8"):
+        tap_pairs(EmbeddingDistillation(relation_weight=1.0), gpt2, gpt2)
+
+
 def test_closed_taps_see_nothing(bert: BertModel) -> None:
     taps = Taps(bert, ["hidden.0"], TeacherError)
     taps.close()
@@ -88,7 +99,7 @@ def test_a_network_without_layers() -> None:
 
 def test_the_last_layer_learns_from_the_last_and_the_others_are_spread(bert: BertModel) -> None:
     student = BertModel(type(bert.config)(**{**bert.config.to_dict(), "num_hidden_layers": 2}))
-    both = EmbeddingDistillation(hidden_weight=1.0, relation_weight=1.0)
+    both = EmbeddingDistillation(hidden_weight=1.0, relation_weight=1.0, relation_heads=4)
     pairs = tap_pairs(both, student, bert)
     assert pairs == (
         TapPair("hidden.0", "hidden.1"),

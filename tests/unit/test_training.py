@@ -17,11 +17,23 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from tensorboardX.proto import event_pb2
 from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaModel,
+    ModernBertConfig,
+    ModernBertModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from compressor.artifacts import TrainingHistory
 from compressor.distill import SignalReader, TrainingData, Workplace, train, write_outputs
+from compressor.distill.learner import still
 from compressor.errors import TrainingError
 from compressor.preprocess import Feed
 from compressor.progress import SILENT, Bar, Progress
@@ -194,9 +206,66 @@ def test_parts_of_a_batch_add_up_to_it(tmp_path: Path) -> None:
     assert [p.loss for p in in_parts.losses] == pytest.approx([p.loss for p in history.losses], rel=1e-4)
 
 
-def test_a_batch_that_cannot_be_parted_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"expected 3 equal parts \(1 processes times accumulate 3\).* got 4"):
-        learn(tmp_path, accumulate=3)
+def test_a_batch_that_cannot_be_parted_is_refused() -> None:
+    for parts in (3, 4):
+        with pytest.raises(ValidationError, match=f"divide batch_size, 4, into parts of two or more, got {parts}"):
+            ClassDistillation(batch_size=4, accumulate=parts)
+
+
+def test_half_a_precision_that_a_processor_has_not_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="float16 needs a GPU; set bfloat16 or float32"):
+        learn(tmp_path, precision="float16")
+
+
+class Hungry(Linear):
+    """Whose memory is exhausted as torch's allocator says it, when so many rows come at once."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        if len(x) == self.rows:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "rows", "words"),
+    [
+        (4, 4, "out of memory at a batch of 4; try --set distill.batch_size=2"),
+        (8, HELD_OUT, "out of memory at a batch of 8; try --set distill.batch_size=4"),
+        (2, 2, "out of memory at a batch of 2; no smaller one can be had"),
+    ],
+    ids=["in training", "in judging", "at the least"],
+)
+def test_exhausted_memory_is_one_line(tmp_path: Path, batch_size: int, rows: int, words: str) -> None:
+    with pytest.raises(TrainingError, match=words):
+        learn(tmp_path, module=Hungry(rows), batch_size=batch_size)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "vit", "modernbert"])
+def test_a_still_student_answers_twice_the_same(kind: str) -> None:
+    """In training mode, with dropout in every place that the family has one."""
+    tiny = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    rates = {"attention_dropout": 0.5, "hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
+    ids = {"input_ids": torch.arange(8)[None] + 4}
+    torch.manual_seed(0)
+    if kind == "bert":
+        module, feed = BertModel(BertConfig(vocab_size=20, **tiny, **rates)), ids
+    elif kind == "llama":
+        module, feed = LlamaModel(LlamaConfig(vocab_size=20, **tiny, **rates)), ids
+    elif kind == "vit":
+        module = ViTModel(ViTConfig(image_size=8, patch_size=4, **tiny, **rates))
+        feed = {"pixel_values": torch.ones(1, 3, 8, 8)}
+    else:
+        special = {f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}
+        more = {"mlp_dropout": 0.5, "embedding_dropout": 0.5}
+        module, feed = ModernBertModel(ModernBertConfig(vocab_size=20, **tiny, **rates, **special, **more)), ids
+    module.train()
+    assert not torch.equal(module(**feed).last_hidden_state, module(**feed).last_hidden_state)
+    still(module)
+    assert torch.equal(module(**feed).last_hidden_state, module(**feed).last_hidden_state)
 
 
 def test_half_precision_learns_nearly_the_same(tmp_path: Path) -> None:

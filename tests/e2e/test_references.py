@@ -1,0 +1,75 @@
+"""`verify.reference`: another model judges, and nothing is learnt from it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+from run_folders import assert_one_clear_line
+from shared_runs import Finished, Inputs, Run
+
+CLASSES = ["sport", "food"]
+
+
+def with_reference(run: Finished, out: Path, reference: dict[str, Any]) -> Path:
+    """A recipe in a copy of a finished run's folder, with another model to judge."""
+    shutil.copytree(run.out, out)
+    recipe = run.inputs.write_recipe(out)
+    values = YAML(typ="safe").load(recipe)
+    values["verify"] = {"reference": reference}
+    with recipe.open("w", encoding="utf-8") as file:
+        YAML().dump(values, file)
+    return recipe
+
+
+def student_file(run: Finished) -> dict[str, Any]:
+    """The run's own student as the judge, of which the right answer is known: it agrees with itself."""
+    (model,) = (run.out / "stages").glob("rewrite-*/student.onnx")
+    (trained,) = (run.out / "stages").glob("distill-*/tokenizer.json")
+    return {"onnx": str(model), "tokenizer": str(trained)}
+
+
+@pytest.mark.parametrize(
+    ("task", "more"), [("text-classification", {"classes": CLASSES}), ("sentence-embedding", {"output": None})]
+)
+def test_a_reference_is_judged_and_judges(
+    finished_runs: dict[str, Finished], run: Run, tmp_path: Path, task: str, more: dict[str, Any]
+) -> None:
+    finished = finished_runs[task]
+    recipe = with_reference(finished, tmp_path / "out", {**student_file(finished), **more})
+    ended = run("compress", recipe)
+    assert ended.code == 0, ended.stderr
+    assert ended.stages("done") == ["reference", "verify", "bundle"], "what was learnt stays as it was"
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    found, models = result["reference"], {model["name"]: model for model in result["models"]}
+    assert found["source"] == "student.onnx"
+    assert found["quality"]["quality"]["value"] == pytest.approx(models["student"]["quality"]["quality"]["value"])
+    assert found["agreement"]["student"] == pytest.approx(1, abs=1e-6)
+    assert {"teacher", "student-torch", "student-int8"} < found["agreement"].keys()
+    if task == "text-classification":
+        assert found["agreement"]["teacher"] == models["student"]["agreement"]
+    else:
+        assert 0.9 < found["agreement"]["teacher"] < 1
+    line = " ".join(ended.stdout.split()).partition("reference student.onnx: ")[2]
+    assert f"student-int8 {found['agreement']['student-int8']:.3f}" in line
+    assert "reference student.onnx: " in (tmp_path / "out" / "report.html").read_text()
+    assert run("compress", recipe).stages("done") == []
+
+
+def test_what_cannot_judge_is_refused(finished_runs: dict[str, Finished], run: Run, tmp_path: Path) -> None:
+    finished = finished_runs["text-classification"]
+    inputs: Inputs = finished.inputs
+    teacher = str(inputs.folder / "teacher")
+    refused = [
+        ({"path": teacher}, 3, "verify.reference: expected another model than the teacher"),
+        ({"path": teacher, "weight": "x"}, 3, "unknown key verify.reference.weight"),
+        ({"gguf": "model.gguf"}, 3, "gguf teaches text-generation alone"),
+        ({**student_file(finished), "classes": CLASSES[::-1]}, 5, "expected the teacher's classes in its order"),
+    ]
+    for number, (reference, code, expected) in enumerate(refused):
+        recipe = with_reference(finished, tmp_path / f"out-{number}", reference)
+        assert expected in assert_one_clear_line(run("compress", recipe), code)
