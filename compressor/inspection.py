@@ -11,7 +11,8 @@ from compressor.bundle.manifest import check_files, open_bundle
 from compressor.bundle.verify import certified
 from compressor.device.manifest import MANIFEST
 from compressor.error_attribution import Closeness, ErrorAttribution, NoisyLayer
-from compressor.errors import UsageError
+from compressor.errors import BundleError, UsageError
+from compressor.intake.trial import admit_onnx
 from compressor.onnxrt import open_session
 from compressor.report.rows import remedy_line
 
@@ -108,6 +109,7 @@ def _tensor_line(tensor: dict[str, Any]) -> str:
 
 
 def _model_facts(path: Path) -> dict[str, Any]:
+    admit_onnx(path, BundleError)
     session = open_session(path)
     facts: dict[str, Any] = {
         "model": path.name,

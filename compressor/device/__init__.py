@@ -4,4 +4,10 @@ It needs the standard library, numpy, onnxruntime and cryptography, and of this 
 `SOURCES` is all of it, and works where nothing of the rest is installed.
 """
 
-SOURCES = ("__init__.py", "errors.py", "metrics.py", "device")  # below the folder of the package compressor
+SOURCES = (
+    "__init__.py",
+    "errors.py",
+    "limited.py",
+    "metrics.py",
+    "device",
+)  # below the folder of the package compressor
