@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from compressor.benchmark import BenchmarkSettings, Candidate, explained, time_m
 from compressor.certificate import certificate_beside
 from compressor.error_attribution import ErrorAttribution
 from compressor.errors import BundleError, DataError, QuantizationError, UsageError
+from compressor.intake.npz import open_npz
 from compressor.intake.trial import admit_onnx
 from compressor.metrics import mean_cosine
 from compressor.onnx_file import describe_onnx
@@ -153,9 +156,9 @@ def errors_of(model: Path, float32: Path, inputs: Path) -> ErrorAttribution:
 def read_examples(path: Path, model: OnnxModel) -> ArrayExamples:
     """The arrays of an .npz, held against the graph's inputs. Raises DataError."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open_npz(path, DataError) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError) as error:
         raise DataError(f"{path}: expected an .npz with an array for each input of the model: {error}") from None
     needed = {spec.name: spec for spec in model.inputs}
     if missing := [name for name in needed if name not in arrays]:

@@ -23,9 +23,11 @@ def open_regular(path: Path, error: type[CompressorError], *, links: bool = True
         descriptor = os.open(path, flags)
     except OSError as found:
         raise error(f"{path}: expected a file, cannot open it: {(found.strerror or '').lower()}") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise error(f"{path}: expected a regular file, got something else; copy what it holds into one")
+        got = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise error(f"{path}: expected a regular file, got {got}; name a file")
     return os.fdopen(descriptor, "rb")
 
 

@@ -56,7 +56,7 @@ def admit_onnx(path: Path, error: type[CompressorError], feed: Mapping[str, NDAr
     if ended.failure:
         remedy = "COMPRESSOR_TRIAL_S=60 allows more time" if "end within" in ended.failure else "export it again"
         raise error(f"{path}: a trial in a child process {ended.failure}; it is not opened here: {remedy}")
-    if refusal := ended.stdout.strip():
+    if refusal := ended.stdout.splitlines()[-1]:  # before it onnxruntime may have printed something of its own
         raise error(f"{path}: onnxruntime does not open it: {refusal}")
     return facts
 
@@ -81,21 +81,22 @@ def _packed(feed: Mapping[str, NDArray[Any]] | None) -> bytes:
     return content.getvalue()
 
 
-def _try(arguments: list[str]) -> str:
-    """The child: what onnxruntime says where it does not open the model. Raises MemoryError."""
+def try_once(path: Path, given: bytes) -> str:
+    """The child's work: what onnxruntime says where it does not open the model, otherwise nothing. `given` is an .npz
+    with an array for each input, or empty. Raises MemoryError.
+    """
     import onnxruntime as ort
 
-    given = sys.stdin.buffer.read()
     for level in (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL):
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4
         options.graph_optimization_level = level
         try:
-            session = ort.InferenceSession(arguments[0], options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # it has a class of its own for everything that can be wrong
             _raise_for_memory(error)
-            return first_line(error).partition(f"Load model from {arguments[0]} failed:")[2] or first_line(error)
+            return first_line(error).partition(f"Load model from {path} failed:")[2] or first_line(error)
         _run(session, given)
     return ""
 
@@ -130,4 +131,4 @@ def _raise_for_memory(error: Exception) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(limited_main(_try, sys.argv[1:]))
+    sys.exit(limited_main(lambda given: try_once(Path(given[0]), sys.stdin.buffer.read()), sys.argv[1:]))

@@ -19,12 +19,6 @@ from compressor.intake.trial import admit_onnx
 _SLOW = ("bomb: endless Loop", "bomb: doubling functions")
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "model").mkdir()
-    return tmp_path / "model"
-
-
 @pytest.mark.parametrize("case", [case for case in HOSTILE if case not in _SLOW])
 def test_a_hostile_model_is_refused(case: str, folder: Path) -> None:
     with pytest.raises(BundleError) as raised:
