@@ -18,11 +18,12 @@ from compressor.intake.protobuf import LENGTH, Buffer, fields
 _MOST_BYTES = (1 << 31) - 1  # what protobuf reads
 _MOST_FIELDS = 1_000_000  # of all messages, as far as they are looked into; SmolLM2-135M has 41,000
 _MOST_BESIDE_TENSORS = 1 << 27  # bytes: lists of numbers take eight times as much when they are read
+_GRAPH = 7  # of a Model
 _DEEPEST = 100  # of messages in messages, as protobuf's readers have it
 
 # What kind of message a field of one holds, where more may lie in it.
 _INSIDE = {
-    "Model": {7: "Graph", 8: "OperatorSet", 14: "Entry", 20: "Training", 25: "Function"},
+    "Model": {_GRAPH: "Graph", 8: "OperatorSet", 14: "Entry", 20: "Training", 25: "Function"},
     "Training": {1: "Graph", 2: "Graph"},
     "Function": {7: "Node", 11: "Attribute", 12: "Value", 14: "Entry"},
     "Graph": {1: "Node", 5: "Tensor", 11: "Value", 12: "Value", 13: "Value", 15: "Sparse", 16: "Entry"},
@@ -44,10 +45,24 @@ _INSIDE = {
     "Map": {2: "Type"},
     "TensorType": {2: "Shape"},
     "Shape": {1: "Dimension"},
+    "Dimension": {},
+    "Entry": {},
+}
+# Fields that hold a text: libraries decode them where one is asked for.
+_TEXTS = {
+    "Model": {2, 3, 4, 6},
+    "Function": {1, 4, 5, 6, 8, 10, 13},
+    "Graph": {2, 10},
+    "Node": {1, 2, 3, 4, 6, 7, 8},
+    "Attribute": {1, 13, 21},
+    "Value": {1, 3},
+    "Type": {6},
+    "Dimension": {2, 3},
+    "Entry": {1, 2},
 }
 # Fields that hold one message: readers put together what is written twice.
 _ONCE = {
-    "Model": {7},
+    "Model": {_GRAPH},
     "Training": {1, 2},
     "Attribute": {5, 6, 14, 22},
     "Sparse": {1, 2},
@@ -87,6 +102,8 @@ def check_onnx(path: Path, error: type[CompressorError]) -> OnnxFacts:
             facts = OnnxFacts(bytes=size)
             try:
                 _walk(data, 0, size, "Model", 0, facts)
+                if not any(number == _GRAPH for number, *_ in fields(data, 0, size)):
+                    raise ValueError("it has no graph")
             except ValueError as found:
                 raise error(f"{path}: expected an ONNX model: {found}; export or copy it again") from None
     if size - facts.tensor_bytes > _MOST_BESIDE_TENSORS:
@@ -98,7 +115,7 @@ def check_onnx(path: Path, error: type[CompressorError]) -> OnnxFacts:
 def _walk(data: Buffer, start: int, end: int, kind: str, depth: int, facts: OnnxFacts) -> None:
     if depth > _DEEPEST:
         raise ValueError(f"its messages nest deeper than {_DEEPEST}")
-    inside, once, seen = _INSIDE[kind], _ONCE.get(kind, ()), set[int]()
+    inside, texts, once, seen = _INSIDE[kind], _TEXTS.get(kind, ()), _ONCE.get(kind, ()), set[int]()
     for number, wire, at, to in fields(data, start, end):
         facts.fields += 1
         if facts.fields > _MOST_FIELDS:
@@ -106,6 +123,8 @@ def _walk(data: Buffer, start: int, end: int, kind: str, depth: int, facts: Onnx
         if kind == "Model" and number == 1:
             facts.ir_version = at
         inner = inside.get(number)
+        if number in texts and wire == LENGTH:
+            data[at:to].decode()
         if inner is None:
             continue
         if wire != LENGTH or number in seen:
@@ -117,10 +136,8 @@ def _walk(data: Buffer, start: int, end: int, kind: str, depth: int, facts: Onnx
             _note_tensor(read_tensor(data, at, to), to - at, facts)
         elif inner == "OperatorSet":
             _note_opset(data, at, to, facts)
-        elif inner in _INSIDE and to > at:
+        elif to > at:
             _walk(data, at, to, inner, depth + 1, facts)
-    if kind == "Model" and not seen:
-        raise ValueError("it has no graph")
 
 
 def _note_tensor(tensor: Tensor, size: int, facts: OnnxFacts) -> None:

@@ -72,7 +72,7 @@ def read_tensor(data: Buffer, start: int, end: int) -> Tensor:
         elif number == _TYPE:
             tensor.kind = at
         elif number == _NAME:
-            tensor.name = data[at : min(to, at + 80)].decode(errors="replace")
+            tensor.name = data[at:to].decode()[:80]
         elif number == _RAW:
             tensor.raw = to - at
         elif number in _ENTRIES:

@@ -368,6 +368,9 @@ HOSTILE: dict[str, Make] = {
     "bomb: doubling functions": doubling_functions,
     "bomb: function of itself": function_of_itself,
     "circle of nodes": circle,
+    "a name that is no text": lambda folder: saved(
+        folder, product().SerializeToString().replace(b"\x12\x01n", b"\x12\x01\xb3")
+    ),
     "version: opset 99": lambda folder: saved(folder, product(opset=99)),
     "version: IR 99": lambda folder: saved(folder, product(ir=99)),
     "version: operator of a later opset": lambda folder: saved(
