@@ -97,9 +97,8 @@ def check_onnx(path: Path, error: type[CompressorError]) -> OnnxFacts:
     with open_regular(path, error) as file:
         size = os.fstat(file.fileno()).st_size
         if not 0 < size <= _MOST_BYTES:
-            raise error(
-                f"{path}: expected an ONNX model of 1 to {_MOST_BYTES:,} bytes, got {f'{size:,}' if size else 'an empty file'}"
-            )
+            got = f"{size:,}" if size else "an empty file"
+            raise error(f"{path}: expected an ONNX model of 1 to {_MOST_BYTES:,} bytes, got {got}")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             facts = OnnxFacts(bytes=size)
             try:
