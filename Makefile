@@ -1,5 +1,5 @@
-# demo, test, test-ort-matrix, sanitize, sanitize-threads, kills, bench, lint: each sets up what it needs. Everything
-# lives in .venv and .cache.
+# demo, test, test-ort-matrix, hostile, fuzz, sanitize, sanitize-threads, kills, bench, lint: each sets up what it
+# needs. Everything lives in .venv and .cache.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +10,7 @@ NATIVE := CMakeLists.txt $(shell find csrc -type f)
 SANITIZED := build/sanitize
 THREADS := build/sanitize-threads
 
-.PHONY: demo demo-images test test-ort-matrix sanitize sanitize-threads kills bench lint lock clean
+.PHONY: demo demo-images test test-ort-matrix hostile fuzz sanitize sanitize-threads kills bench lint lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/fetch.py minilm-snli
@@ -27,6 +27,15 @@ test: $(INSTALLED)
 # Every minor version of ONNX Runtime from the oldest supported one on, each fetched once into .cache.
 test-ort-matrix: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/ort_matrix
+
+# Every hostile file, each refused by the command in a process whose memory and time are measured; `test` has some.
+hostile: $(INSTALLED)
+	OMP_NUM_THREADS=1 COMPRESSOR_HOSTILE=all $(BIN)/python -m pytest -n 2 tests/hostile
+
+# Mutants of models, manifests and recipes; ends where one of them ends this process. MUTANTS=N says how many, instead.
+SECONDS ?= 60
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/hostile/fuzz.py --seconds $(SECONDS) $(if $(MUTANTS),--mutants $(MUTANTS))
 
 # The native code once more, in a folder of its own, where the first memory error or undefined behaviour ends the run.
 # The interpreter below .venv with PYTHONPATH leaves out .venv's start-up files, which would find the other module.

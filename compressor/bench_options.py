@@ -13,7 +13,8 @@ from typing import Any, get_args
 from compressor.benchmark.request import BenchmarkSettings, Candidate, Optimization, Tolerance
 from compressor.bundle.golden import golden_cases
 from compressor.device.manifest import MANIFEST
-from compressor.errors import StorageError, UsageError
+from compressor.errors import BenchmarkError, StorageError, UsageError
+from compressor.intake.onnx_model import check_onnx
 from compressor.store import check_writable
 
 
@@ -104,6 +105,8 @@ def _of_scenario(options: argparse.Namespace) -> dict[str, Any]:
 def candidates_of(options: argparse.Namespace) -> list[Candidate]:
     """The baseline comes first. Bundles are timed on their golden inputs, and ONNX files beside a bundle on the same
     (the first bundle's), so that the comparison is of models; ONNX files alone on made-up ones.
+
+    Raises BenchmarkError for what is no ONNX file; that one crashes or hangs, the measuring program finds.
     """
     paths = [Path(model) for model in options.models]
     if options.baseline is not None:
@@ -116,6 +119,7 @@ def candidates_of(options: argparse.Namespace) -> list[Candidate]:
     candidates = []
     for path, name in zip(paths, distinct_names([path.resolve() for path in paths]), strict=True):
         golden = bundles.get(path)
+        check_onnx(path if golden is None else golden.model, BenchmarkError)
         if golden is None:
             candidates.append(Candidate(name, path, shared))
         else:

@@ -54,6 +54,8 @@ def _opened(source: Path | bytes) -> Image:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:
         raise DataError("reading image files needs Pillow (pip install pillow), or pass a uint8 array") from None
+    if isinstance(source, Path) and source.exists() and not source.is_file():
+        raise DataError("no regular file")
     try:
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=_FORMATS) as image:
             if image.width * image.height > _MOST_PIXELS:

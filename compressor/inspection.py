@@ -11,7 +11,8 @@ from compressor.bundle.manifest import check_files, open_bundle
 from compressor.bundle.verify import certified
 from compressor.device.manifest import MANIFEST
 from compressor.error_attribution import Closeness, ErrorAttribution, NoisyLayer
-from compressor.errors import UsageError
+from compressor.errors import BundleError, UsageError
+from compressor.intake.trial import admit_onnx
 from compressor.onnxrt import open_session
 from compressor.report.rows import remedy_line
 
@@ -35,10 +36,10 @@ def inspect_path(path: Path) -> dict[str, Any]:
             "lineage": {"teacher": manifest.lineage.source, **lineage},
             "built_with": manifest.built_with,
             **({"integer products": claims} if (claims := certified(bundle)) else {}),
-            **_model_facts(path / manifest.model),
+            **_admitted(path / manifest.model),
         }
     if path.is_file() and path.suffix == ".onnx":
-        return _model_facts(path)
+        return _admitted(path)
     found = (
         "nothing" if not path.exists() else "a folder without a manifest" if path.is_dir() else f"a {path.suffix} file"
     )
@@ -107,7 +108,13 @@ def _tensor_line(tensor: dict[str, Any]) -> str:
     return f"  {tensor['bytes']:12,}  {tensor['dtype']} {shape}  {tensor['name']}, read by {readers}"
 
 
-def _model_facts(path: Path) -> dict[str, Any]:
+def _admitted(path: Path) -> dict[str, Any]:
+    admit_onnx(path, BundleError)
+    return inspect_opened(path)
+
+
+def inspect_opened(path: Path) -> dict[str, Any]:
+    """Facts about an .onnx file that may be opened here. Raises BundleError where it cannot be."""
     session = open_session(path)
     facts: dict[str, Any] = {
         "model": path.name,

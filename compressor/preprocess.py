@@ -17,8 +17,11 @@ from tokenizers import Encoding, Tokenizer
 
 from compressor.errors import DataError
 from compressor.images import decode_image
+from compressor.intake.json_text import check_json
 from compressor.recipe_data import Resize
 
+_MOST_TOKENIZER_BYTES = 1 << 27  # one of 262,000 tokens has 33 MB
+_MOST_TOKENS = 1 << 24
 Feed = dict[str, NDArray[Any]]
 # What is kept of one example's output (without the batch's dimension): float32 [rows, width].
 Keep = Callable[[NDArray[np.float32], Any], NDArray[np.float32]]
@@ -62,6 +65,8 @@ class TextPreprocessor:
     _pad_id: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if self.tokenizer_file.exists():
+            check_json(self.tokenizer_file, _MOST_TOKENIZER_BYTES, DataError)
         try:
             tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
         except Exception as error:  # the library raises nothing narrower
@@ -83,7 +88,11 @@ class TextPreprocessor:
     def tokens(self) -> NDArray[np.str_]:
         """Every token's text by its id: [vocabulary size]; "" where no token has that id."""
         vocabulary = self._tokenizer.get_vocab()
-        found = np.full(max(vocabulary.values()) + 1, "", dtype=object)
+        if (last := max(vocabulary.values())) >= _MOST_TOKENS:
+            raise DataError(
+                f"{self.tokenizer_file}: numbers a token {last:,}; expected at most {_MOST_TOKENS:,} tokens"
+            )
+        found = np.full(last + 1, "", dtype=object)
         for token, number in vocabulary.items():
             found[number] = token
         return found.astype(np.str_)

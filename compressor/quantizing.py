@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,10 +19,12 @@ from compressor.attributing import asked_for, attribution, attributions
 from compressor.benchmark import BenchmarkSettings, Candidate, explained, time_models
 from compressor.certificate import certificate_beside
 from compressor.error_attribution import ErrorAttribution
-from compressor.errors import DataError, UsageError
+from compressor.errors import BundleError, DataError, QuantizationError, UsageError
+from compressor.intake.npz import open_npz
+from compressor.intake.trial import admit_onnx
 from compressor.metrics import mean_cosine
 from compressor.onnx_file import describe_onnx
-from compressor.onnxrt import first_outputs, open_session
+from compressor.onnxrt import first_outputs
 from compressor.preprocess import Feed
 from compressor.progress import SILENT, Progress
 from compressor.quantize import Mixer, load_float_model, quantize
@@ -95,12 +99,12 @@ def quantize_file(
 
     `inputs` is an .npz with an array for each input of the graph, [examples, ...]: the first calibrate,
     the last quarter judges. Raises UsageError for `settings.qat`, DataError for inputs that do not fit,
-    QuantizationError for a model that cannot be quantized, BundleError for one that onnxruntime does not open.
+    QuantizationError for a model that cannot be quantized, that onnxruntime does not open, or that fails its trial.
     """
     if settings.qat is not None:
         raise UsageError("quantize.qat trains a student, which an ONNX file is not: set it in a recipe")
+    admit_onnx(model, QuantizationError)
     load_float_model(model)
-    open_session(model)
     source = describe_onnx(model, FLOAT32, FLOAT32)
     examples = read_examples(inputs, source)
     count = len(next(iter(examples.arrays.values())))
@@ -138,10 +142,11 @@ def errors_of(model: Path, float32: Path, inputs: Path) -> ErrorAttribution:
     """Where the error of a model comes from that was made of `float32`, on the examples in `inputs` (256 at most).
 
     Raises DataError for inputs that do not fit, QuantizationError where `float32` is no float32 model, BundleError for
-    what onnxruntime does not run.
+    what onnxruntime does not run, or what fails its trial.
     """
+    admit_onnx(float32, QuantizationError)
+    admit_onnx(model, BundleError)
     source = load_float_model(float32)
-    open_session(model)
     examples = read_examples(inputs, describe_onnx(float32, FLOAT32, FLOAT32))
     judging = examples.encode(range(len(next(iter(examples.arrays.values())))))[:_MOST_HELD_OUT]
     judge = _judging(float32, examples, judging, threads=1)
@@ -151,9 +156,9 @@ def errors_of(model: Path, float32: Path, inputs: Path) -> ErrorAttribution:
 def read_examples(path: Path, model: OnnxModel) -> ArrayExamples:
     """The arrays of an .npz, held against the graph's inputs. Raises DataError."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open_npz(path, DataError) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError) as error:
         raise DataError(f"{path}: expected an .npz with an array for each input of the model: {error}") from None
     needed = {spec.name: spec for spec in model.inputs}
     if missing := [name for name in needed if name not in arrays]:

@@ -18,12 +18,14 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from compressor.errors import RecipeError
+from compressor.intake.files import read_bounded
 from compressor.recipe import ENDPOINT_RECIPES, RECIPES, Recipe, recipe_class
 from compressor.recipe_data import DataSource
 from compressor.recipe_portable import MODULES
 from compressor.recipe_quantize import Quantization
 
-_MAX_RECIPE_BYTES = 1_000_000
+_MAX_RECIPE_BYTES = 100_000  # the parser takes seconds for so many
+_MAX_MERGES = 100  # and quadratic time for what `<<` merges
 _MAX_NESTING = 50
 _MAX_RECIPE_VALUES = 10_000  # aliases of aliases can stand for more values than memory holds
 _OF_MODELS = ("path", "weights", "gguf", "onnx", "tokenizer")
@@ -100,11 +102,12 @@ def recipe_template(task: str) -> str:
 
 def _parse(path: Path) -> _Draft:
     try:
-        if path.stat().st_size > _MAX_RECIPE_BYTES:
-            raise RecipeError(f"{path}: expected a recipe below 1 MB, got {path.stat().st_size} bytes")
-        text = path.read_text(encoding="utf-8")
+        path.stat()
+        text = read_bounded(path, _MAX_RECIPE_BYTES, RecipeError).decode()
         if _nested_deeper(text, _MAX_NESTING):  # the parser takes quadratic time to give up on it
             raise RecipeError(f"{path}: expected at most {_MAX_NESTING} nested brackets")
+        if text.count("<<") > _MAX_MERGES:
+            raise RecipeError(f"{path}: expected at most {_MAX_MERGES} merges (<<), got {text.count('<<')}")
         loaded = YAML(typ="rt").load(text)
         places: dict[Key, str] = {(): str(path)}
         values = _plain(loaded, (), path, places)
@@ -112,8 +115,6 @@ def _parse(path: Path) -> _Draft:
         raise RecipeError(
             f"{path}: no such recipe; write one with: compressor init --task sentence-embedding > {path.name}"
         ) from None
-    except IsADirectoryError:
-        raise RecipeError(f"{path}: expected a YAML file, got a folder") from None
     except UnicodeDecodeError:
         raise RecipeError(f"{path}: expected UTF-8 text") from None
     except MarkedYAMLError as error:

@@ -22,6 +22,7 @@ from compressor.device.manifest import (
 )
 from compressor.device.source import check_folder
 from compressor.errors import BundleError
+from compressor.intake.files import read_bounded
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -64,10 +65,7 @@ def open_bundle(folder: Path) -> OpenedBundle:
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(f"{folder}: expected a bundle with a {MANIFEST}, found none")
-    size = path.stat().st_size
-    if size > MAX_MANIFEST_BYTES:  # before any of it is read
-        raise BundleError(f"{path}: expected at most {MAX_MANIFEST_BYTES} bytes, got {size}")
-    content = manifest_json(path.read_bytes(), str(path))
+    content = manifest_json(read_bounded(path, MAX_MANIFEST_BYTES, BundleError), str(path))
     try:
         manifest = TypeAdapter(Manifest).validate_python(content)
     except ValidationError as error:

@@ -15,6 +15,7 @@ from compressor.bundle.archive import as_folder
 from compressor.bundle.generation import generate
 from compressor.bundle.manifest import Manifest, OpenedBundle, check_files, open_bundle
 from compressor.errors import BundleError, DataError
+from compressor.intake.trial import admit_onnx
 from compressor.onnxrt import open_session, run_one
 from compressor.preprocess import (
     ArrayPreprocessor,
@@ -147,11 +148,17 @@ class Predictor:
             raise BundleError(f"this bundle's task is {self.manifest.task}; this call needs {' or '.join(tasks)}")
 
 
-def load(bundle: str | Path, *, threads: int = 1) -> Predictor:
-    """A predictor from a bundle, a folder or a `.tar.zst` file, its hashes checked first. Raises BundleError."""
+def load(bundle: str | Path, *, threads: int = 1, trusted: bool = False) -> Predictor:
+    """A predictor from a bundle, a folder or a `.tar.zst` file, its hashes checked first. Raises BundleError.
+
+    Its model is tried out in a child process first, unless it is `trusted`: a bundle of one's own, or one whose
+    signature was verified, as of those that a device has installed.
+    """
     with as_folder(Path(bundle)) as folder:
         opened = open_bundle(folder)
         check_files(opened)
+        if not trusted:
+            admit_onnx(folder / opened.manifest.model, BundleError)
         return Predictor(opened, threads)
 
 

@@ -17,6 +17,7 @@ from compressor.device.golden import check_output, golden_array, read_golden
 from compressor.device.signature import Statement, key_id, read_public_key, verify_signature
 from compressor.device.source import folder_source
 from compressor.errors import BundleError
+from compressor.intake.trial import admit_onnx
 from compressor.onnxrt import open_session, run_one
 
 
@@ -44,11 +45,18 @@ def verify_bundle(folder: Path, public_key: Path | None = None) -> BundleCheck:
     manifest = bundle.manifest
     arrays = read_golden(folder)
     _check_encoding(bundle, arrays)
+    feeds = [
+        {spec.name: golden_array(arrays, f"{case}.in.{spec.name}", folder) for spec in manifest.inputs}
+        for case in range(manifest.golden.cases)
+    ]
+    facts = admit_onnx(folder / manifest.model, BundleError, next(iter(feeds), None))
+    said, found = (manifest.requires.ir_version, manifest.opset), (facts.ir_version, facts.opset)
+    if said != found:
+        raise BundleError(f"{folder}: its manifest says IR version and opset {said}, its model {found}; build it again")
     session = open_session(folder / manifest.model)
     _check_interface(session, manifest, folder)
     cosines, errors = [], []
-    for case in range(manifest.golden.cases):
-        feed = {spec.name: golden_array(arrays, f"{case}.in.{spec.name}", folder) for spec in manifest.inputs}
+    for case, feed in enumerate(feeds):
         for spec, got in zip(manifest.outputs, run_one(session, feed), strict=True):
             expected = golden_array(arrays, f"{case}.out.{spec.name}", folder)
             cosine, error = check_output(got, expected, f"{folder}: golden case {case}, {spec.name}", manifest.golden)

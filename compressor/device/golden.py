@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from compressor.device.manifest import GoldenCheck
 from compressor.errors import BundleError
+from compressor.intake.npz import open_npz
 from compressor.metrics import mean_cosine
 
 GOLDEN = "golden.npz"
@@ -21,9 +23,9 @@ def read_golden(folder: Path) -> Arrays:
     """All that golden.npz holds, under names such as `0.in.input_ids`. Raises BundleError where it cannot be read."""
     path = folder / GOLDEN
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open_npz(path, BundleError) as archive:
             return {name: archive[name] for name in archive.files}
-    except (FileNotFoundError, zipfile.BadZipFile, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError) as error:
         raise BundleError(f"{path}: the golden cases cannot be read: {error}") from None
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from compressor.errors import BundleError
+from compressor.intake.json_text import strict_json
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -77,19 +77,11 @@ class DeviceManifest:
         return sum(entry.bytes for entry in self.files)
 
 
-def strict_json(content: bytes, what: str) -> Any:
-    """The value of a JSON text without duplicate keys, NaN or infinity. Raises BundleError, which names `what`."""
-    try:
-        return json.loads(content.decode(), object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise BundleError(f"{what}: not valid JSON with each key once; copy it again") from None
-
-
 def manifest_json(content: bytes, what: str) -> Any:
     """The value of a manifest's text, of this format. Raises BundleError, which names `what`."""
     if len(content) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{what}: expected at most {MAX_MANIFEST_BYTES} bytes, got {len(content)}")
-    found = strict_json(content, what)
+    found = strict_json(content, what, BundleError)
     version = found.get("format_version") if isinstance(found, dict) else None
     if version != FORMAT_VERSION:
         raise BundleError(
@@ -131,17 +123,6 @@ def check_listing(files: tuple[FileEntry, ...], what: str) -> None:
     names = [entry.name for entry in files]
     if names != sorted(set(names)):
         raise BundleError(f"{what}: expected files sorted by name, each once; build the bundle again")
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("duplicate key")
-    return found
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(name)
 
 
 def _plain(kind: type[T], value: Mapping[str, Any]) -> T:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.device.manifest import strict_json
-from compressor.errors import SignatureError
+from compressor.errors import BundleError, SignatureError
+from compressor.intake.json_text import strict_json
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -86,7 +86,7 @@ def read_signature(content: bytes) -> Signature:
     wrong = SignatureError(f"{SIGNATURE}: expected a signature of format {SIGNATURE_VERSION}; sign the bundle again")
     if len(content) > MAX_SIGNATURE_BYTES:
         raise wrong
-    found = strict_json(content, SIGNATURE)
+    found = strict_json(content, SIGNATURE, BundleError)
     try:
         statement = Statement(_of(str, found["product"]), _of(int, found["version"]), found["expires"])
         signature = Signature(statement, _of(str, found["key"]), bytes.fromhex(found["signature"]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ from compressor.device.archive import Member, archive_bytes, read_archive
 from compressor.device.manifest import MANIFEST, MAX_MANIFEST_BYTES, FileEntry
 from compressor.device.signature import MAX_SIGNATURE_BYTES, SIGNATURE
 from compressor.errors import BundleError, MissingDependencyError
+from compressor.intake.files import open_regular
 
 ZSTD = bytes.fromhex("28b52ffd")  # how a frame begins (RFC 8878)
 MAX_WINDOW_BYTES = 1 << 27  # what a reader keeps in memory, whatever the frame asks for
@@ -169,15 +169,8 @@ def check_names(folder: Path, listed: set[str]) -> None:
 
 def opened_file(path: Path, opened: ExitStack) -> Member:
     """A regular file, no link, that does not block when opened."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise BundleError(f"{path}: expected a file, cannot open it: {(error.strerror or '').lower()}") from None
-    stream = opened.enter_context(os.fdopen(descriptor, "rb"))
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        raise BundleError(f"{path}: expected a regular file, got something else; copy the bundle again")
-    return Member(path.name, status.st_size, stream)
+    stream = opened.enter_context(open_regular(path, BundleError, links=False))
+    return Member(path.name, os.fstat(stream.fileno()).st_size, stream)
 
 
 @contextmanager

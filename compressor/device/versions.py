@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.device import disk
 from compressor.device.compatible import check_compatible, this_machine
-from compressor.device.manifest import MANIFEST, DeviceManifest, read_manifest, strict_json
+from compressor.device.manifest import MANIFEST, DeviceManifest, read_manifest
 from compressor.device.selftest import SelfTest, self_test
 from compressor.device.signature import (
     SIGNATURE,
@@ -39,6 +39,7 @@ from compressor.device.signature import (
 )
 from compressor.device.source import Source, check_folder, folder_source, write_files
 from compressor.errors import BundleError, DeviceError, SignatureError, StorageError
+from compressor.intake.json_text import strict_json
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -304,7 +305,7 @@ def _prune(root: Path, state: State) -> None:
 def _read_state(root: Path) -> State:
     path = root / STATE
     try:
-        found = strict_json(path.read_bytes(), str(path))
+        found = strict_json(path.read_bytes(), str(path), BundleError)
     except FileNotFoundError:
         return State()
     except BundleError:

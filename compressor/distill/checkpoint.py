@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 import random
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         if hashlib.sha256(saved).digest() != digest:
             raise ValueError
         state: dict[str, Any] = torch.load(io.BytesIO(saved), weights_only=True, map_location="cpu")
-    except (ValueError, pickle.UnpicklingError):  # the latter of a file that was made to run code
+    except (ValueError, UnpicklingError):  # the latter of a file that was made to run code
         raise TrainingError(
             f"{path}: the checkpoint is damaged; run again with --from {stage_of(path.parent)} to start this training"
             " anew"

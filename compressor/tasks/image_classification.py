@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from compressor.artifacts import TensorSpec
 from compressor.errors import DataError, first_line
+from compressor.intake.npz import open_npz
 from compressor.metrics import accuracy
 from compressor.preprocess import Feed, ImagePreprocessor, Preprocessor
 from compressor.progress import Progress
@@ -108,7 +109,7 @@ class ImageClassification(WholeInputs):
         if path.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty; expected an .npz with `images` and `labels`")
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            with open_npz(path, DataError) as archive:
                 if missing := [name for name in wanted if name not in archive]:
                     raise DataError(f"{path}: missing array {', '.join(missing)}; it has {', '.join(archive)}", missing)
                 images, labels = archive["images"], archive["labels"] if labelled else None

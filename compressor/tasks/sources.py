@@ -22,6 +22,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Repo
 
 from compressor.errors import DataError, first_line
 from compressor.images import IMAGE_SUFFIXES
+from compressor.intake.files import check_within
+from compressor.intake.tables import check_table
 from compressor.recipe_data import DataSource
 from compressor.store import key_of, sha256_file
 
@@ -115,6 +117,7 @@ def open_split(source: DataSource) -> Split:
         raise DataError(f"{path}: expected a file ending in {', '.join(TABLES)}, got {path.suffix or 'no suffix'!r}")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty; expected rows")
+    check_table(path, DataError)
     # The library takes a name for a pattern.
     options = {"data_files": glob.escape(str(path)), **_OPTIONS.get(path.suffix, {})}
     return Split(source, _builder(source, TABLES[path.suffix], options), path.parent, (path.name,), None)
@@ -144,6 +147,10 @@ def _open_folder(source: DataSource, root: Path) -> Split:
         )
     if outside := [file for file in files if not Path(os.path.normpath(file)).is_relative_to(root)]:
         raise DataError(f"{source}: its card names {outside[0]}, which lies outside of it")
+    for file in files:
+        check_within(Path(file), root, DataError)
+        if module != "imagefolder" or Path(file).name in _METADATA:
+            check_table(Path(file), DataError)
     builder.config.data_files = {_READ: files}
     names = tuple(Path(file).relative_to(root).as_posix() for file in files)
     return Split(source, builder, root, names, (module, card))

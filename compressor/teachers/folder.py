@@ -19,8 +19,12 @@ from transformers import PreTrainedModel
 from transformers import logging as transformers_logging
 
 from compressor.errors import TeacherError, first_line
+from compressor.intake.files import check_within
+from compressor.intake.json_text import check_json
+from compressor.intake.safetensors import check_safetensors
 from compressor.preprocess import TextPreprocessor
 
+_MOST_JSON_BYTES = 1 << 27  # a tokenizer of 262,000 tokens has 33 MB
 # The task names of optimum's TasksManager, which knows the model class for each.
 OPTIMUM_TASK = {
     "sentence-embedding": "feature-extraction",
@@ -42,6 +46,13 @@ def check_folder(path: Path) -> None:
         pickles = any(any(path.glob(f"*.{kind}")) for kind in ("bin", "pt", "pth", "ckpt", "pkl"))
         remedy = "it holds pickles only, which can run code: convert them to safetensors" if pickles else "found none"
         raise TeacherError(f"{path}: expected weights as *.safetensors; {remedy}")
+    for file in sorted(path.iterdir()):
+        if file.suffix in (".json", ".safetensors"):
+            check_within(file, path, TeacherError)
+        if file.suffix == ".safetensors":
+            check_safetensors(file, TeacherError)
+        elif file.suffix == ".json":
+            check_json(file, _MOST_JSON_BYTES, TeacherError)
 
 
 def card_licenses(path: Path) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from compressor.errors import CompressorError, TeacherError, first_line
+from compressor.intake.safetensors import check_safetensors
 
 
 def build_module(reference: str, error: type[CompressorError]) -> nn.Module:
@@ -51,6 +52,7 @@ def load_module(reference: str, weights: Path) -> nn.Module:
     model = build_module(reference, TeacherError)
     if not weights.is_file():
         raise TeacherError(f"{weights}: expected the teacher's weights (safetensors), found none")
+    check_safetensors(weights, TeacherError)
     try:
         state = safetensors.torch.load_file(weights)
         model.load_state_dict(state)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from compressor.artifacts import OnnxModel, TensorSpec
 from compressor.errors import BundleError, TeacherError
+from compressor.intake.onnx_model import check_onnx
+from compressor.intake.trial import admit_onnx
 from compressor.onnx_file import describe_onnx
 from compressor.onnxrt import open_session, run_one
 from compressor.preprocess import Feed, TextPreprocessor
@@ -108,6 +109,7 @@ def open_onnx_teacher(recipe: Recipe, teacher: OnnxTeacher) -> OnnxTeacherModel:
     """Opens the file. Raises TeacherError: it does not load, or its inputs or outputs are not a task's."""
     path = teacher.onnx
     check_onnx_file(path)
+    admit_onnx(path, TeacherError)
     try:
         described = describe_onnx(path, "teacher", "as given")
         session = open_session(path, len(os.sched_getaffinity(0)))
@@ -127,11 +129,7 @@ def check_onnx_file(path: Path) -> None:
     """Raises TeacherError unless there is an ONNX file with all its weights in it."""
     if not path.is_file():
         raise TeacherError(f"{path}: expected the teacher as an ONNX file, found none")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError:
-        raise TeacherError(f"{path}: not an ONNX file") from None
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+    if check_onnx(path, TeacherError).outside:
         raise TeacherError(f"{path}: keeps its weights in another file; save it as one file")
 
 

@@ -6,7 +6,6 @@ Documented at https://sbert.net/docs/sentence_transformer/usage/custom_models.ht
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -18,7 +17,11 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from compressor.errors import TeacherError
+from compressor.intake.files import check_within, read_bounded
+from compressor.intake.json_text import strict_json
+from compressor.intake.safetensors import check_safetensors
 
+_MOST_JSON_BYTES = 1 << 20
 Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 Activation = Literal["Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU"]
 # What `pooling_mode` is in folders from before version 5, in the order in which several are concatenated.
@@ -113,10 +116,7 @@ def _inside(folder: Path, module: dict[str, str]) -> Path:
 
 
 def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        raise TeacherError(f"{path}: expected JSON as sentence-transformers writes it") from None
+    return strict_json(read_bounded(path, _MOST_JSON_BYTES, TeacherError), str(path), TeacherError, constants=True)
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -150,6 +150,8 @@ def _dense(folder: Path) -> Dense:
     file = folder / "model.safetensors"
     if not file.is_file():
         raise TeacherError(f"{folder}: expected the dense layer's weights as model.safetensors, found none")
+    check_within(file, folder, TeacherError)
+    check_safetensors(file, TeacherError)
     try:
         state = load_file(file)
         weight, bias = state["linear.weight"], state.get("linear.bias")

@@ -220,7 +220,7 @@ def test_files_that_are_no_teacher(make_onnx: MakeOnnx, recipe_for: MakeRecipe, 
     two = {"classes": ["a", "b"]}
     for task, path, settings, words in [
         ("image-classification", tmp_path / "absent.onnx", {}, "found none"),
-        ("image-classification", noise, {}, "not an ONNX file"),
+        ("image-classification", noise, {}, "expected an ONNX model"),
         ("image-classification", outside, {}, "keeps its weights in another file"),
         ("image-classification", images, {"output": "embedding"}, "expected an output embedding, found logits, shares"),
         ("image-classification", positions, {}, "expected one input of images"),

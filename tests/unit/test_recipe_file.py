@@ -165,7 +165,7 @@ def test_no_is_a_word(write: Any, tmp_path: Path) -> None:
         (b"out: !!python/object/apply:os.system [true]\n" + TEXT.encode(), "out"),
         (b"a: " + b"{b: " * 1000, "nested brackets"),
         (b"x: &x [*x]\n" + TEXT.encode(), "unknown key x"),
-        (b"x: " + b"y" * 1_000_001, "expected a recipe below 1 MB"),
+        (b"x: " + b"y" * 1_000_001, "expected at most 100,000 bytes"),
     ],
 )
 def test_what_is_no_recipe(write: Any, content: bytes, words: str) -> None:

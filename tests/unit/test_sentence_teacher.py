@@ -140,7 +140,7 @@ def damage(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("no json", "expected JSON"),
+        ("no json", "not valid JSON"),
         ("no list", "expected a list of modules"),
         ("other module", "consists of Transformer, Pooling, LSTM; expected"),
         ("outside", "outside of the folder"),

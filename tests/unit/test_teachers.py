@@ -70,9 +70,9 @@ def damage(folder: Path, how: str) -> None:
         ("no config", "config.json"),
         ("no weights", "expected weights as *.safetensors; found none"),
         ("only pickles", "pickles only, which can run code"),
-        ("cut weights", "does not load"),
-        ("empty weights", "does not load"),
-        ("no json", "does not load"),
+        ("cut weights", "expected a safetensors file"),
+        ("empty weights", "expected a safetensors file"),
+        ("no json", "not valid JSON"),
         ("unknown type", "does not load"),
         ("no type", "does not load"),
         ("another size", "does not load"),
@@ -233,7 +233,7 @@ def test_weights_that_are_missing(image_recipe: Make) -> None:
         ({"1.weight": torch.zeros(3, 16)}, "does not fit"),
         ({"1.weight": torch.zeros(3, 15), "1.bias": torch.zeros(3)}, "does not fit"),
         ({"1.weight": torch.zeros(3, 16), "1.bias": torch.zeros(3), "2.bias": torch.zeros(3)}, "does not fit"),
-        (None, "not a safetensors file"),
+        (None, "expected a safetensors file"),
     ],
 )
 def test_weights_that_do_not_fit(network_file: Path, tmp_path: Path, state: Any, words: str) -> None:

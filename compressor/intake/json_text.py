@@ -1,0 +1,63 @@
+"""JSON from outside: of a bounded size, each key once."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import CompressorError
+from compressor.intake.files import open_regular
+
+
+def strict_json(content: bytes, what: str, error: type[CompressorError], *, constants: bool = False) -> Any:
+    """The value of a JSON text without duplicate keys; NaN and infinity only with `constants`.
+
+    Raises `error`, which names `what`; also where it nests deeper than Python's recursion goes.
+    """
+    try:
+        return _parsed(content, constants)
+    except ValueError as found:
+        raise error(f"{what}: not valid JSON with each key once: {found}; copy it again") from None
+
+
+def check_json(path: Path, most: int, error: type[CompressorError]) -> None:
+    """Raises `error` unless the file is such a JSON text of at most `most` bytes, in which infinity may occur, as
+    Hugging Face's do. A file that has not changed is not read again.
+    """
+    with open_regular(path, error) as file:
+        status = os.fstat(file.fileno())
+    if status.st_size > most:
+        raise error(f"{path}: expected at most {most:,} bytes, got {status.st_size:,}")
+    try:
+        _check_json(path, (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size))
+    except ValueError as found:
+        raise error(f"{path}: not valid JSON with each key once: {found}; copy it again") from None
+
+
+@lru_cache
+def _check_json(path: Path, state: tuple[int, ...]) -> None:
+    with path.open("rb") as file:
+        _parsed(file.read(state[-1]), constants=True)
+
+
+def _parsed(content: bytes, constants: bool) -> Any:
+    constant = None if constants else _no_constant
+    try:
+        return json.loads(content.decode(), object_pairs_hook=_without_duplicates, parse_constant=constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)[:80]!r}")
+    return found
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")

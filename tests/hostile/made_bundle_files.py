@@ -1,0 +1,230 @@
+"""Hostile bundles and archives of bundles, made where they are needed from an honest one."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import zstandard
+from made_arrays import HOSTILE as ARRAYS
+from made_bundles import make_bundle
+from made_onnx import HOSTILE as HOSTILE_MODELS
+
+MakeBundle = Callable[[Path], Path]
+
+
+def honest(folder: Path) -> Path:
+    return make_bundle(folder / "bundle", 1)
+
+
+def _spoilt(change: Callable[[dict[str, Any]], object]) -> MakeBundle:
+    """A bundle whose manifest says something else."""
+
+    def make(folder: Path) -> Path:
+        bundle = honest(folder)
+        manifest = json.loads((bundle / "manifest.json").read_bytes())
+        change(manifest)
+        (bundle / "manifest.json").write_text(json.dumps(manifest))
+        return bundle
+
+    return make
+
+
+def _text(text: Callable[[str], str]) -> MakeBundle:
+    """A bundle whose manifest has another text."""
+
+    def make(folder: Path) -> Path:
+        bundle = honest(folder)
+        path = bundle / "manifest.json"
+        path.write_text(text(path.read_text()))
+        return bundle
+
+    return make
+
+
+def _replaced(name: str, make_file: Callable[[Path], Path]) -> MakeBundle:
+    """A bundle with another file, its hash and size as the manifest says."""
+
+    def make(folder: Path) -> Path:
+        bundle = honest(folder)
+        (folder / "other").mkdir()
+        shutil.copyfile(make_file(folder / "other"), bundle / name)
+        content = (bundle / name).read_bytes()
+        manifest = json.loads((bundle / "manifest.json").read_bytes())
+        entry = next(one for one in manifest["files"] if one["name"] == name)
+        entry |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        (bundle / "manifest.json").write_text(json.dumps(manifest))
+        return bundle
+
+    return make
+
+
+def _linked(folder: Path) -> Path:
+    bundle = honest(folder)
+    (bundle / "golden.npz").rename(folder / "golden.npz")
+    (bundle / "golden.npz").symlink_to(folder / "golden.npz")
+    return bundle
+
+
+def _piped(name: str) -> MakeBundle:
+    def make(folder: Path) -> Path:
+        bundle = honest(folder)
+        (bundle / name).unlink()
+        os.mkfifo(bundle / name)
+        return bundle
+
+    return make
+
+
+def _flipped(folder: Path) -> Path:
+    bundle = honest(folder)
+    content = bytearray((bundle / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / "model.onnx").write_bytes(content)
+    return bundle
+
+
+def _extra(folder: Path) -> Path:
+    bundle = honest(folder)
+    (bundle / "more.bin").write_bytes(b"more")
+    return bundle
+
+
+def _entry(name: str, size: int = 1) -> dict[str, Any]:
+    return {"name": name, "bytes": size, "sha256": "0" * 64}
+
+
+BUNDLES: dict[str, MakeBundle] = {
+    "manifest: key twice": _text(lambda text: text.replace("{", '{"task": "own",', 1)),
+    "manifest: nested": _text(lambda _: "[" * 100_000 + "]" * 100_000),
+    "manifest: 9 MB": _text(lambda text: text + " " * (9 << 20)),
+    "manifest: NaN": _text(lambda text: text.replace('"min_cosine": ', '"min_cosine": NaN, "x": ', 1)),
+    "manifest: no JSON": _text(lambda text: "\0" + text),
+    "manifest: empty": _text(lambda _: ""),
+    "manifest: a list": _text(lambda _: "[]"),
+    "manifest: FIFO": _piped("manifest.json"),
+    "manifest: a path out of it": _spoilt(lambda m: m["files"].append(_entry("../outside"))),
+    "manifest: an absolute path": _spoilt(lambda m: m["files"].insert(0, _entry("/etc/hostname"))),
+    "manifest: a model outside": _spoilt(lambda m: m.update(model="../model.onnx")),
+    "manifest: negative size": _spoilt(lambda m: m["files"][0].update(bytes=-1)),
+    "manifest: 100,000 files": _spoilt(lambda m: m["files"].extend(_entry(f"z{i:06}") for i in range(100_000))),
+    "manifest: 10^18 golden cases": _spoilt(lambda m: m["golden"].update(cases=10**18)),
+    "manifest: opset of another": _spoilt(lambda m: m.update(opset=18)),
+    "manifest: IR version of another": _spoilt(lambda m: m["requires"].update(ir_version=8)),
+    "manifest: format 99": _spoilt(lambda m: m.update(format_version=99)),
+    "golden.npz: link": _linked,
+    "golden.npz: FIFO": _piped("golden.npz"),
+    "golden.npz: 3 GB in 3 MB": _replaced("golden.npz", ARRAYS["3 GB of zeros"]),
+    "model.onnx: flipped bit": _flipped,
+    "model.onnx: crash": _replaced("model.onnx", HOSTILE_MODELS["crash: LayerNormalization without bias"]),
+    "model.onnx: external data": _replaced("model.onnx", HOSTILE_MODELS["external: absolute path"]),
+    "a file too many": _extra,
+}
+
+
+# Archives, as tarfile and zstd would make them.
+
+
+def _members(bundle: Path) -> list[tuple[tarfile.TarInfo, bytes]]:
+    names = ["manifest.json", *sorted(p.name for p in bundle.iterdir() if p.name != "manifest.json")]
+    found = []
+    for name in names:
+        info = tarfile.TarInfo(name)
+        info.size = (bundle / name).stat().st_size
+        found.append((info, (bundle / name).read_bytes()))
+    return found
+
+
+def _packed(path: Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> Path:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for info, content in members:
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def _with(name: str, kind: bytes = tarfile.REGTYPE, target: str = "", first: bool = False) -> MakeBundle:
+    def make(folder: Path) -> Path:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, target
+        members = _members(honest(folder))
+        members.insert(0 if first else len(members), (info, b""))
+        return _packed(folder / "bundle.tar", members)
+
+    return make
+
+
+def _many(folder: Path) -> Path:
+    return _packed(
+        folder / "bundle.tar", _members(honest(folder)) + [(tarfile.TarInfo(f"z{i:05}"), b"") for i in range(20_000)]
+    )
+
+
+def _twice(folder: Path) -> Path:
+    members = _members(honest(folder))
+    return _packed(folder / "bundle.tar", members + members[-1:])
+
+
+def _zstd_bomb(folder: Path) -> Path:
+    """16 GB of zeros where the manifest is expected to be."""
+    head = tarfile.TarInfo("manifest.json")
+    head.size = 8 << 20
+    compressor = zstandard.ZstdCompressor(level=1).compressobj()
+    content = compressor.compress(head.tobuf(tarfile.USTAR_FORMAT))
+    zeros = compressor.compress(bytes(1 << 24)) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    path = folder / "bundle.tar.zst"
+    frame = zstandard.ZstdCompressor(level=1).compress(bytes(1 << 27))
+    path.write_bytes(content + zeros + compressor.flush() + frame * 128)
+    return path
+
+
+def _zstd_window(folder: Path) -> Path:
+    """A frame that asks its reader for 2 GB."""
+    parameters = zstandard.ZstdCompressionParameters(window_log=31, format=zstandard.FORMAT_ZSTD1)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    path = folder / "bundle.tar.zst"
+    path.write_bytes(compressor.compress(bytes(1 << 16)) + compressor.flush())
+    return path
+
+
+def _cut(folder: Path) -> Path:
+    path = _packed(folder / "bundle.tar", _members(honest(folder)))
+    path.write_bytes(path.read_bytes()[:-20_000])
+    return path
+
+
+def _content(content: bytes, name: str = "bundle.tar") -> MakeBundle:
+    def make(folder: Path) -> Path:
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return make
+
+
+ARCHIVES: dict[str, MakeBundle] = {
+    "a path out of it": _with("../outside"),
+    "an absolute path": _with("/tmp/outside"),
+    "a symbolic link": _with("link", tarfile.SYMTYPE, "/etc"),
+    "a symbolic link first": _with("manifest.json", tarfile.SYMTYPE, "/etc/hostname", first=True),
+    "a hard link": _with("link", tarfile.LNKTYPE, "manifest.json"),
+    "a device": _with("null", tarfile.CHRTYPE),
+    "a FIFO": _with("pipe", tarfile.FIFOTYPE),
+    "a folder": _with("folder", tarfile.DIRTYPE),
+    "a member twice": _twice,
+    "20,000 members": _many,
+    "16 GB of zeros": _zstd_bomb,
+    "a window of 2 GB": _zstd_window,
+    "cut off": _cut,
+    "empty": _content(b""),
+    "text": _content(b"no archive" * 1000),
+    "zeros": _content(bytes(100_000)),
+    "zstd of nothing": _content(zstandard.ZstdCompressor().compress(b""), "bundle.tar.zst"),
+    "half a zstd frame": _content(zstandard.ZstdCompressor().compress(os.urandom(1000))[:500], "bundle.tar.zst"),
+    "a FIFO instead of an archive": lambda folder: (os.mkfifo(folder / "bundle.tar"), folder / "bundle.tar")[1],
+}

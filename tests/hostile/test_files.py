@@ -1,0 +1,194 @@
+"""Hostile arrays, weights, rows, recipes, images and pickles are refused; nothing in them runs."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from chosen import chosen
+from made_arrays import HOSTILE as ARRAYS
+from made_arrays import Payload
+from made_onnx import product, saved
+from made_texts import HONEST_WEIGHTS, MARK, RECIPES, TABLES, WEIGHTS, unpickled_weights
+from measured import assert_refused, run_measured
+from PIL import Image
+
+from compressor.errors import DataError, RecipeError, TeacherError
+from compressor.images import decode_image
+from compressor.intake.files import check_within
+from compressor.intake.json_text import check_json
+from compressor.intake.safetensors import check_safetensors
+from compressor.intake.tables import check_table
+from compressor.onnx_file import describe_onnx
+from compressor.quantizing import read_examples
+from compressor.recipe_file import read_recipe
+
+
+@pytest.mark.parametrize("case", ARRAYS)
+def test_hostile_arrays_are_refused(case: str, folder: Path) -> None:
+    model = describe_onnx(saved(folder, product()), "float32", "float32")
+    path = ARRAYS[case](folder)
+    with pytest.raises(DataError) as raised:
+        read_examples(path, model)
+    assert "\n" not in str(raised.value)
+    assert not (folder / MARK).exists()
+
+
+@pytest.mark.parametrize("case", WEIGHTS)
+def test_hostile_weights_are_refused(case: str, folder: Path) -> None:
+    with pytest.raises(TeacherError) as raised:
+        check_safetensors(WEIGHTS[case](folder), TeacherError)
+    assert "\n" not in str(raised.value)
+
+
+def test_honest_weights_pass(folder: Path) -> None:
+    check_safetensors(HONEST_WEIGHTS(folder), TeacherError)
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_hostile_rows_are_refused(case: str, folder: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        check_table(TABLES[case](folder), DataError)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"text": "[[[[ {{{ \\" [ \\\\"}\n' * 10, '[\n {"a": 1},\n {"a": [[1]]}\n]\n', '{"a": "' + "[" * 5000 + '"}'],
+)
+def test_brackets_in_texts_are_texts(text: str, folder: Path) -> None:
+    (folder / "rows.jsonl").write_text(text)
+    check_table(folder / "rows.jsonl", DataError)
+
+
+@pytest.mark.parametrize("case", RECIPES)
+def test_hostile_recipes_are_refused(case: str, folder: Path) -> None:
+    with pytest.raises(RecipeError) as raised:
+        read_recipe(RECIPES[case](folder))
+    assert "\n" not in str(raised.value)
+    assert not (folder / MARK).exists()
+
+
+def test_a_file_is_within_its_folder_or_a_link_of_the_hub_s_cache(folder: Path) -> None:
+    outside = folder.parent / "outside.json"
+    outside.write_text("{}")
+    (folder / "link.json").symlink_to(outside)
+    with pytest.raises(TeacherError, match="leads out of"):
+        check_within(folder / "link.json", folder, TeacherError)
+    (folder / "circle.json").symlink_to("circle.json")
+    with pytest.raises(TeacherError, match="leads nowhere"):
+        check_within(folder / "circle.json", folder, TeacherError)
+    snapshot, blobs = folder / "models--a--b" / "snapshots" / "c0ffee", folder / "models--a--b" / "blobs"
+    for one in (snapshot, blobs):
+        one.mkdir(parents=True)
+    (blobs / "1").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/1")
+    check_within(snapshot / "config.json", snapshot, TeacherError)
+
+
+def test_a_settings_file_has_each_key_once(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text('{"a": Infinity, "b": {"c": [1, 2]}}')
+    check_json(path, 1000, TeacherError)
+    with pytest.raises(TeacherError, match="at most 10 bytes"):
+        check_json(path, 10, TeacherError)
+    path.write_text('{"a": 1, "b": {"c": 1, "c": 2}}')
+    with pytest.raises(TeacherError, match="duplicate key 'c'"):
+        check_json(path, 1000, TeacherError)
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+
+
+def a_picture(**saving: object) -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(content, **saving)  # type: ignore[arg-type]
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        png_that_claims(100_000, 100_000),
+        png_that_claims(1 << 31, 1),
+        a_picture(format="PNG")[:45],
+        a_picture(format="GIF", save_all=True, append_images=[Image.new("RGB", (8, 8), "red")]),
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
+        pickle.dumps([1]),
+        b"",
+    ],
+    ids=["10^10 pixels", "2^31 wide", "cut off", "frames", "PostScript", "pickle", "empty"],
+)
+def test_hostile_images_are_refused(content: bytes) -> None:
+    with pytest.raises(DataError) as raised:
+        decode_image(content, (8, 8, 3), "refuse")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("case", chosen(ARRAYS, ("3 GB of zeros", "a pickle with a payload")))
+def test_quantize_refuses_arrays_in_one_line(case: str, folder: Path) -> None:
+    model, inputs = saved(folder, product()), ARRAYS[case](folder)
+    assert_refused(run_measured("quantize", model, "--inputs", inputs, "--out", folder / "out", cwd=folder))
+    assert not (folder / "out").exists()
+    assert not (folder / MARK).exists()
+
+
+@pytest.mark.parametrize("case", chosen(RECIPES, ("aliases of aliases", "a tag that runs code")))
+def test_compress_refuses_recipes_in_one_line(case: str, folder: Path) -> None:
+    assert_refused(run_measured("compress", RECIPES[case](folder), "--dry-run", cwd=folder))
+    assert not (folder / MARK).exists()
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "inputs.npz", "bundle.tar", "recipe.yaml"])
+def test_a_pickle_is_never_loaded(name: str, folder: Path) -> None:
+    path = folder / name
+    path.write_bytes(pickle.dumps(Payload(folder / MARK)))
+    honest = saved(folder, product(), "honest.onnx")
+    commands = {
+        "model.onnx": ("inspect", path),
+        "inputs.npz": ("quantize", honest, "--inputs", path, "--out", folder / "out"),
+        "bundle.tar": ("verify", path),
+        "recipe.yaml": ("compress", path),
+    }
+    assert_refused(run_measured(*commands[name], cwd=folder))
+    assert not (folder / MARK).exists()
+
+
+def _compress(folder: Path, teacher: Path, rows: Path) -> None:
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(
+        "task: text-classification\n"
+        f"teacher: {{path: {teacher}, permission: own-model}}\ndata: {{train: {rows}, eval: {rows}}}\n"
+    )
+    assert_refused(run_measured("compress", recipe, "--dry-run", cwd=folder))
+    assert not list(folder.rglob(MARK))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", chosen({**WEIGHTS, "pickles": unpickled_weights}, ("pickles",)))
+def test_compress_refuses_teachers_in_one_line(case: str, folder: Path) -> None:
+    teacher = folder / "teacher"
+    teacher.mkdir()
+    (teacher / "config.json").write_text('{"model_type": "bert"}')
+    {**WEIGHTS, "pickles": unpickled_weights}[case](teacher)
+    (folder / "rows.jsonl").write_text('{"text": "a", "label": 0}\n')
+    _compress(folder, teacher, folder / "rows.jsonl")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", chosen(TABLES, ("nested lists",)))
+def test_compress_refuses_rows_in_one_line(case: str, folder: Path) -> None:
+    teacher = folder / "teacher"
+    teacher.mkdir()
+    (teacher / "config.json").write_text('{"model_type": "bert"}')
+    HONEST_WEIGHTS(teacher)
+    _compress(folder, teacher, TABLES[case](folder))
