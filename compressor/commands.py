@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def init(options: argparse.Namespace) -> None:
     """`compressor init --task sentence-embedding > recipe.yaml`"""
-    from compressor.recipe_file import recipe_template
+    from compressor.recipe_template import recipe_template
 
     sys.stdout.write(recipe_template(options.task))
 

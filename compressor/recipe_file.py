@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import difflib
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard, cast, get_args
+from typing import Any, TypeGuard, get_args
 
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic.fields import FieldInfo
@@ -19,8 +18,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from compressor.errors import RecipeError
 from compressor.intake.files import read_bounded
-from compressor.recipe import ENDPOINT_RECIPES, RECIPES, Recipe, recipe_class
-from compressor.recipe_data import DataSource
+from compressor.recipe import RECIPES, Recipe, recipe_class
 from compressor.recipe_portable import MODULES
 from compressor.recipe_quantize import Quantization
 
@@ -38,7 +36,6 @@ _PATHS = (
     ("out",),
     ("cache",),
 )
-_ORDER = ("task", "out", "cache", "teacher", "data", "student", "distill")
 
 Key = tuple[str | int, ...]
 
@@ -87,17 +84,6 @@ def quantization_from(overrides: Sequence[str]) -> Quantization:
         return Quantization.model_validate(draft.values)
     except ValidationError as error:
         raise RecipeError(_describe(error, draft, Quantization)) from None
-
-
-def recipe_template(task: str) -> str:
-    """A commented recipe for a task: required values as placeholders, optional ones at their defaults."""
-    lines = [f"# A recipe for `compressor compress`, task {task}.", "", *_template_lines(RECIPES[task], "")]
-    if task in ENDPOINT_RECIPES:
-        lines += ["", "# Or, where the teacher is an endpoint, and only what it writes is known:", "#"]
-        lines += [
-            f"# {line}".rstrip() for text in _template_lines(ENDPOINT_RECIPES[task], "") for line in text.split("\n")
-        ]
-    return "\n".join(lines) + "\n"
 
 
 def _parse(path: Path) -> _Draft:
@@ -243,7 +229,7 @@ def _model_at(model: type[BaseModel], place: Key) -> type[BaseModel]:
             break
         elif groups := [one for one in (field.annotation, *get_args(field.annotation)) if _is_group(one)]:
             model = groups[0]
-        kinds = _kinds(field) if field else {}
+        kinds = kinds_of(field) if field else {}
     return model
 
 
@@ -251,7 +237,7 @@ def _is_group(annotation: object) -> TypeGuard[type[BaseModel]]:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _kinds(field: FieldInfo) -> dict[str, type[BaseModel]]:
+def kinds_of(field: FieldInfo) -> dict[str, type[BaseModel]]:
     """The models that a group of settings may be, by the tag that stands for each in the place of an error."""
     members = [get_args(member) for member in get_args(field.annotation)]
     # Where it may be null too, the union is a member itself.
@@ -275,47 +261,3 @@ def _nested_deeper(text: str, limit: int) -> bool:
 
 def _first_line(text: str | None) -> str:
     return (text or "unreadable").strip().splitlines()[0]
-
-
-def _template_lines(model: type[BaseModel], indent: str) -> Iterator[str]:
-    fields = sorted(
-        model.model_fields.items(), key=lambda item: _ORDER.index(item[0]) if item[0] in _ORDER else len(_ORDER)
-    )
-    for name, field in fields:
-        inner, kinds = field.annotation, list(_kinds(field).values())
-        if isinstance(inner, type) and issubclass(inner, BaseModel) and inner is not DataSource:  # that, as a path
-            kinds = [inner]
-        if kinds and field.default is not None:
-            yield f"\n{indent}{name}:  # {field.description}"
-            yield from _template_lines(kinds[0], indent + "  ")
-            for other in kinds[1:]:
-                yield from _alternative_lines(other, kinds[0], indent + "  ")
-        else:
-            yield f"{indent}{name}: {_template_value(name, field)}" + (
-                f"  # {field.description}" if field.description else ""
-            )
-
-
-def _alternative_lines(other: type[BaseModel], first: type[BaseModel], indent: str) -> Iterator[str]:
-    """What another kind has that the first has not, commented out."""
-    replaced = [name for name in first.model_fields if name not in other.model_fields]
-    yield f"{indent}# or, instead of {' and '.join(replaced)}:"
-    for name, field in other.model_fields.items():
-        if name not in first.model_fields:
-            yield f"{indent}# {name}: {_template_value(name, field)}  # {field.description}"
-
-
-def _template_value(name: str, field: FieldInfo) -> str:
-    if name == "task":
-        return str(cast(Any, field.annotation).__args__[0])
-    if field.is_required():
-        return {"permission": "own-model", "classes": "[first, second]", "size": "[28, 28]"}.get(name, "CHANGE-ME")
-    value = field.default
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(str, value))}]"
-    plain = not isinstance(value, str) or (value.isprintable() and YAML(typ="safe").load(value) == value)
-    return str(value) if plain else json.dumps(value)

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from compressor.errors import RecipeError
 from compressor.recipe import ENDPOINT_RECIPES, RECIPES, OwnTaskRecipe
-from compressor.recipe_file import read_recipe, recipe_from_values, recipe_template
+from compressor.recipe_file import read_recipe, recipe_from_values
 from compressor.recipe_portable import portable
 from compressor.recipe_student import ImageStudent
 from compressor.recipe_teacher import (
@@ -27,6 +27,7 @@ from compressor.recipe_teacher import (
     HubTeacher,
     OnnxClassifierTeacher,
 )
+from compressor.recipe_template import recipe_template
 
 TEXT = """\
 task: sentence-embedding
