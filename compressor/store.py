@@ -101,12 +101,11 @@ def replace_folder(new: Path, destination: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's content. Raises DataError where there is none to read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (FileNotFoundError, IsADirectoryError):
-        raise DataError(f"{path}: expected a file, found none") from None
+    """Hex SHA-256 of a file's content. Raises DataError where there is none to read: a pipe would be waited for."""
+    if not path.is_file():
+        raise DataError(f"{path}: expected a regular file, found none")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_tree(folder: Path) -> str:

@@ -29,7 +29,7 @@ _BYTES_A_SECOND = 50e6  # of weights: copied and arranged twice
 _DISK_BYTES_A_SECOND = 20e6
 _COPIES = 4  # of the weights: the file's, the graph's, those arranged for kernels, twice at a time
 # What ONNX Runtime says, whatever the class of its error, where there is no memory left.
-_NO_MEMORY = ("bad_alloc", "allocate", "llocation of")
+_NO_MEMORY = ("bad_alloc", "allocate", "allocation of")
 _TYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -126,7 +126,7 @@ def _made(value: Any) -> NDArray[Any]:
 
 
 def _raise_for_memory(error: Exception) -> None:
-    if isinstance(error, MemoryError) or any(word in first_line(error) for word in _NO_MEMORY):
+    if isinstance(error, MemoryError) or any(word in first_line(error).lower() for word in _NO_MEMORY):
         raise MemoryError from None
 
 

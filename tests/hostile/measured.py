@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ EXIT_CODES = {
     kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, CompressorError)
 } - {errors.INTERNAL_ERROR_EXIT_CODE}
 MOST_S, MOST_BYTES = 10.0, 2 << 30
+_HANGS_S = 120.0  # on the clock, which others slow down
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,10 @@ def run_measured(*arguments: str | Path, cwd: Path) -> Measured:
             stdout=stdout,
             stderr=stderr,
         )
+        hanging = threading.Timer(_HANGS_S, process.kill)
+        hanging.start()
         _, status, used = os.wait4(process.pid, 0)
+        hanging.cancel()
         process.returncode = os.waitstatus_to_exitcode(status)
         stdout.seek(0)
         stderr.seek(0)
