@@ -49,7 +49,7 @@ def print_table(result: Result, stream: TextIO, width: int | None = None) -> Non
     columns = _fit(_columns(shown, metric_label(result), encoding), limit)
     console.print(_table(columns, [row.ships for row in shown]))
     for line in (*_notes(result), "", summary_line(result)):
-        for piece in textwrap.wrap(_encodable(line, encoding), limit) or [""]:
+        for piece in textwrap.wrap(_encodable(line, encoding), limit, break_on_hyphens=False) or [""]:
             console.print(Text(piece))
 
 
