@@ -35,7 +35,8 @@ with atheris.instrument_imports(include=["compressor.intake", "compressor.device
     from compressor.intake.onnx_model import check_onnx
     from compressor.intake.trial import try_once
     from compressor.limited import RUNTIME_BYTES
-    from compressor.recipe_file import read_recipe, recipe_template
+    from compressor.recipe_file import read_recipe
+    from compressor.recipe_template import recipe_template
 
 from made_bundles import make_bundle  # noqa: E402 (found by the path above)
 from made_onnx import HONEST, HOSTILE  # noqa: E402
