@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from compressor.benchmark import BenchmarkSettings, Candidate, explained, time_m
 from compressor.certificate import certificate_beside
 from compressor.error_attribution import ErrorAttribution
 from compressor.errors import BundleError, DataError, QuantizationError, UsageError
-from compressor.intake.npz import open_npz
+from compressor.intake.npz import UNREADABLE, open_npz
 from compressor.intake.trial import admit_onnx
 from compressor.metrics import mean_cosine
 from compressor.onnx_file import describe_onnx
@@ -158,7 +156,7 @@ def read_examples(path: Path, model: OnnxModel) -> ArrayExamples:
     try:
         with open_npz(path, DataError) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path}: expected an .npz with an array for each input of the model: {error}") from None
     needed = {spec.name: spec for spec in model.inputs}
     if missing := [name for name in needed if name not in arrays]:
@@ -202,7 +200,6 @@ def _outputs(path: Path, examples: ArrayExamples, judging: Sequence[NDArray[Any]
 def _judging(float32: Path, examples: ArrayExamples, judged_on: Sequence[NDArray[Any]], threads: int) -> Judging:
     """Models are held against `float32` on these examples, and timed on the first of them."""
     expected = _outputs(float32, examples, judged_on)
-
     return Judging(
         lambda path: closeness_of(path, _outputs(path, examples, judged_on), expected, mean_cosine),
         tuple(examples.collate([one]) for one in judged_on[:_TIMED]),

@@ -88,7 +88,7 @@ def quantization_from(overrides: Sequence[str]) -> Quantization:
 
 def _parse(path: Path) -> _Draft:
     try:
-        path.stat()
+        path.stat()  # a file that is not there has words of its own
         text = read_bounded(path, _MAX_RECIPE_BYTES, RecipeError).decode()
         if _nested_deeper(text, _MAX_NESTING):  # the parser takes quadratic time to give up on it
             raise RecipeError(f"{path}: expected at most {_MAX_NESTING} nested brackets")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from numpy.typing import NDArray
 
 from compressor.device.manifest import GoldenCheck
 from compressor.errors import BundleError
-from compressor.intake.npz import open_npz
+from compressor.intake.npz import UNREADABLE, open_npz
 from compressor.metrics import mean_cosine
 
 GOLDEN = "golden.npz"
@@ -25,7 +23,7 @@ def read_golden(folder: Path) -> Arrays:
     try:
         with open_npz(path, BundleError) as archive:
             return {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError) as error:
+    except UNREADABLE as error:
         raise BundleError(f"{path}: the golden cases cannot be read: {error}") from None
 
 

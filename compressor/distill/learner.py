@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +9,7 @@ from compressor.artifacts import TapPair
 from compressor.distill.head import OpenHead
 from compressor.distill.record import outputs_of
 from compressor.distill.taps import HIDDEN, Taps
-from compressor.errors import StudentError, TrainingError, out_of_memory
+from compressor.errors import StudentError
 from compressor.preprocess import Feed
 
 
@@ -80,18 +77,3 @@ def still(module: nn.Module) -> None:
         for name, value in vars(part).items():  # what attention hands to a function: attention_dropout, dropout_prob
             if "dropout" in name and isinstance(value, float):
                 setattr(part, name, 0.0)
-
-
-@contextmanager
-def memory_for(batch_size: int) -> Iterator[None]:
-    """Turns an exhausted memory into the batch size to try."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        smaller = f"try --set distill.batch_size={batch_size // 2}, or a larger distill.accumulate"
-        least = "no smaller one can be had: shorten student.max_length, cut a smaller student, or free memory"
-        raise TrainingError(
-            f"out of memory at a batch of {batch_size}; {smaller if batch_size >= 4 else least}"
-        ) from None

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from compressor.artifacts import Shard, TeacherSignals
 from compressor.distill.cache import ROWS, RowSignals, finished_shards, note_shards, shard_file, write_shard
+from compressor.distill.memory import exhausted_memory
 from compressor.distill.positions import said
 from compressor.distill.taps import Taps
-from compressor.errors import TeacherError, TrainingError, out_of_memory
+from compressor.errors import TeacherError
 from compressor.preprocess import Feed, by_length
 from compressor.progress import Bar, Progress
 from compressor.recipe_distill import ClassDistillation
@@ -112,21 +113,13 @@ class _Recording:
         found: dict[int, RowSignals] = {}
         batches = by_length([len(example) for example in examples], self.batch_size)
         for batch in batches:
-            found |= zip(batch.tolist(), self._asked([examples[i] for i in batch], generator), strict=True)
+            with exhausted_memory(
+                f"where the teacher answers {len(batch)} examples at once; shorten student.max_length, or free memory"
+            ):
+                found |= zip(batch.tolist(), self.ask([examples[i] for i in batch], generator), strict=True)
             self.bar.advance(len(batch))
         made = write_shard(self.folder, number, [found[i] for i in range(rows)])
         return bytes.fromhex(made.sha256), len(batches)
-
-    def _asked(self, examples: list[Any], generator: torch.Generator) -> list[RowSignals]:
-        try:
-            return self.ask(examples, generator)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            raise TrainingError(
-                f"out of memory where the teacher answers {len(examples)} examples at once; shorten student.max_length,"
-                " or free memory"
-            ) from None
 
     def idle(self, times: int) -> None:
         """A teacher that is shared answers all processes or none, so who has nothing to ask asks all the same."""

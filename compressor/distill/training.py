@@ -21,8 +21,9 @@ from compressor.artifacts import LossPoint, ScorePoint, TrainingHistory
 from compressor.distill.batches import epoch_batches, epoch_views, learning_rate_share
 from compressor.distill.checkpoint import load_checkpoint, random_states, save_checkpoint, set_random_states
 from compressor.distill.interrupt import Interruption, deferred_interrupt
-from compressor.distill.learner import Learner, memory_for, still
+from compressor.distill.learner import Learner, still
 from compressor.distill.lessons import Lessons
+from compressor.distill.memory import memory_for
 from compressor.distill.tracking import Tracking, tracking
 from compressor.distill.training_inputs import TrainingData, Workplace
 from compressor.errors import TrainingError

@@ -31,6 +31,16 @@ def open_regular(path: Path, error: type[CompressorError], *, links: bool = True
     return os.fdopen(descriptor, "rb")
 
 
+def state_of(path: Path, error: type[CompressorError]) -> tuple[int, ...]:
+    """What of a regular file is another where its content is: device, inode, time of change and, last, size in bytes.
+
+    Raises `error`.
+    """
+    with open_regular(path, error) as file:
+        status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
 def read_bounded(path: Path, most: int, error: type[CompressorError]) -> bytes:
     """The content of a regular file of at most `most` bytes. Raises `error`."""
     with open_regular(path, error) as file:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from compressor.errors import CompressorError
-from compressor.intake.files import open_regular
+from compressor.intake.files import state_of
 
 
 def strict_json(content: bytes, what: str, error: type[CompressorError], *, constants: bool = False) -> Any:
@@ -20,21 +19,24 @@ def strict_json(content: bytes, what: str, error: type[CompressorError], *, cons
     try:
         return _parsed(content, constants)
     except ValueError as found:
-        raise error(f"{what}: not valid JSON with each key once: {found}; copy it again") from None
+        raise error(_refusal(what, found)) from None
 
 
 def check_json(path: Path, most: int, error: type[CompressorError]) -> None:
     """Raises `error` unless the file is such a JSON text of at most `most` bytes, in which infinity may occur, as
     Hugging Face's do. A file that has not changed is not read again.
     """
-    with open_regular(path, error) as file:
-        status = os.fstat(file.fileno())
-    if status.st_size > most:
-        raise error(f"{path}: expected at most {most:,} bytes, got {status.st_size:,}")
+    *_, size = state = state_of(path, error)
+    if size > most:
+        raise error(f"{path}: expected at most {most:,} bytes, got {size:,}")
     try:
-        _check_json(path, (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size))
+        _check_json(path, state)
     except ValueError as found:
-        raise error(f"{path}: not valid JSON with each key once: {found}; copy it again") from None
+        raise error(_refusal(str(path), found)) from None
+
+
+def _refusal(what: str, found: ValueError) -> str:
+    return f"{what}: not valid JSON with each key once: {found}; copy it again"
 
 
 @lru_cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,9 @@ from compressor.intake.files import open_regular
 
 if TYPE_CHECKING:
     from numpy.lib.npyio import NpzFile
+
+# What reading one, or an array of it, raises where something inside is wrong.
+UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, TypeError, NotImplementedError)
 
 _MOST_MEMBERS = 100_000
 _MOST_DIRECTORY_BYTES = 1 << 24
@@ -29,8 +33,7 @@ _END_BYTES, _END_64_BYTES, _POINTER_64_BYTES = 22, 56, 20
 def open_npz(path: Path, error: type[CompressorError]) -> Iterator[NpzFile]:
     """The arrays of an .npz file, each read where it is asked for; none is larger than what the file can hold.
 
-    Raises `error` where that is no regular file, ValueError or zipfile.BadZipFile, in words, for all that is wrong
-    inside.
+    Raises `error` where that is no regular file, one of UNREADABLE, in words, for all that is wrong inside.
     """
     import numpy as np
 

@@ -5,7 +5,6 @@ What reads them recurses as deep as a row nests, and makes a column of every key
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from functools import lru_cache
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from compressor.errors import CompressorError
-from compressor.intake.files import open_regular
+from compressor.intake.files import state_of
 
 _DEEPEST = 64
 _MOST_KEYS = 10_000
@@ -25,10 +24,9 @@ def check_table(path: Path, error: type[CompressorError]) -> None:
     """Raises `error` unless the file is a regular one; and one of rows in JSON or CSV without NUL bytes, at most 64
     deep, with at most 10,000 different keys or columns. A file that has not changed is not read again.
     """
-    with open_regular(path, error) as file:
-        status = os.fstat(file.fileno())
+    state = state_of(path, error)
     try:
-        _check_table(path, (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size))
+        _check_table(path, state)
     except ValueError as found:
         raise error(f"{path}: {found}") from None
 

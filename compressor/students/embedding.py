@@ -74,9 +74,8 @@ def note_parts(config: PretrainedConfig, embedding: int | None, output: int | No
 def student_parts(config: PretrainedConfig) -> dict[str, int]:
     """What a config notes of them: "embedding" and "output", each a width. Raises StudentError for other notes."""
     parts = getattr(config, _NOTE, None) or {}
-    known = {"embedding", OUTPUT_PROJECTION.removesuffix("_projection")}
-    if not isinstance(parts, dict) or not parts.keys() <= known:
-        raise StudentError(f"config.json: {_NOTE}: expected widths of {' and '.join(sorted(known))}, got {parts!r}")
+    if not isinstance(parts, dict) or not parts.keys() <= {"embedding", "output"}:
+        raise StudentError(f"config.json: {_NOTE}: expected widths of embedding and output, got {parts!r}")
     if wrong := [value for value in parts.values() if type(value) is not int or value < 1]:
         raise StudentError(f"config.json: {_NOTE}: expected widths from 1 on, got {wrong[0]!r}")
     return dict(parts)

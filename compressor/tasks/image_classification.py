@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,8 @@ from torch import Tensor, nn
 
 from compressor.artifacts import TensorSpec
 from compressor.errors import DataError, first_line
-from compressor.intake.npz import open_npz
-from compressor.metrics import accuracy
+from compressor.intake.npz import UNREADABLE, open_npz
+from compressor.metrics import accuracy, same_top1
 from compressor.preprocess import Feed, ImagePreprocessor, Preprocessor
 from compressor.progress import Progress
 from compressor.recipe import ImageClassificationRecipe
@@ -113,7 +111,7 @@ class ImageClassification(WholeInputs):
                 if missing := [name for name in wanted if name not in archive]:
                     raise DataError(f"{path}: missing array {', '.join(missing)}; it has {', '.join(archive)}", missing)
                 images, labels = archive["images"], archive["labels"] if labelled else None
-        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, TypeError, NotImplementedError) as error:
+        except UNREADABLE as error:
             raise DataError(f"{path}: not an .npz of plain arrays: {first_line(error)}") from None
         if images.ndim == 3:
             images = images[..., None]
@@ -172,7 +170,7 @@ class ImageClassification(WholeInputs):
         return accuracy(answers, truth)
 
     def agreement(self, outputs: NDArray[np.float32], teacher: NDArray[np.float32]) -> float:
-        return accuracy(outputs.argmax(axis=1), teacher.argmax(axis=1))
+        return same_top1(outputs, teacher)
 
     def answer_settings(self, student: Path) -> dict[str, Any]:  # noqa: ARG002
         shape = self._shape()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compressor.artifacts import TensorSpec
 from compressor.errors import DataError
-from compressor.metrics import accuracy
+from compressor.metrics import accuracy, same_top1
 from compressor.preprocess import Feed, Preprocessor, TextPreprocessor
 from compressor.progress import Progress
 from compressor.recipe import TextClassificationRecipe
@@ -135,7 +135,7 @@ class TextClassification(WholeInputs):
         return accuracy(answers, truth)
 
     def agreement(self, outputs: NDArray[np.float32], teacher: NDArray[np.float32]) -> float:
-        return accuracy(outputs.argmax(axis=1), teacher.argmax(axis=1))
+        return same_top1(outputs, teacher)
 
     def answer_settings(self, student: Path) -> dict[str, Any]:  # noqa: ARG002
         return {"max_length": self.recipe.student.max_length, "classes": list(self.classes())}
