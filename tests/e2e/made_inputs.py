@@ -327,7 +327,7 @@ def _common() -> dict[str, Any]:
     # `value`, because so few examples leave wide intervals; 459 samples are the fewest that a p99 may rest on.
     return {
         "gate": {"max_drop": 0.6, "judge": "value"},
-        "benchmark": {"min_samples": 459, "budget_s": 15.0},
+        "benchmark": {"min_samples": 459, "budget_s": 5.0},
         "quantize": {"calibration_samples": 16},
     }
 
