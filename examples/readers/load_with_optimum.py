@@ -1,0 +1,58 @@
+"""Opens a bundle of text with optimum's ORTModel classes and transformers' tokenizer, without this project.
+
+pip install optimum-onnx onnxruntime
+python examples/readers/load_with_optimum.py BUNDLE TEXT...
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from optimum.onnxruntime import (
+    ORTModelForCausalLM,
+    ORTModelForCustomTasks,
+    ORTModelForSequenceClassification,
+    ORTModelForTokenClassification,
+)
+from transformers import AutoTokenizer
+
+# Embeddings are pooled and of unit length in the graph: ORTModelForFeatureExtraction would look for hidden states.
+CLASSES = {
+    "sentence-embedding": ORTModelForCustomTasks,
+    "text-classification": ORTModelForSequenceClassification,
+    "token-classification": ORTModelForTokenClassification,
+    "text-generation": ORTModelForCausalLM,
+}
+
+
+def load(bundle: Path) -> tuple[str, Any, Any]:
+    """Its task, model and tokenizer."""
+    task = json.loads((bundle / "manifest.json").read_text("utf-8"))["task"]
+    model = CLASSES[task].from_pretrained(bundle, local_files_only=True)
+    return task, model, AutoTokenizer.from_pretrained(bundle, local_files_only=True)
+
+
+def main(bundle: Path, texts: list[str]) -> None:
+    task, model, tokenizer = load(bundle)
+    if task == "sentence-embedding":
+        vectors = [model(**tokenizer(t, truncation=True, return_tensors="pt")).sentence_embedding[0] for t in texts]
+        for text, vector in zip(texts, vectors, strict=True):
+            print(f"{torch.dot(vectors[0], vector):.3f}  {text}")
+        return
+    for text in texts:
+        encoded = tokenizer(text, truncation=True, return_tensors="pt")
+        if task == "text-generation":
+            print(tokenizer.decode(model.generate(**encoded, max_new_tokens=16, do_sample=False)[0]))
+            continue
+        best = model(**encoded).logits[0].argmax(-1)
+        if task == "text-classification":
+            print(f"{model.config.id2label[int(best)]}  {text}")
+        else:
+            tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"][0])
+            print(" ".join(f"{t}/{model.config.id2label[int(b)]}" for t, b in zip(tokens, best, strict=True)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
