@@ -11,7 +11,9 @@ import {
   AutoModelForSequenceClassification,
   AutoModelForTokenClassification,
   AutoTokenizer,
+  DynamicCache,
   env,
+  Tensor,
 } from "@huggingface/transformers";
 
 const CLASSES = {
@@ -32,13 +34,22 @@ export async function load(bundle) {
   return { task, model, tokenizer: await AutoTokenizer.from_pretrained(basename(folder)) };
 }
 
+// Keys and values of no token yet. Without it transformers.js asks for as many rows as the dimension batch_size has, by
+// that name; a bundle's is called batch.
+export function emptyCache(model) {
+  const past = model.sessions.model.inputMetadata.filter(({ name }) => name.startsWith("past_key_values."));
+  const none = ([, heads, , width]) => new Tensor("float32", new Float32Array(0), [1, heads, 0, width]);
+  return new DynamicCache(Object.fromEntries(past.map(({ name, shape }) => [name, none(shape)])));
+}
+
 async function main(bundle, texts) {
   const { task, model, tokenizer } = await load(bundle);
   let first;
   for (const text of texts) {
     const encoded = tokenizer(text, { truncation: true });
     if (task === "text-generation") {
-      const ids = await model.generate({ ...encoded, max_new_tokens: 16, do_sample: false });
+      const more = { max_new_tokens: 16, do_sample: false, past_key_values: emptyCache(model) };
+      const ids = await model.generate({ ...encoded, ...more });
       console.log(tokenizer.decode(ids.tolist()[0]));
       continue;
     }
