@@ -50,7 +50,10 @@ def library_for_arm(version: str) -> Path:
 
 
 def header(name: str = HEADER) -> Path:
-    """The C header, or another, from the folder that COMPRESSOR_ORT_HEADERS names, else fetched. Raises NotFetchedError."""
+    """The C header, or one for C++, from the folder that COMPRESSOR_ORT_HEADERS names, else fetched.
+
+    Raises NotFetchedError.
+    """
     if folder := os.environ.get("COMPRESSOR_ORT_HEADERS"):
         found = Path(folder, name)
         if not found.is_file():

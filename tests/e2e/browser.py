@@ -12,7 +12,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-LIMIT_S = 30.0
+import pytest
+
+LIMIT_S = 60.0  # for a page; the first one waits for the browser too
+_FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
+_ALONE = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions")
 
 _START = "/start.html"
 # Shows each page in a frame until `answer` or `outputs` has a text, and sends both back.
@@ -56,11 +60,17 @@ def texts_of(chromium: str, folder: Path, pages: Sequence[str]) -> list[tuple[st
 
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        command = [chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        command += [f"--user-data-dir={folder / 'profile'}", f"http://127.0.0.1:{server.server_port}{_START}"]
+        start = f"http://127.0.0.1:{server.server_port}{_START}"
+        command = [chromium, *_FLAGS, *_ALONE, f"--user-data-dir={folder / 'profile'}", start]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as browser:
+            found: list[tuple[str, str]] = []
             try:
-                return [(said, outputs) for said, outputs in (answers.get(timeout=LIMIT_S) for _ in pages)]
+                while len(found) < len(pages):
+                    said, outputs = answers.get(timeout=LIMIT_S)
+                    found.append((said, outputs))
+                return found
+            except queue.Empty:
+                pytest.fail(f"{pages[len(found)]} has said nothing in {LIMIT_S:.0f} s")
             finally:
                 browser.kill()
                 server.shutdown()

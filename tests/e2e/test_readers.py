@@ -20,11 +20,13 @@ import numpy as np
 import pytest
 import runtimes
 from PIL import Image
+from made_inputs import LICENSE_TEXT
 from shared_runs import TASKS, Finished
 
 import compressor
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "readers"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples" / "readers"
 TEXT_TASKS = [task for task in TASKS if task != "image-classification"]
 FEW = 4  # cases of a bundle, where each takes a process or a page
 OPTIMUM = (
@@ -83,6 +85,37 @@ def continued(bundle: Path) -> str:
     """The first golden text and what this project's predictor writes after it."""
     text = texts(bundle)[0]
     return text + compressor.load(bundle, trusted=True).generate(text, max_tokens=8)
+
+
+def test_onnxruntime_in_python(bundles: dict[str, Path]) -> None:
+    bundle = bundles["sentence-embedding"]
+    ended = subprocess.run(
+        [sys.executable, "-I", ROOT / "examples" / "load_with_onnxruntime.py", bundle],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    embed = compressor.load(bundle, trusted=True).embed
+    one, same, other = (
+        embed(text)
+        for text in (
+            "A man is walking his dog.",
+            "A person walks a dog outside.",
+            "The stock market fell on Monday.",
+        )
+    )
+    assert ended.stdout == f"same meaning {one @ same:.3f}, another {one @ other:.3f}\n"
+
+
+def test_licence_texts_of_the_teacher_come_along(bundles: dict[str, Path]) -> None:
+    assert (bundles["sentence-embedding"] / "licenses" / "LICENSE").read_text() == LICENSE_TEXT
+    assert not (bundles["text-classification"] / "licenses").exists()
+
+
+def test_a_bundle_of_images_names_no_reader_that_would_feed_it_otherwise(bundles: dict[str, Path]) -> None:
+    names = {path.name for path in bundles["image-classification"].iterdir()}
+    assert not names & {"config.json", "preprocessor_config.json", "tokenizer_config.json"}
 
 
 def test_optimum(bundles: dict[str, Path], tmp_path: Path) -> None:
