@@ -19,8 +19,8 @@ import needed
 import numpy as np
 import pytest
 import runtimes
-from PIL import Image
 from made_inputs import LICENSE_TEXT
+from PIL import Image
 from shared_runs import TASKS, Finished
 
 import compressor
