@@ -5,6 +5,7 @@
 
 import { readFileSync } from "node:fs";
 import { basename, dirname, resolve } from "node:path";
+import { fileURLToPath } from "node:url";
 import {
   AutoModel,
   AutoModelForCausalLM,
@@ -71,4 +72,4 @@ async function main(bundle, texts) {
   }
 }
 
-if (process.argv[1] === import.meta.filename) await main(process.argv[2], process.argv.slice(3));
+if (process.argv[1] === fileURLToPath(import.meta.url)) await main(process.argv[2], process.argv.slice(3));
