@@ -36,7 +36,7 @@ def written(folder: Path, tokenizer: Path, config: dict[str, Any] | None, answer
 
 def test_a_config_without_where_it_came_from(tokenizer: Path, tmp_path: Path) -> None:
     config = {
-        "_name_or_path": "/home/somebody/teacher",
+        "_name_or_path": "somewhere/teacher",
         "auto_map": {"AutoModel": "modeling_theirs.TheirModel"},
         "dtype": "float32",
         "hidden_size": 8,
