@@ -42,16 +42,18 @@ def main(bundle: Path, texts: list[str]) -> None:
             print(f"{torch.dot(vectors[0], vector):.3f}  {text}")
         return
     for text in texts:
-        encoded = tokenizer(text, truncation=True, return_tensors="pt")
+        words = text.split() if task == "token-classification" else None
+        encoded = tokenizer(words or text, is_split_into_words=bool(words), truncation=True, return_tensors="pt")
         if task == "text-generation":
             print(tokenizer.decode(model.generate(**encoded, max_new_tokens=16, do_sample=False)[0]))
             continue
         best = model(**encoded).logits[0].argmax(-1)
-        if task == "text-classification":
+        if words is None:
             print(f"{model.config.id2label[int(best)]}  {text}")
-        else:
-            tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"][0])
-            print(" ".join(f"{t}/{model.config.id2label[int(b)]}" for t, b in zip(tokens, best, strict=True)))
+            continue
+        # The first token of a word answers for it.
+        answers = dict(zip(reversed(encoded.word_ids()), reversed(best.tolist()), strict=True))
+        print(" ".join(f"{word}/{model.config.id2label[answers[i]]}" for i, word in enumerate(words) if i in answers))
 
 
 if __name__ == "__main__":
