@@ -28,6 +28,7 @@ from transformers import (
 )
 
 IMAGE_CLASSES = ("rows", "columns", "blob")
+LICENSE_TEXT = "Licensed to whoever reads this.\n"
 TEXT_CLASSES = ("sport", "food")
 _NAMES = {
     "PER": (("anna", "peter", "maria", "ivan"), ("smith", "jones", "weber", "rossi")),
@@ -82,6 +83,7 @@ def sentence_inputs(folder: Path) -> Inputs:
     vocabulary = _write_tokenizer(folder / "teacher", sentences)
     torch.manual_seed(1)
     _write_model(BertModel(_config(vocabulary)), folder / "teacher")
+    (folder / "teacher" / "LICENSE").write_text(LICENSE_TEXT)
     return Inputs(
         folder,
         {
