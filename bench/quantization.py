@@ -118,7 +118,7 @@ def _works(quick: bool) -> Iterator[Work]:
         return
     images = network_of_images(Amount(96, 185))
     yield Work(images, _of_images(images), BenchmarkSettings(budget_s=90.0))
-    for text, budget_s in ((encoder(Amount(64, 450)), 90.0), (language_model(Amount(16, 24)), 150.0)):
+    for text, budget_s in ((encoder(Amount(64, 450)), 180.0), (language_model(Amount(16, 24)), 480.0)):
         yield Work(text, _of_text(text), BenchmarkSettings(budget_s=budget_s))
 
 
