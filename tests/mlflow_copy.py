@@ -12,16 +12,17 @@ import needed
 import pytest
 
 VERSION = "3.17.2"
-_CACHE = Path(__file__).resolve().parent.parent.parent / ".cache"
+_CACHE = Path(__file__).resolve().parent.parent / ".cache"
 
 
 def make_importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """For the rest of the test, behind what is installed. Ends the test where it cannot be had."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(_fetched())])
+    monkeypatch.setattr(sys, "path", [*sys.path, str(fetched())])
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow has put its store in plain files aside
 
 
-def _fetched() -> Path:
+def fetched() -> Path:
+    """The folder to import it from. Ends the test where it cannot be had."""
     kept = _CACHE / f"mlflow-{VERSION}"
     if kept.is_dir():
         return kept
