@@ -1,12 +1,12 @@
 """Kills `compress` and `device install` at random moments, by kill -9, and resumes them: `python tests/kills`.
 
-Three quarters of the kills strike `compress`. Each trial is one run, from an empty folder to its bundle, killed in every
-stage, at a moment between its begin and about its end, told by the processor time of the run, so that a busy machine does
-not shift it. After every kill nothing may be torn: what has its final name is whole. Nothing that was kept may be lost
-either: a finished stage and a whole shard stay the files that they were, and the next checkpoint is no older. In the end
-all but what is measured must be as in a run that nobody disturbed, byte by byte: the student, what its teacher said, the
-ONNX files, the bundle. The other kills strike updates of a device (`installer_kills.py`). One line for each trial and a
-summary; exit code 1 when one fails.
+Three quarters of the kills strike `compress`. Each trial is one run, from an empty folder to its bundle, killed in
+every stage, at a moment between its begin and about its end, told by the processor time of the run, so that a busy
+machine does not shift it. After every kill nothing may be torn: what has its final name is whole. Nothing that was kept
+may be lost either: a finished stage and a whole shard stay the files that they were, and the next checkpoint is no
+older. In the end all but what is measured must be as in a run that nobody disturbed, byte by byte: the student, what
+its teacher said, the ONNX files, the bundle. The other kills strike updates of a device (`installer_kills.py`). One
+line for each trial and a summary; exit code 1 when one fails.
 """
 
 from __future__ import annotations
