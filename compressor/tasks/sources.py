@@ -198,7 +198,9 @@ def _has_tables(root: Path) -> bool:
 
 def _card(root: Path) -> object:
     """What the card of a data set says of its configs and features; None without a card that does."""
-    readme = root / "README.md"
+    readme, beside = root / "README.md", root / datasets.config.REPOYAML_FILENAME
+    if beside.exists():  # the library would read it like a card
+        raise DataError(f"{beside}: is not read; move what it says into the front matter of {readme.name}")
     if not readme.is_file():
         return None
     try:

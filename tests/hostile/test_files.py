@@ -82,6 +82,12 @@ def test_hostile_cards_are_refused(case: str, folder: Path) -> None:
         open_split(DataSource(path=folder))
 
 
+def test_yaml_that_the_library_reads_beside_a_card_is_refused(folder: Path) -> None:
+    CARDS["aliases of aliases"](folder).rename(folder / ".huggingface.yaml")
+    with pytest.raises(DataError, match=r"\.huggingface\.yaml: is not read"):
+        open_split(DataSource(path=folder))
+
+
 @pytest.mark.parametrize("case", HONEST_CARDS)
 def test_honest_cards_pass(case: str, folder: Path) -> None:
     HONEST_CARDS[case](folder)
