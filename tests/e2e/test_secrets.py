@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import subprocess
 import sys
@@ -69,6 +70,7 @@ def forms(secret: bytes) -> Iterator[bytes]:
         yield quote(secret.decode()).encode()
         yield quote(secret.decode(), safe="").encode()
         yield json.dumps(secret.decode())[1:-1].encode()
+        yield html.escape(secret.decode()).encode()
 
 
 def leaks(secrets: list[bytes], folder: Path, shown: str) -> list[str]:
@@ -80,13 +82,14 @@ def leaks(secrets: list[bytes], folder: Path, shown: str) -> list[str]:
     return [f"{form!r} in {place}" for place, content in places.items() for form in sought if form in content]
 
 
-@pytest.mark.parametrize("form", ["plain", "in JSON", "in a URL", "in Base64"])
+@pytest.mark.parametrize("form", ["plain", "in JSON", "in a URL", "in HTML", "in Base64"])
 def test_a_leak_would_be_found(form: str, tmp_path: Path) -> None:
     key = KEYS["COMPRESSOR_TEACHER_KEY"]
     written = {
         "plain": key,
         "in JSON": json.dumps({"key": key}),
         "in a URL": "https://host/?key=" + quote(key, safe=""),
+        "in HTML": f"<td>{html.escape(key)}</td>",
         "in Base64": base64.b64encode(f"Bearer {key}".encode()).decode(),
     }
     (tmp_path / "file").write_text("before " + written[form] + " after")
