@@ -89,7 +89,10 @@ def _parse(path: Path) -> _Draft:
     try:
         path.stat()  # a file that is not there has words of its own
         text = read_bounded(path, _MAX_RECIPE_BYTES, RecipeError).decode()
-        check_yaml(text)
+        try:
+            check_yaml(text)
+        except ValueError as beyond:
+            raise RecipeError(f"{path}: {beyond}") from None
         loaded = YAML(typ="rt").load(text)
         places: dict[Key, str] = {(): str(path)}
         values = _plain(loaded, (), path, places)
