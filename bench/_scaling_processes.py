@@ -171,7 +171,7 @@ def _main(prepared: Path, out: Path) -> None:
     }
     (out / f"rank{os.environ.get('RANK', '0')}.json").write_text(json.dumps(found), encoding="utf-8")
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        team.leave(0)
 
 
 if __name__ == "__main__":

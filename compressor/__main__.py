@@ -15,7 +15,16 @@ _ERROR_LINE = "compressor: {}"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code (errors.py lists them)."""
+    """Runs one command and returns its exit code (errors.py lists them). One of several processes ends with it."""
+    exit_code = _run(arguments)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from compressor.distill import team
+
+        team.leave(exit_code)
+    return exit_code
+
+
+def _run(arguments: list[str] | None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     # Torch's threads spin while they wait for each other. Beside any other busy process that spins the time away:
     # a training step took two to five times as long. It is read when torch loads, which is later.

@@ -14,6 +14,7 @@ from compressor.artifacts import Bundle, DistilledStudent, OnnxModel, Quality, Q
 from compressor.attributing import asked_for, attributions
 from compressor.benchmark import BenchmarkSettings, Candidate, explained, time_models
 from compressor.bundle.build import GOLDEN_CASES, Contents, write_bundle
+from compressor.bundle.licenses import license_texts
 from compressor.distill import check_precision, outputs_of
 from compressor.export import export_onnx, rewrite_onnx
 from compressor.judging import Models
@@ -22,16 +23,18 @@ from compressor.preprocess import Preprocessor
 from compressor.quantize import Mixer, examples_wanted, quantize
 from compressor.recipe import TextGenerationRecipe
 from compressor.recipe_portable import portable
+from compressor.recipe_teacher import FolderTeacher, HubTeacher
 from compressor.searching import judging_of, search_precisions
 from compressor.students import check_student, make_student, new_student
 from compressor.tasks.own import Own
-from compressor.teachers import describe_teacher
+from compressor.teachers import describe_teacher, root_folder
 from compressor.timings import Latencies
 
 
 def teacher(at: Materials) -> Teacher:
     """Loads the teacher, records what it is, and refuses a student that cannot be made from it before any work."""
     check_precision(at.recipe.distill)
+    _license_texts(at)  # which the bundle needs
     module, file = at.teacher_weights, at.onnx_teacher
     check_student(at.recipe, module)
     if module is not None and isinstance(at.task, Own):
@@ -129,6 +132,7 @@ def bundle(at: Materials, models: Models, taught_by: Teacher, judged: Quality, f
     source = models.distilled.student.folder
     target = folder / "bundle"
     target.mkdir(exist_ok=True)
+    config = source / "config.json"
     contents = Contents(
         task=at.recipe.task,
         teacher=models.teacher,
@@ -139,8 +143,15 @@ def bundle(at: Materials, models: Models, taught_by: Teacher, judged: Quality, f
         data=at.data.described,
         recipe=portable(at.recipe),
         quality=judged,
+        config=config if at.tokenizer_name and config.is_file() else None,
+        licenses=_license_texts(at),
     )
     return write_bundle(chosen, contents, at.task.preprocessor(source), target)
+
+
+def _license_texts(at: Materials) -> dict[str, bytes]:
+    teacher = at.recipe.teacher
+    return license_texts(root_folder(teacher)) if isinstance(teacher, FolderTeacher | HubTeacher) else {}
 
 
 def _export(at: Materials, module: nn.Module, name: str, preprocessor: Preprocessor, folder: Path) -> OnnxModel:

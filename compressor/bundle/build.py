@@ -6,8 +6,8 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from compressor.artifacts import Bundle, OnnxModel, Provenance, Quality
 from compressor.bundle.bom import BOM, dump_bom, ml_bom
 from compressor.bundle.card import model_card
 from compressor.bundle.manifest import Manifest, dump_manifest
+from compressor.bundle.readers import reader_files
 from compressor.certificate import CERTIFICATE, certificate_beside
 from compressor.device.golden import GOLDEN
 from compressor.device.manifest import FORMAT_VERSION, MANIFEST, FileEntry, GoldenCheck, Requirements
@@ -34,7 +35,11 @@ _BUILT_WITH = ("compressor", "onnx", "onnxruntime", "torch", "transformers", "to
 
 @dataclass(frozen=True)
 class Contents:
-    """What goes into a bundle beside the model."""
+    """What goes into a bundle beside the model.
+
+    `config` is the student's config.json, where it is text and has one; `licenses` are texts by their names in the
+    bundle.
+    """
 
     task: str
     teacher: OnnxModel | None
@@ -45,6 +50,8 @@ class Contents:
     data: dict[str, str]
     recipe: dict[str, Any]
     quality: Quality
+    config: Path | None = None
+    licenses: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def write_bundle(model: OnnxModel, contents: Contents, preprocessor: Preprocessor, folder: Path) -> Bundle:
@@ -52,6 +59,11 @@ def write_bundle(model: OnnxModel, contents: Contents, preprocessor: Preprocesso
     shutil.copyfile(model.path, folder / "model.onnx")
     if contents.tokenizer is not None:
         shutil.copyfile(contents.tokenizer, folder / "tokenizer.json")
+        for name, content in reader_files(contents.tokenizer, contents.config, contents.answer).items():
+            write_atomic(folder / name, content)
+    for name, content in contents.licenses.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_atomic(folder / name, content)
     if certificate_beside(model.path).is_file():
         shutil.copyfile(certificate_beside(model.path), folder / CERTIFICATE)
     write_atomic(folder / GOLDEN, _golden(model, contents.golden_inputs, preprocessor))
@@ -59,9 +71,8 @@ def write_bundle(model: OnnxModel, contents: Contents, preprocessor: Preprocesso
         texts = json.dumps(list(contents.golden_inputs), ensure_ascii=False, indent=1)
         write_atomic(folder / "golden_texts.json", texts.encode())
     evidence = _evidence(model, contents)
-    write_atomic(
-        folder / "README.md", model_card(model, contents.task, evidence, contents.lineage, contents.data).encode()
-    )
+    card = model_card(model, contents.task, evidence, contents.lineage, contents.data, tuple(contents.licenses))
+    write_atomic(folder / "README.md", card.encode())
     bom = ml_bom(model, contents.task, evidence, contents.lineage, contents.data, _entries(folder))
     write_atomic(folder / BOM, dump_bom(bom))
     exact = model.precision == "float32"
@@ -105,10 +116,11 @@ def _requirements(model: OnnxModel) -> Requirements:
 
 
 def _entries(folder: Path) -> tuple[FileEntry, ...]:
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     return tuple(
-        FileEntry(path.name, path.stat().st_size, sha256_file(path))
-        for path in sorted(folder.iterdir())
-        if path.name != MANIFEST
+        FileEntry(name, path.stat().st_size, sha256_file(path))
+        for name, path in sorted(files.items())
+        if name != MANIFEST
     )
 
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from compressor.artifacts import OnnxModel, Provenance
 
 
-def model_card(model: OnnxModel, task: str, evidence: dict[str, Any], lineage: Provenance, data: dict[str, str]) -> str:
-    """Markdown with the front matter that model hubs read. Holds only what was measured or declared."""
+def model_card(
+    model: OnnxModel,
+    task: str,
+    evidence: dict[str, Any],
+    lineage: Provenance,
+    data: dict[str, str],
+    licenses: Sequence[str] = (),
+) -> str:
+    """Markdown with the front matter that model hubs read. Holds only what was measured or declared. `licenses` are
+    names of files in the bundle.
+    """
     quality = evidence["quality"]
     value, kept = quality["quality"], quality["kept"]
     large = evidence["teacher_bytes"]
@@ -21,6 +31,7 @@ def model_card(model: OnnxModel, task: str, evidence: dict[str, Any], lineage: P
     inputs = "\n".join(f"- input `{spec.name}`: {spec.dtype} {list(spec.shape)}" for spec in model.inputs)
     outputs = "\n".join(f"- output `{spec.name}`: {spec.dtype} {list(spec.shape)}" for spec in model.outputs)
     described = "\n".join(f"- {name}: {text}" for name, text in data.items())
+    texts = f"\n- its licence texts: {', '.join(f'[{name}]({name})' for name in licenses)}" if licenses else ""
     return f"""---
 license: {json.dumps(_in_a_line(lineage.license) or "other")}
 pipeline_tag: {"feature-extraction" if task == "sentence-embedding" else task}
@@ -48,7 +59,7 @@ on {quality["examples"]:,} held-out examples:
 
 - source: {_in_a_line(lineage.source)}
 - SHA-256: {lineage.sha256 or "unknown: it was reached by its outputs alone"}
-- licence of the weights: {_in_a_line(lineage.license) or "not stated"}
+- licence of the weights: {_in_a_line(lineage.license) or "not stated"}{texts}
 - permission to distil: {lineage.permission}{f" ({_in_a_line(lineage.reference)})" if lineage.reference else ""}
 - terms of service: {_in_a_line(lineage.terms) or "none stated"}
 - code of the teacher's own: {"allowed to run" if lineage.remote_code else "not run"}

@@ -8,12 +8,14 @@ folder.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from accelerate import PartialState
@@ -88,6 +90,16 @@ def dismiss() -> None:
     """The leader has no more work. Nothing happens where there is nobody, or where a training failed."""
     if size() > 1 and not _training:
         _tell(b"")
+
+
+def leave(exit_code: int) -> NoReturn:
+    """Ends this process of several at once. Gloo's threads may still hold tensors of the last message, and where they
+    let go of them in an interpreter that is being torn down the process aborts (pytorch#179291).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(BrokenPipeError, ValueError):  # nobody reads it any more, or it is closed
+            stream.flush()
+    os._exit(exit_code)
 
 
 def follow(share: Callable[[Work], None]) -> None:

@@ -12,7 +12,7 @@ from compressor.errors import TeacherError, first_line
 from compressor.recipe_teacher import HubTeacher
 
 # Never a pickle; code only where it was asked for.
-_DATA = ["*.safetensors", "*.json", "*.txt", "*.md", "*.model"]
+_DATA = ["*.safetensors", "*.json", "*.txt", "*.md", "*.model", "LICEN?E*", "UNLICENSE", "NOTICE*", "COPYING*"]
 _ELSEWHERE = ["onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*"]
 
 

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 IMAGE_CLASSES = ("rows", "columns", "blob")
+LICENSE_TEXT = "Licensed to whoever reads this.\n"
 TEXT_CLASSES = ("sport", "food")
 _NAMES = {
     "PER": (("anna", "peter", "maria", "ivan"), ("smith", "jones", "weber", "rossi")),
@@ -82,6 +83,7 @@ def sentence_inputs(folder: Path) -> Inputs:
     vocabulary = _write_tokenizer(folder / "teacher", sentences)
     torch.manual_seed(1)
     _write_model(BertModel(_config(vocabulary)), folder / "teacher")
+    (folder / "teacher" / "LICENSE").write_text(LICENSE_TEXT)
     return Inputs(
         folder,
         {
@@ -327,7 +329,7 @@ def _common() -> dict[str, Any]:
     # `value`, because so few examples leave wide intervals; 459 samples are the fewest that a p99 may rest on.
     return {
         "gate": {"max_drop": 0.6, "judge": "value"},
-        "benchmark": {"min_samples": 459, "budget_s": 15.0},
+        "benchmark": {"min_samples": 459, "budget_s": 5.0},
         "quantize": {"calibration_samples": 16},
     }
 

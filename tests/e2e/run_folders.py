@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 from command_runs import Ended
 
 
@@ -37,7 +38,15 @@ def weights_of(out: Path, stage: str = "distill") -> bytes:
 
 
 def sizes_of_students(out: Path) -> dict[str, int]:
-    """Bytes of the float32 student as it ships and of the quantized ones, by the name of their file."""
+    """Bytes of the float32 student as it ships and of the quantized ones, by the name of their file; less those of the
+    Muls that divide activations, which depend on the data.
+    """
     stages = out / "stages"
     files = [*stages.glob("rewrite-*/student.onnx"), *stages.glob("quantize-*/student-*.onnx")]
-    return {path.stem: path.stat().st_size for path in files}
+    return {path.stem: path.stat().st_size - _bytes_of_migration(path) for path in files}
+
+
+def _bytes_of_migration(path: Path) -> int:
+    graph = onnx.load(path).graph
+    muls = [node.ByteSize() for node in graph.node if node.name.endswith("_migrated")]
+    return sum(muls) + sum(one.ByteSize() for one in graph.initializer if one.name.endswith("_migration"))

@@ -105,7 +105,7 @@ def test_inspect_tells_what_a_bundle_is(finished: Finished, run: Run) -> None:
 
 
 def test_a_plan_says_what_the_files_will_weigh(finished: Finished, run: Run) -> None:
-    """Within 2% of the files that the run made afterwards, of the student that it trained."""
+    """Within 2% of the files that the run made afterwards, of the student that it trained, and a kilobyte of names."""
     ended = run("inspect", "--plan", finished.recipe, "--json")
     assert ended.code == 0, ended.stderr
     own, *others = json.loads(ended.stdout)["choices"]
@@ -114,8 +114,7 @@ def test_a_plan_says_what_the_files_will_weigh(finished: Finished, run: Run) -> 
     predicted = {f"student-{name}".removesuffix("-float32"): size for name, size in own["onnx_bytes"].items()}
     assert predicted.keys() == sizes.keys()
     for name, size in sizes.items():
-        # A plan does not know which scales a Mul will move: in so small a model some vectors of 32 numbers are 3%.
-        assert predicted[name] == pytest.approx(size, rel=0.02, abs=2000), name
+        assert predicted[name] == pytest.approx(size, rel=0.02, abs=1000), name
     (start,) = (finished.out / "stages").glob("student-*/artifact.json")
     assert own["parameters"] == json.loads(start.read_text())["value"]["parameters"]
     if finished.inputs.recipe["task"] != "image-classification":

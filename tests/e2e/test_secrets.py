@@ -44,7 +44,7 @@ def run_all(*commands: tuple[str | Path, ...], cwd: Path) -> tuple[list[int], st
     """The commands, one after the other with --debug: their exit codes, and all that they showed."""
     given = json.dumps([[*map(str, command), "--debug"] for command in commands])
     done = subprocess.run(
-        [sys.executable, "-c", _COMMANDS, mlflow_copy.fetched()],
+        [sys.executable, "-c", _COMMANDS, mlflow_copy.folder()],
         cwd=cwd,
         env=environment(),
         input=given,

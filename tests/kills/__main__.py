@@ -35,8 +35,8 @@ sys.path += [str(Path(__file__).resolve().parents[1] / "e2e"), str(Path(__file__
 
 import installer_kills
 import safetensors.numpy
+from kept_and_torn import SIGNALS, begun, kept, made, torn
 from made_inputs import text_inputs
-from run_folder import SIGNALS, begun, kept, made, torn
 
 from compressor import pipeline, stages
 from compressor.artifacts import STAGES, GateDecision

@@ -14,7 +14,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
 NATIVE_TESTS = TESTS / "native"
-sys.path[:0] = [str(NATIVE_TESTS), str(TESTS)]
+sys.path.insert(0, str(TESTS))
 
 import runtimes  # noqa: E402  (beside the tests, which are no package)
 

@@ -106,7 +106,7 @@ def main(name: str, folder: Path) -> None:
     record(name, module, folder, team.crew())
     held = [parameter.to_local().numel() for parameter in module.parameters()]  # type: ignore[operator]
     (folder / f"held-{torch.distributed.get_rank()}.json").write_text(json.dumps(sum(held)))
-    torch.distributed.destroy_process_group()
+    team.leave(0)
 
 
 if __name__ == "__main__":

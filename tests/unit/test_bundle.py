@@ -134,6 +134,7 @@ def test_the_same_inputs_give_the_same_bytes(
         "manifest.json",
         "model.onnx",
         "tokenizer.json",
+        "tokenizer_config.json",
     ]
     for name in names:
         assert (text_bundle / name).read_bytes() == (again / name).read_bytes(), name
@@ -160,7 +161,7 @@ def test_a_certificate_is_in_the_bundle_and_is_its_models(
 def test_a_good_bundle_passes_wherever_it_lies(text_bundle: Path, image_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(text_bundle, tmp_path / "elsewhere")
     check = verify_bundle(tmp_path / "elsewhere")
-    assert (check.cases, check.files) == (len(TEXTS), 6)
+    assert (check.cases, check.files) == (len(TEXTS), 7)
     assert check.min_cosine == pytest.approx(1, abs=1e-6)
     assert check.max_abs_error == 0
     assert verify_bundle(image_bundle).cases == 4
@@ -208,7 +209,15 @@ def test_whatever_the_licence_the_front_matter_of_the_card_holds_it(embedder_onn
     ]
 
 
-FILES = ["README.md", "bom.cdx.json", "golden.npz", "golden_texts.json", "model.onnx", "tokenizer.json"]
+FILES = [
+    "README.md",
+    "bom.cdx.json",
+    "golden.npz",
+    "golden_texts.json",
+    "model.onnx",
+    "tokenizer.json",
+    "tokenizer_config.json",
+]
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -97,4 +98,6 @@ def test_only_data_is_asked_for(hub_recipe: Make, monkeypatch: pytest.MonkeyPatc
     data, code = (set(call["allow_patterns"]) for call in asked)
     assert not {pattern for pattern in data if pattern.endswith((".bin", ".pt", ".pkl", ".py"))}
     assert code - data == {"*.py"}
+    for name in ("LICENSE", "LICENCE.txt", "UNLICENSE", "NOTICE", "COPYING"):  # of which a bundle has copies
+        assert any(fnmatch(name, pattern) for pattern in data), name
     assert asked[1]["revision"] == "v1"

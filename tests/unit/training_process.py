@@ -13,7 +13,7 @@ import torch
 from test_text_generation import Bigrams, Tokens, token_data
 from test_training import Linear, Plain, data
 
-from compressor.distill import Workplace, train
+from compressor.distill import Workplace, team, train
 from compressor.progress import SILENT
 from compressor.recipe_distill import ClassDistillation, Distillation, EmbeddingDistillation, NextTokenDistillation
 
@@ -51,7 +51,7 @@ def main(folder: Path, values: dict[str, Any]) -> None:
         }
         (folder / "found.json").write_text(json.dumps(found))
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        team.leave(0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Copies of ONNX Runtime in other versions and for other processors, and its header: fetched once, kept in .cache."""
+"""Copies of ONNX Runtime in other versions and for other processors, and its headers: fetched once, kept in .cache."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
-import builds
 import needed
 
 OLDEST = "1.19.2"  # the first whose wheel has the library
 HEADER = "onnxruntime_c_api.h"
-HEADER_PACKAGE = "amd-quark==0.13"  # carries the header of 1.17.0
+HEADER_PACKAGE = "amd-quark==0.13"  # carries the headers of 1.17.0
 
-_CACHE = builds.ROOT / ".cache"
+_CXX_HEADERS = ("onnxruntime_cxx_api.h", "onnxruntime_cxx_inline.h", "onnxruntime_float16.h")
+_CACHE = Path(__file__).resolve().parent.parent / ".cache"
 _PYTHONS = ("3.11", "3.12", "3.13", "3.14", "3.10")  # whose wheels are taken where this one's are not made
 _AARCH64 = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64")
 
@@ -49,14 +49,24 @@ def library_for_arm(version: str) -> Path:
     return _member(kept, f"onnxruntime=={version}", f"onnxruntime/capi/libonnxruntime.so.{version}", *options)
 
 
-def header() -> Path:
-    """The C header, from the folder that COMPRESSOR_ORT_HEADERS names, else fetched. Raises NotFetchedError."""
+def header(name: str = HEADER) -> Path:
+    """The C header, or one for C++, from the folder that COMPRESSOR_ORT_HEADERS names, else fetched.
+
+    Raises NotFetchedError.
+    """
     if folder := os.environ.get("COMPRESSOR_ORT_HEADERS"):
-        found = Path(folder, HEADER)
+        found = Path(folder, name)
         if not found.is_file():
             raise NotFetchedError(f"COMPRESSOR_ORT_HEADERS: there is no {found}")
         return found
-    return _member(_CACHE / "ort-headers" / HEADER, HEADER_PACKAGE, HEADER)
+    return _member(_CACHE / "ort-headers" / name, HEADER_PACKAGE, name)
+
+
+def cxx_headers() -> Path:
+    """The folder with the C header and those of the C++ API. Raises NotFetchedError."""
+    for name in _CXX_HEADERS:
+        header(name)
+    return header().parent
 
 
 def required(fetch, *arguments: str) -> Path:
