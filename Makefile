@@ -68,11 +68,10 @@ sanitize-threads: $(INSTALLED)
 	COMPRESSOR_RUNNER=$(CURDIR)/$(THREADS)/compressor-runner TSAN_OPTIONS=exitcode=66:halt_on_error=1 \
 	  $(BIN)/python -m pytest -p no:cacheprovider tests/native/test_runner_threads.py
 
-# Training and caching, killed at 100 random moments and resumed, and as many updates of a device; KILLS says how often.
-KILLS ?= 100
+# A run in all its stages, and updates of a device, killed at 200 random moments and resumed; KILLS says how often.
+KILLS ?= 200
 kills: $(INSTALLED)
 	$(BIN)/python tests/kills --kills $(KILLS)
-	$(BIN)/python tests/delivery/installer_kills.py --kills $(KILLS)
 
 bench: $(INSTALLED)
 	@echo "python -m bench CASE [--json FILE]; cases:" $(basename $(notdir $(filter-out bench/_%,$(wildcard bench/*.py))))

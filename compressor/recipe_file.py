@@ -18,13 +18,12 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from compressor.errors import RecipeError
 from compressor.intake.files import read_bounded
+from compressor.intake.yaml_text import check_yaml
 from compressor.recipe import RECIPES, Recipe, recipe_class
 from compressor.recipe_portable import MODULES
 from compressor.recipe_quantize import Quantization
 
 _MAX_RECIPE_BYTES = 100_000  # the parser takes seconds for so many
-_MAX_MERGES = 100  # and quadratic time for what `<<` merges
-_MAX_NESTING = 50
 _MAX_RECIPE_VALUES = 10_000  # aliases of aliases can stand for more values than memory holds
 _OF_MODELS = ("path", "weights", "gguf", "onnx", "tokenizer")
 _PATHS = (
@@ -90,10 +89,10 @@ def _parse(path: Path) -> _Draft:
     try:
         path.stat()  # a file that is not there has words of its own
         text = read_bounded(path, _MAX_RECIPE_BYTES, RecipeError).decode()
-        if _nested_deeper(text, _MAX_NESTING):  # the parser takes quadratic time to give up on it
-            raise RecipeError(f"{path}: expected at most {_MAX_NESTING} nested brackets")
-        if text.count("<<") > _MAX_MERGES:
-            raise RecipeError(f"{path}: expected at most {_MAX_MERGES} merges (<<), got {text.count('<<')}")
+        try:
+            check_yaml(text)
+        except ValueError as beyond:
+            raise RecipeError(f"{path}: {beyond}") from None
         loaded = YAML(typ="rt").load(text)
         places: dict[Key, str] = {(): str(path)}
         values = _plain(loaded, (), path, places)
@@ -248,15 +247,6 @@ def kinds_of(field: FieldInfo) -> dict[str, type[BaseModel]]:
 def _nearest(word: str, known: Mapping[str, object]) -> str:
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def _nested_deeper(text: str, limit: int) -> bool:
-    depth = 0
-    for character in text:
-        depth += (character in "[{") - (character in "]}")
-        if depth > limit:
-            return True
-    return False
 
 
 def _first_line(text: str | None) -> str:

@@ -1,6 +1,6 @@
-"""Tables of text, .jsonl, .json and .csv, looked through before a library converts them.
+"""Tables, .jsonl, .json, .csv and .parquet, looked through before a library converts them.
 
-What reads them recurses as deep as a row nests, and makes a column of every key that occurs.
+What reads text recurses as deep as a row nests, and makes a column of every key that occurs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from compressor.errors import CompressorError
 from compressor.intake.files import state_of
+from compressor.intake.parquet import check_parquet
 
 _DEEPEST = 64
 _MOST_KEYS = 10_000
@@ -22,7 +23,8 @@ _KEY = re.compile(rb'"([^"]*)"\s*:')
 
 def check_table(path: Path, error: type[CompressorError]) -> None:
     """Raises `error` unless the file is a regular one; and one of rows in JSON or CSV without NUL bytes, at most 64
-    deep, with at most 10,000 different keys or columns. A file that has not changed is not read again.
+    deep, with at most 10,000 different keys or columns, or in Parquet as `check_parquet` wants it. A file that has not
+    changed is not read again.
     """
     state = state_of(path, error)
     try:
@@ -33,8 +35,14 @@ def check_table(path: Path, error: type[CompressorError]) -> None:
 
 @lru_cache
 def _check_table(path: Path, _state: tuple[int, ...]) -> None:
-    checks = {".jsonl": _check_json_rows, ".json": _check_json_rows, ".csv": _check_csv, ".tsv": _check_csv}
-    if check := checks.get(path.suffix):
+    checks = {
+        ".jsonl": _check_json_rows,
+        ".json": _check_json_rows,
+        ".csv": _check_csv,
+        ".tsv": _check_csv,
+        ".parquet": check_parquet,
+    }
+    if check := checks.get(path.suffix.lower()):
         with path.open("rb") as file:
             check(file)
 

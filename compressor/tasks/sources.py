@@ -24,6 +24,7 @@ from compressor.errors import DataError, first_line
 from compressor.images import IMAGE_SUFFIXES
 from compressor.intake.files import check_within
 from compressor.intake.tables import check_table
+from compressor.intake.yaml_text import front_matter
 from compressor.recipe_data import DataSource
 from compressor.store import key_of, sha256_file
 
@@ -197,11 +198,16 @@ def _has_tables(root: Path) -> bool:
 
 def _card(root: Path) -> object:
     """What the card of a data set says of its configs and features; None without a card that does."""
-    readme = root / "README.md"
+    readme, beside = root / "README.md", root / datasets.config.REPOYAML_FILENAME
+    if beside.exists():  # the library would read it like a card
+        raise DataError(f"{beside}: is not read; move what it says into the front matter of {readme.name}")
     if not readme.is_file():
         return None
     try:
+        front_matter(readme, DataError)
         said = DatasetCard.load(readme, ignore_metadata_errors=False).data.to_dict()
+    except DataError:
+        raise
     except Exception as error:  # of YAML, of the card's own checks
         raise DataError(f"{readme}: its front matter cannot be read: {first_line(error)}") from None
     found = {key: said[key] for key in ("configs", "dataset_info") if key in said}

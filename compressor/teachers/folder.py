@@ -5,14 +5,11 @@ The tokenizer is of text alone.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from optimum.exporters.tasks import TasksManager
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
@@ -22,6 +19,7 @@ from compressor.errors import TeacherError, first_line
 from compressor.intake.files import check_within
 from compressor.intake.json_text import check_json
 from compressor.intake.safetensors import check_safetensors
+from compressor.intake.yaml_text import front_matter
 from compressor.preprocess import TextPreprocessor
 
 _MOST_JSON_BYTES = 1 << 27  # a tokenizer of 262,000 tokens has 33 MB
@@ -56,14 +54,15 @@ def check_folder(path: Path) -> None:
 
 
 def card_licenses(path: Path) -> tuple[str, ...]:
-    """The licences that the front matter of the folder's model card (README.md) states, if it can be read."""
+    """The licences that the front matter of the folder's model card (README.md) states, if it can be read. Raises
+    TeacherError where it is too much to read.
+    """
     card = path / "README.md"
     if not card.is_file():
         return ()
-    front = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$", card.read_text("utf-8-sig", "replace"), re.S | re.M)
     try:
-        stated = YAML(typ="safe").load(front[1]) if front else None
-    except (YAMLError, ValueError):  # a date such as 2001-99-99 is a ValueError
+        stated = front_matter(card, TeacherError)
+    except ValueError:
         return ()
     found = stated.get("license") if isinstance(stated, dict) else None
     return tuple(one for one in (found if isinstance(found, list) else [found]) if isinstance(one, str) and one)

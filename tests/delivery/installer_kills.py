@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from itertools import count
 from pathlib import Path
 
 from made_bundles import Signer, make_bundle, make_signer
@@ -24,6 +25,7 @@ from made_bundles import Signer, make_bundle, make_signer
 from compressor.device import versions
 
 LONGEST_S = 120.0
+ENDED = "ended before"
 
 
 def begin(bundle: Path, root: Path) -> subprocess.Popen[bytes]:
@@ -59,7 +61,7 @@ def kill_at(process: subprocess.Popen[bytes], root: Path, seconds: float, after_
 def struck(root: Path, code: int, before: int, now: int) -> str:
     """Where the update was when it was killed."""
     if code == 0:
-        return "ended before"
+        return ENDED
     if now != before:
         return "after the swap"
     if unfinished(root):
@@ -88,7 +90,7 @@ def trial(bundle: Path, signer: Signer, root: Path, duration_s: float, generator
 
 
 def run(kills: int, seed: int, folder: Path) -> Counter[str]:
-    """So many kills. Returns how many struck where."""
+    """So many kills; an update that ends before its kill is none. Returns how many struck where."""
     generator, signer, root = random.Random(seed), make_signer(folder), folder / "device"
     bundles = [signer.sign(make_bundle(folder / name, number), number) for number, name in enumerate("ab", 1)]
     first = subprocess.run(
@@ -111,11 +113,13 @@ def run(kills: int, seed: int, folder: Path) -> Counter[str]:
     finish(bundles[1], root)
     duration_s = time.monotonic() - started
     places: Counter[str] = Counter()
-    for number in range(kills):
+    for number in count():
+        if places.total() == kills:
+            break
         where = trial(bundles[number % 2], signer, root, duration_s, generator)
-        places[where] += 1
-        print(f"kill {number + 1}: {where}", flush=True)
-    return places
+        places[where] += where != ENDED
+        print(f"update {number + 1}: {where}", flush=True)
+    return +places
 
 
 def main() -> int:

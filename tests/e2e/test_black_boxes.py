@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import signal
 import subprocess
 import time
@@ -20,10 +19,11 @@ import safetensors.torch
 import torch
 from chat_server import Reply, Server, completion, serving
 from command_runs import Ended, command, environment, run_fresh
+from endpoint_runs import KEY, endpoint_recipe, keywords, write_recipe
 from made_inputs import made_words, write_rows
 from ruamel.yaml import YAML
 from shared_runs import Finished, Inputs, Run
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import compressor
 from compressor.artifacts import TensorSpec
@@ -82,16 +82,6 @@ def another_asks_nothing(recipe: Path, server: Server, folder: Path) -> None:
     assert "distill" in ended.stages("done"), ended.stderr
     assert "teacher-answers" in ended.stages("done"), "of the held-out data, from the answers on disk"
     assert len(server.seen) == before
-
-
-def write_recipe(inputs: Inputs, out: Path, teacher: dict[str, Any]) -> Path:
-    """The recipe of other inputs with another teacher."""
-    values = YAML(typ="safe").load(inputs.write_recipe(out))
-    values["teacher"] = teacher
-    path = out.with_name("black-box.yaml")
-    with path.open("w", encoding="utf-8") as file:
-        YAML().dump(values, file)
-    return path
 
 
 def test_an_onnx_file_teaches_images(inputs: dict[str, Inputs], image_file: Path, run: Run, tmp_path: Path) -> None:
@@ -161,53 +151,6 @@ def test_an_onnx_file_teaches_text(
     assert models["teacher"]["quality"]["quality"] == before["quality"]["quality"]
     assert models["teacher"]["bytes"] == file.stat().st_size
     assert models["student"]["quality"]["quality"]["value"] > 0.8
-
-
-KEY = "sk-planted-0123456789"
-_SPORT = ("goal", "match", "team", "referee")
-
-
-def keywords(body: dict[str, Any]) -> Reply:
-    """What a good classifier behind an endpoint would say, with log-probabilities."""
-    text = body["messages"][-1]["content"].rpartition("Text: ")[2]
-    sport = any(word in text.split() for word in _SPORT)
-    said, other = ("sport", "food") if sport else ("food", "sport")
-    reply = completion(said, [[(said, math.log(0.97)), (other, math.log(0.02))]])
-    return replace(reply, delay_s=0.002)
-
-
-@pytest.fixture(scope="session")
-def small_classifier(inputs: dict[str, Inputs], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student that exists already and knows nothing yet."""
-    teacher, folder = inputs["text-classification"].folder / "teacher", tmp_path_factory.mktemp("small")
-    torch.manual_seed(9)
-    config = BertConfig.from_pretrained(teacher, num_hidden_layers=1)
-    BertForSequenceClassification(config).save_pretrained(folder)
-    (folder / "tokenizer.json").write_bytes((teacher / "tokenizer.json").read_bytes())
-    return folder
-
-
-def endpoint_recipe(inputs: Inputs, out: Path, url: str, student: Path) -> Path:
-    path = write_recipe(
-        inputs,
-        out,
-        {
-            "endpoint": url,
-            "model": "big",
-            "classes": ["sport", "food"],
-            "top_logprobs": 2,
-            "permission": "written-permission",
-            "reference": "letter",
-            "terms": "https://host/terms",
-        },
-    )
-    values = YAML(typ="safe").load(path)
-    values["student"] = {"folder": str(student), "max_length": 24}
-    values["distill"] |= {"epochs": 8, "learning_rate": 5e-3, "temperature": 1.0, "control": False}
-    values["cache"] = str(out.with_name("shared"))
-    with path.open("w", encoding="utf-8") as file:
-        YAML().dump(values, file)
-    return path
 
 
 def test_an_endpoint_teaches_text(

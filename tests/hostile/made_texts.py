@@ -62,6 +62,33 @@ RECIPES: dict[str, Make] = {
 }
 
 
+# Cards of models and data sets.
+
+
+def _card(front: str, more: str = "") -> Make:
+    return _content(f"---\nlicense: mit\n{front}\n---\n{more}", "README.md")
+
+
+CARDS: dict[str, Make] = {
+    "aliases of aliases": _card(_LAUGHS),
+    "an alias of itself": _card("a: &a [*a]"),
+    "merged aliases": _card("a: &a {x: 1}\n" + "".join(f"m{i}: {{<<: *a}}\n" for i in range(3_000))),
+    "nested": _card("a: " + "[" * 50_000 + "]" * 50_000),
+    "nested by indentation": _card("".join(" " * i + "a:\n" for i in range(900))),
+    "nested by dashes": _card("a:\n  " + "- " * 20_000 + "b"),
+    "200,000 values": _card("a: [" + "x," * 200_000 + "]"),
+    "200,000 lines": _card("a\n" * 200_000),
+    "600 KB": _card("# " + "x" * 600_000),
+    "behind blank lines": _content(f"\n\n---\n{_LAUGHS}---\n", "README.md"),
+    "other ends of lines": _content(f"---\r\n{_LAUGHS}---\r\n".replace("\r\n", "\n").replace("\n", "\r"), "README.md"),
+    "17 MB": _card("", " " * (17 << 20)),
+}
+HONEST_CARDS: dict[str, Make] = {
+    "a list": _card("tags:\n- a\n- b\nmodel-index: [{name: x, results: [{value: 0.5}]}]", "# A model\n"),
+    "an alias": _card("a: &a [x, y]\nb: *a"),
+}
+
+
 # Weights.
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import pickle
-import struct
-import zlib
+import time
 from pathlib import Path
 
 import pytest
 from chosen import chosen
 from made_arrays import HOSTILE as ARRAYS
 from made_arrays import Payload
+from made_images import HONEST as HONEST_IMAGES
+from made_images import HOSTILE as IMAGES
 from made_onnx import product, saved
-from made_texts import HONEST_WEIGHTS, MARK, RECIPES, TABLES, WEIGHTS, unpickled_weights
-from measured import assert_refused, run_measured
-from PIL import Image
+from made_parquet import HONEST as HONEST_PARQUET
+from made_parquet import HOSTILE as PARQUET
+from made_texts import CARDS, HONEST_CARDS, HONEST_WEIGHTS, MARK, RECIPES, TABLES, WEIGHTS, unpickled_weights
+from measured import MOST_S, assert_refused, run_measured
 
 from compressor.errors import DataError, RecipeError, TeacherError
 from compressor.images import decode_image
@@ -25,7 +26,10 @@ from compressor.intake.safetensors import check_safetensors
 from compressor.intake.tables import check_table
 from compressor.onnx_file import describe_onnx
 from compressor.quantizing import read_examples
+from compressor.recipe_data import DataSource
 from compressor.recipe_file import read_recipe
+from compressor.tasks.sources import open_split
+from compressor.teachers.folder import card_licenses
 
 
 @pytest.mark.parametrize("case", ARRAYS)
@@ -54,6 +58,40 @@ def test_hostile_rows_are_refused(case: str, folder: Path) -> None:
     with pytest.raises(DataError) as raised:
         check_table(TABLES[case](folder), DataError)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("case", PARQUET)
+def test_hostile_parquet_is_refused(case: str, folder: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        check_table(PARQUET[case](folder), DataError)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("case", HONEST_PARQUET)
+def test_honest_parquet_passes(case: str, folder: Path) -> None:
+    check_table(HONEST_PARQUET[case](folder), DataError)
+
+
+@pytest.mark.parametrize("case", CARDS)
+def test_hostile_cards_are_refused(case: str, folder: Path) -> None:
+    CARDS[case](folder)
+    with pytest.raises(TeacherError) as raised:
+        card_licenses(folder)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(DataError, match=r"README\.md: "):
+        open_split(DataSource(path=folder))
+
+
+def test_yaml_that_the_library_reads_beside_a_card_is_refused(folder: Path) -> None:
+    CARDS["aliases of aliases"](folder).rename(folder / ".huggingface.yaml")
+    with pytest.raises(DataError, match=r"\.huggingface\.yaml: is not read"):
+        open_split(DataSource(path=folder))
+
+
+@pytest.mark.parametrize("case", HONEST_CARDS)
+def test_honest_cards_pass(case: str, folder: Path) -> None:
+    HONEST_CARDS[case](folder)
+    assert card_licenses(folder) == ("mit",)
 
 
 @pytest.mark.parametrize(
@@ -101,37 +139,18 @@ def test_a_settings_file_has_each_key_once(folder: Path) -> None:
         check_json(path, 1000, TeacherError)
 
 
-def png_that_claims(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
-
-
-def a_picture(**saving: object) -> bytes:
-    content = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(content, **saving)  # type: ignore[arg-type]
-    return content.getvalue()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        png_that_claims(100_000, 100_000),
-        png_that_claims(1 << 31, 1),
-        a_picture(format="PNG")[:45],
-        a_picture(format="GIF", save_all=True, append_images=[Image.new("RGB", (8, 8), "red")]),
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
-        pickle.dumps([1]),
-        b"",
-    ],
-    ids=["10^10 pixels", "2^31 wide", "cut off", "frames", "PostScript", "pickle", "empty"],
-)
-def test_hostile_images_are_refused(content: bytes) -> None:
+@pytest.mark.parametrize("case", IMAGES)
+def test_hostile_images_are_refused(case: str) -> None:
+    content, began = IMAGES[case](), time.process_time()
     with pytest.raises(DataError) as raised:
         decode_image(content, (8, 8, 3), "refuse")
     assert "\n" not in str(raised.value)
+    assert time.process_time() - began <= MOST_S
+
+
+@pytest.mark.parametrize("case", HONEST_IMAGES)
+def test_honest_images_pass(case: str) -> None:
+    assert decode_image(HONEST_IMAGES[case](), (8, 8, 3), "refuse").shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize("case", chosen(ARRAYS, ("3 GB of zeros", "a pickle with a payload")))
@@ -163,11 +182,11 @@ def test_a_pickle_is_never_loaded(name: str, folder: Path) -> None:
     assert not (folder / MARK).exists()
 
 
-def _compress(folder: Path, teacher: Path, rows: Path) -> None:
+def _compress(folder: Path, teacher: Path, rows: Path, permission: str = "own-model") -> None:
     recipe = folder / "recipe.yaml"
     recipe.write_text(
         "task: text-classification\n"
-        f"teacher: {{path: {teacher}, permission: own-model}}\ndata: {{train: {rows}, eval: {rows}}}\n"
+        f"teacher: {{path: {teacher}, permission: {permission}}}\ndata: {{train: {rows}, eval: {rows}}}\n"
     )
     assert_refused(run_measured("compress", recipe, "--dry-run", cwd=folder))
     assert not list(folder.rglob(MARK))
@@ -185,10 +204,21 @@ def test_compress_refuses_teachers_in_one_line(case: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", chosen(TABLES, ("nested lists",)))
+@pytest.mark.parametrize("case", chosen({**TABLES, **PARQUET}, ("nested lists",)))
 def test_compress_refuses_rows_in_one_line(case: str, folder: Path) -> None:
     teacher = folder / "teacher"
     teacher.mkdir()
     (teacher / "config.json").write_text('{"model_type": "bert"}')
     HONEST_WEIGHTS(teacher)
-    _compress(folder, teacher, TABLES[case](folder))
+    _compress(folder, teacher, {**TABLES, **PARQUET}[case](folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", chosen(CARDS, ("aliases of aliases",)))
+def test_compress_refuses_cards_in_one_line(case: str, folder: Path) -> None:
+    teacher = folder / "teacher"
+    teacher.mkdir()
+    (teacher / "config.json").write_text('{"model_type": "bert"}')
+    HONEST_WEIGHTS(teacher)
+    CARDS[case](teacher)
+    _compress(folder, teacher, folder / "rows.jsonl", permission="null")

@@ -86,3 +86,18 @@ def test_quantize_refuses_in_one_line(case: str, folder: Path) -> None:
     ended = run_measured("quantize", path, "--inputs", folder / "inputs.npz", "--out", folder / "out", cwd=folder)
     assert_refused(ended)
     assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "case",
+    chosen(HOSTILE, ("bomb: endless Loop", "bomb: 64 GB constant", "crash: Attention without bias", "circle of nodes")),
+)
+def test_bench_refuses_in_one_line(case: str, folder: Path) -> None:
+    limits = ("--silence", "3", "--memory-limit", "2048", "--budget", "0.5", "--samples", "20")
+    assert_refused(run_measured("bench", HOSTILE[case](folder), *limits, cwd=folder))
+
+
+@pytest.mark.parametrize("case", chosen([case for case in HONEST if case != "hub cache"], ("Loop that ends",)))
+def test_bench_measures_what_resembles_them(case: str, folder: Path) -> None:
+    ended = run_measured("bench", HONEST[case](folder), "--budget", "0.5", "--samples", "20", cwd=folder)
+    assert ended.code == 0, ended.stderr

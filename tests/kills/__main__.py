@@ -1,12 +1,12 @@
-"""Kills training and caching at random moments, by kill -9, and resumes them: `python tests/kills --kills 100`.
+"""Kills `compress` and `device install` at random moments, by kill -9, and resumes them: `python tests/kills`.
 
-Each trial starts from a run folder whose first stages are finished, and is killed again and again, at a random moment
-each time, until the student is trained: about when the teacher's outputs are recorded until they are, then in the
-training. Moments are told by the processor time of the run, so that a busy machine does not shift them. After every
-kill no file may be torn: what has its final name is whole, and a checkpoint loads. Nothing that was kept may be lost
-either: a whole shard stays the file that it was, and the next checkpoint is no older. In the end the student's weights,
-and what the teacher said, must be those of a run that nobody disturbed, byte by byte. One line for each trial and a
-summary; exit code 1 when one fails.
+Three quarters of the kills strike `compress`. Each trial is one run, from an empty folder to its bundle, killed in
+every stage, at a moment between its begin and about its end, told by the processor time of the run, so that a busy
+machine does not shift it. After every kill nothing may be torn: what has its final name is whole. Nothing that was kept
+may be lost either: a finished stage and a whole shard stay the files that they were, and the next checkpoint is no
+older. In the end all but what is measured must be as in a run that nobody disturbed, byte by byte: the student, what
+its teacher said, the ONNX files, the bundle. The other kills strike updates of a device (`installer_kills.py`). One
+line for each trial and a summary; exit code 1 when one fails.
 """
 
 from __future__ import annotations
@@ -21,253 +21,258 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
+sys.path += [str(Path(__file__).resolve().parents[1] / "e2e"), str(Path(__file__).resolve().parents[1] / "delivery")]
 
-import safetensors
+import installer_kills
+import safetensors.numpy
+from kept_and_torn import SIGNALS, begun, kept, made, torn
 from made_inputs import text_inputs
 
+from compressor import pipeline, stages
+from compressor.artifacts import STAGES, GateDecision
+from compressor.bundle.verify import verify_bundle
 from compressor.distill import cache, record, training
-from compressor.distill.checkpoint import load_checkpoint
-from compressor.errors import TrainingError
-from compressor.pipeline import compress
-from compressor.progress import SILENT
-from compressor.store import sha256_file
+from compressor.progress import Progress
 
-SIGNALS, DISTILL = "signals", "distill"
-EPOCHS, SHARD_ROWS, CHECKPOINT_EVERY_S = 6, 8, 0.1  # small, so that every trial sees many of each
+REPORT = "report"  # after the stages: the bundle in its place, result.json, report.html
+PLACES = (*STAGES, REPORT)
+# Of a stage that continues, the kills in one trial; each in a part of it, since what is left shrinks with every resume.
+KILLS_IN = {SIGNALS: 3, "distill": 3}
+SHARE_OF_PART = 0.4
+EPOCHS, SHARD_ROWS, CHECKPOINT_EVERY_S = 4, 8, 0.1  # small, so that every trial sees many of each
 LONGEST_S = 600.0
 DELAY_S = 0.01  # at most, of a kill: or none would strike a run that waits for the disk
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What must come out the same, by SHA-256."""
-
-    weights: str
-    signals: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Moments:
-    """When an undisturbed run records, and when it trains: seconds of processor time since its start."""
-
-    recording: tuple[float, float]
-    training: tuple[float, float]
-
-    def drawn(self, recorded: bool, generator: random.Random) -> float:
-        """A moment to kill at. In the first part of either, since what is left of it shrinks with every resume."""
-        begin, end = self.training if recorded else self.recording
-        return generator.uniform(begin, begin + (0.4 if recorded else 0.6) * (end - begin))
+# For a place, how long after the run has come there it is to be killed, and how much later it is.
+Moments = Callable[[str], tuple[float, float]]
 
 
 @dataclass
 class Tally:
     """How many kills struck where, and how many left a file half written, under its temporary name."""
 
-    recording: int = 0
-    training: int = 0
-    between: int = 0
+    struck: Counter[str] = field(default_factory=Counter)
     writing: int = 0
     identical: int = 0
 
     @property
     def kills(self) -> int:
-        return self.recording + self.training + self.between
+        return self.struck.total()
 
-    def add(self, out: Path, temporaries: set[str]) -> None:
+    def add(self, place: str, out: Path, temporaries: set[str]) -> None:
         """One kill; `temporaries` are those of earlier ones."""
-        if begun(out, DISTILL) is not None:
-            self.training += 1
-        elif begun(out, SIGNALS) is not None:
-            self.recording += 1
-        else:
-            self.between += 1
+        self.struck[place] += 1
         new = {path.name for path in out.rglob(".*.tmp")} - temporaries
         temporaries |= new
         self.writing += bool(new)
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What a resumed run must not do again."""
+class Told(Progress):
+    """Tells this process of each stage that begins and ends, rather than the user."""
 
-    shards: dict[str, tuple[int, int]]  # name: inode and time of the last change in ns
-    step: int
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(quiet=True)
+        self._connection = connection
 
-    def lost(self, later: Kept) -> list[str]:
-        """What `later` has no more, or has anew."""
-        again = [f"{name} was recorded again" for name, file in self.shards.items() if later.shards.get(name) != file]
-        return again + ([f"step {self.step} was lost"] if later.step < self.step else [])
-
-
-def finished(out: Path, stage: str) -> Path | None:
-    """The stage's folder under its final name."""
-    found = [path for path in (out / "stages").glob(f"{stage}-*") if path.suffix != ".partial"]
-    return found[0] if found else None
+    def log(self, line: str) -> None:
+        if not line.startswith(" "):
+            self._connection.send(line)
 
 
-def begun(out: Path, stage: str) -> Path | None:
-    """The stage's folder under its provisional name."""
-    return next((out / "stages").glob(f"{stage}-*.partial"), None)
+def last_candidate(_: Any, candidates: Any, *__: Any) -> GateDecision:
+    """What ships without the gate, which goes by the times that were measured."""
+    return GateDecision(candidates[-1].name, "the last", ())
 
 
-def trained(out: Path) -> Trained:
-    weights, signals = finished(out, DISTILL), finished(out, SIGNALS)
-    assert weights is not None
-    assert signals is not None
-    shards = tuple(sha256_file(path) for path in sorted(signals.glob("*.safetensors")))
-    return Trained(sha256_file(weights / "model.safetensors"), shards)
-
-
-def kept(out: Path) -> Kept:
-    """The shards that the recording has noted, and the step of the checkpoint, or of a finished training."""
-    folder = finished(out, SIGNALS) or begun(out, SIGNALS)
-    noted = [] if folder is None else [shard.path for shard in cache.finished_shards(folder).values()]
-    files = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in noted}
-    training_folder = begun(out, DISTILL)
-    state = None if training_folder is None else load_checkpoint(training_folder / "checkpoint.pt")
-    step = sys.maxsize if finished(out, DISTILL) is not None else 0 if state is None else state["at"]["step"]
-    return Kept(files, step)
-
-
-def torn(out: Path) -> list[str]:
-    """Files with a final name that are not whole."""
-    bad = [str(stage) for stage in (out / "stages").glob("*") if not _sealed_or_partial(stage)]
-    for checkpoint in out.rglob("checkpoint.pt"):
-        try:
-            load_checkpoint(checkpoint)
-        except TrainingError as error:
-            bad.append(str(error))
-    for path in out.rglob("*.safetensors"):
-        try:
-            with safetensors.safe_open(path, "np") as file:
-                [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118 (no dict)
-        except safetensors.SafetensorError as error:
-            bad.append(f"{path}: {error}")
-    return bad
-
-
-def _sealed_or_partial(stage: Path) -> bool:
-    return stage.suffix == ".partial" or (stage / "artifact.json").is_file()
-
-
-def work(recipe: Path) -> None:
+def work(recipe: Path, connection: Connection) -> None:
     """A run of the pipeline in a process of its own, with shards and checkpoints in quick succession."""
+    os.setsid()  # its children are killed with it
     cache.ROWS = record.ROWS = SHARD_ROWS
     training._CHECKPOINT_EVERY_S = CHECKPOINT_EVERY_S
-    compress(recipe, progress=SILENT)
+    pipeline.choose = last_candidate
+    stages.explained = lambda timed, *_: timed  # it would profile for a minute, or not, by what was measured
+    pipeline.compress(recipe, progress=Told(connection))
 
 
-def spent_s(pid: int) -> float:
-    """Processor seconds of the process's only busy thread."""
-    return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0]) / 1e9
+@dataclass
+class Running:
+    """A run and where it is: a stage, `REPORT`, or None between two. `began_s`: when, on the clock of that place."""
+
+    process: BaseProcess
+    told: Connection
+    place: str | None = None
+    began_s: float = 0.0
+
+    def now_s(self) -> float:
+        """Processor seconds of the run's only busy thread; in the benchmark, which others do, seconds on the clock."""
+        if self.place == "benchmark":
+            return time.monotonic()
+        return int(Path(f"/proc/{self.process.pid}/schedstat").read_text(encoding="ascii").split()[0]) / 1e9
+
+    def spent_s(self) -> float:
+        """Since the begin of the place."""
+        return self.now_s() - self.began_s
+
+    def listen(self) -> bool:
+        """Waits a millisecond for news. False where the run has ended."""
+        try:
+            while self.told.poll(0.001):
+                stage, _, rest = self.told.recv().partition(":")
+                if stage in STAGES:
+                    self.place = stage if not rest else REPORT if stage == "bundle" else None
+                    self.began_s = self.now_s()
+        except (EOFError, ConnectionResetError):
+            return False
+        return True
 
 
 @contextmanager
-def running(recipe: Path) -> Iterator[BaseProcess]:
-    """A run of the pipeline, killed in the end. It must not have ended by itself before."""
-    process = multiprocessing.get_context("fork").Process(target=work, args=(recipe,))
+def running(recipe: Path) -> Iterator[Running]:
+    """A run of the pipeline. What is left of it and of its children is killed in the end."""
+    context = multiprocessing.get_context("fork")
+    told, tells = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(recipe, tells))
     process.start()
-    yield process
-    process.kill()
-    process.join()
-    if process.exitcode != -signal.SIGKILL:
+    tells.close()
+    try:
+        yield Running(process, told)
+    finally:
+        if process.is_alive():
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        told.close()
+    if process.exitcode not in (0, -signal.SIGKILL):
         sys.exit(f"a run ended by itself with {process.exitcode}")
 
 
-def run_until(recipe: Path, out: Path, stage: str, killed_at_s: float = math.inf, delay_s: float = 0.0) -> None:
-    """Runs until the stage is finished, or is killed: at this processor time, and a little later."""
-    began = time.monotonic()
-    with running(recipe) as process:
-        assert process.pid is not None
-        while finished(out, stage) is None and process.is_alive() and time.monotonic() - began < LONGEST_S:
-            if spent_s(process.pid) >= killed_at_s:
-                time.sleep(delay_s)
-                return
-            time.sleep(0.001)
-    if finished(out, stage) is None:
-        sys.exit(f"the stage {stage} was not finished after {LONGEST_S:g} s")
+def complete(recipe: Path) -> dict[str, float]:
+    """An undisturbed run. Returns how long it was in every place that it came to, in seconds on the clock of each."""
+    spent: dict[str, float] = {}
+    with running(recipe) as run:
+        while run.listen():
+            if run.place is not None:
+                spent[run.place] = run.spent_s()
+        run.process.join(LONGEST_S)
+    return spent
 
 
-def moments(recipe: Path, out: Path) -> Moments:
-    """Of an undisturbed run."""
-    began, seen = time.monotonic(), dict[str, float]()
-    with running(recipe) as process:
-        assert process.pid is not None
-        while "trained" not in seen and process.is_alive() and time.monotonic() - began < LONGEST_S:
-            now = spent_s(process.pid)
-            for name, path in {
-                "recording": begun(out, SIGNALS),
-                "recorded": finished(out, SIGNALS),
-                "training": begun(out, DISTILL),
-                "trained": finished(out, DISTILL),
-            }.items():
-                if path is not None:
-                    seen.setdefault(name, now)
-            time.sleep(0.001)
-    if "trained" not in seen:
-        sys.exit(f"the student was not trained after {LONGEST_S:g} s")
-    return Moments((seen["recording"], seen["recorded"]), (seen["training"], seen["trained"]))
+def struck(recipe: Path, out: Path, place: str, after_s: float, delay_s: float) -> str | None:
+    """Kills a run so long after it has come to a place, or as soon as it has left it. Returns where that was; None
+    where the run ended before.
+    """
+    reached, until = False, time.monotonic() + LONGEST_S
+    with running(recipe) as run:
+        while run.listen() and not (reached and (run.place != place or run.spent_s() >= after_s)):
+            reached = reached or run.place == place
+            if time.monotonic() > until:
+                sys.exit(f"{place}: not reached, or not left, after {LONGEST_S:g} s")
+        time.sleep(delay_s)
+    if run.process.exitcode == 0:
+        return None
+    under_way = next((stage for stage in STAGES if begun(out, stage) is not None), "between")
+    return REPORT if run.place == REPORT else under_way
 
 
-def trial(start: Path, out: Path, recipe: Path, when: tuple[Moments, random.Random], tally: Tally) -> None:
-    """From the copy of a run folder to the trained student."""
+def planned(most: int, generator: random.Random) -> list[str]:
+    """Where the kills of one trial are to strike, in order: everywhere, or in so many places at random."""
+    everywhere = [place for place in PLACES for _ in range(KILLS_IN.get(place, 1))]
+    chosen = generator.sample(range(len(everywhere)), min(most, len(everywhere)))
+    return [everywhere[number] for number in sorted(chosen)]
+
+
+def trial(out: Path, recipe: Path, places: list[str], moments: Moments, tally: Tally) -> None:
+    """From an empty run folder to the bundle."""
     shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(start, out)
     temporaries: set[str] = set()
     before = kept(out)
-    known, generator = when
-    while True:
-        moment = known.drawn(finished(out, SIGNALS) is not None, generator)
-        run_until(recipe, out, DISTILL, moment, generator.uniform(0, DELAY_S))
+    for place in places:
+        where = struck(recipe, out, place, *moments(place))
+        if where is None:
+            break
+        tally.add(where, out, temporaries)
         after = kept(out)
         if bad := torn(out) + before.lost(after):
-            sys.exit(f"after {tally.kills} kills: " + "; ".join(bad))
-        if finished(out, DISTILL) is not None:
-            return
-        tally.add(out, temporaries)
+            sys.exit(f"after {tally.kills} kills, the last of them in {where}: " + "; ".join(bad))
         before = after
+    complete(recipe)
+
+
+def kill_compress(kills: int, generator: random.Random, folder: Path) -> Tally:
+    tally, trials, out = Tally(), 0, folder / "out"
+    inputs = text_inputs(folder)
+    recipe = inputs.write_recipe(out, **recipe_changes(other_model(inputs.folder / "teacher")))
+    known = complete(recipe)
+    if missing := set(PLACES) - set(known):
+        sys.exit(f"an undisturbed run does not come to {', '.join(sorted(missing))}")
+    expected = made(out)
+    print("undisturbed: " + ", ".join(f"{place} {known[place]:.2f} s" for place in PLACES), flush=True)
+
+    def moments(place: str) -> tuple[float, float]:
+        part = SHARE_OF_PART if KILLS_IN.get(place, 1) > 1 else 1.0
+        return generator.uniform(0, part * known[place]), generator.uniform(0, DELAY_S)
+
+    while tally.kills < kills:
+        earlier = tally.kills
+        trial(out, recipe, planned(kills - tally.kills, generator), moments, tally)
+        if different := [name for name, value in made(out).items() if expected[name] != value]:
+            sys.exit(f"after {tally.kills} kills another: {', '.join(different)}")
+        trials, tally.identical = trials + 1, tally.identical + tally.kills - earlier
+        print(f"{tally.kills:4} kills: what trial {trials} made is the same", flush=True)
+    verify_bundle(out / "bundle")
+    return tally
+
+
+def other_model(teacher: Path) -> Path:
+    """The teacher with other weights, in a folder beside it."""
+    folder = teacher.with_name("reference")
+    shutil.copytree(teacher, folder)
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    halved = {name: tensor / 2 if name == "classifier.weight" else tensor for name, tensor in tensors.items()}
+    safetensors.numpy.save_file(halved, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def recipe_changes(reference: Path) -> dict[str, object]:
+    """So that every stage is there, and takes seconds."""
+    return {
+        "distill__epochs": EPOCHS,
+        "quantize__qat": {"epochs": 1},
+        "verify__reference": {"path": str(reference), "permission": "own-model"},
+        "benchmark__budget_s": 1.0,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    generator, tally, trials = random.Random(options.seed), Tally(), 0
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
-        out, start = Path(scratch, "out"), Path(scratch, "start")
-        inputs = text_inputs(Path(scratch))
-        recipe = inputs.write_recipe(out, distill__epochs=EPOCHS, distill__control=False)
-        run_until(recipe, out, "student")
-        for stage in (SIGNALS, DISTILL):
-            for path in (out / "stages").glob(f"{stage}-*"):
-                shutil.rmtree(path)
-        shutil.copytree(out, start)
-        known = moments(recipe, out)
-        expected = trained(out)
-        print(f"undisturbed: records at {known.recording[0]:.2f} to {known.recording[1]:.2f} s,", end=" ")
-        print(f"trains at {known.training[0]:.2f} to {known.training[1]:.2f} s of processor time", flush=True)
-        while tally.kills < options.kills:
-            earlier = tally.kills
-            trial(start, out, recipe, (known, generator), tally)
-            if trained(out) != expected:
-                sys.exit(f"after {tally.kills} kills the student, or what the teacher said, is another")
-            trials, tally.identical = trials + 1, tally.identical + tally.kills - earlier
-            print(f"{tally.kills:4} kills: the student of trial {trials} is the same", flush=True)
+    generator, began, installs = random.Random(options.seed), time.monotonic(), math.ceil(options.kills / 4)
+    with tempfile.TemporaryDirectory(prefix="compressor-kills-") as scratch:
+        tally = kill_compress(options.kills - installs, generator, Path(scratch))
+        Path(scratch, "updates").mkdir()
+        updates = installer_kills.run(installs, options.seed, Path(scratch, "updates"))
     print(
-        f"{tally.kills} kills at random moments ({tally.recording} in caching, {tally.training} in training,"
-        f" {tally.between} before or between; {tally.writing} while a file was being written): 0 torn files,"
-        f" {tally.identical} resumes byte-identical in {trials} trials; {time.monotonic() - began:.0f} s"
+        f"{tally.kills} kills of compress ({listed(tally.struck)}; {tally.writing} while a file was being written):"
+        f" 0 torn files, {tally.identical} resumes byte-identical"
     )
+    print(f"{updates.total()} kills of updates ({listed(updates)}): always the old version or the new")
+    print(f"{tally.kills + updates.total()} kills at random moments, {time.monotonic() - began:.0f} s")
+
+
+def listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {place}" for place, count in counts.items())
 
 
 if __name__ == "__main__":

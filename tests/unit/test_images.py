@@ -95,7 +95,7 @@ FRAMES = [Image.fromarray(GREY), Image.fromarray(255 - GREY)]
         (encoded(Image.fromarray(GREY.astype(np.uint16) * 257)), (4, 6, 1), "mode I;16"),
         (encoded(Image.fromarray(GREY.astype(np.float32)), "TIFF"), (4, 6, 1), "mode F"),
         (encoded(Image.fromarray(RGB).convert("CMYK"), "JPEG"), SHAPE, "mode CMYK"),
-        (encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), SHAPE, "2 frames"),
+        (encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), SHAPE, "several frames"),
         (b"", SHAPE, "not an image"),
         (b"GIF89a", SHAPE, "not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 4\n%%EndComments\n", SHAPE, "not an image"),

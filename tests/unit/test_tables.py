@@ -75,7 +75,7 @@ def test_a_name_is_a_name_and_no_pattern(tmp_path: Path, name: str) -> None:
         ("data.csv", b"text,label\na,1\nb,2,3,4\n", "not readable as .csv"),
         ("data.csv", b'text,label\n"a,1\n', "not readable as .csv"),
         ("data.csv", b"\xff\xfe\x00", "data.csv"),
-        ("data.parquet", b"PAR1 and no more", "not readable as .parquet"),
+        ("data.parquet", b"PAR1 and no more", "does not end as a Parquet file does"),
         ("data.txt", b"a\n", "expected a file ending in"),
         ("data", b"a\n", "expected a file ending in"),
     ],
