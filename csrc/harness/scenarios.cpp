@@ -292,7 +292,8 @@ Rounds run_rounds(const Request& request, std::vector<Loaded>& models, std::size
     rounds.block = std::max<std::size_t>(1, std::min(in_time, block_size(models, kPacedBlockNs)));
   } else {
     const std::size_t smallest = std::min(kSmallestBlock, block_size(models, kLongestBlockNs));
-    rounds.block = std::clamp(block_size(models, kStreamBlockNs), smallest, kLargestBlock);
+    const std::size_t largest = request.session.profile_prefix.empty() ? kLargestBlock : kSmallestBlock;
+    rounds.block = std::clamp(block_size(models, kStreamBlockNs), smallest, largest);
   }
   const auto least = static_cast<double>(request.min_samples) / static_cast<double>(rounds.block);
   rounds.wanted = std::max(kLeastRounds, static_cast<std::size_t>(std::ceil(least)));
