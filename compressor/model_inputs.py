@@ -18,6 +18,7 @@ from compressor.preprocess import Feed
 _FEWEST = 16
 # Of inputs, as the measuring program makes and takes them (csrc/ort/tensor.cpp).
 _TIMED_DTYPES = ("float32", "int64", "int32", "uint8", "bool")
+_NO_TENSORS = ("sequence", "map", "optional", "sparse_tensor")
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,7 @@ class ArrayExamples:
 
 
 def read_examples(path: Path, model: OnnxModel) -> ArrayExamples:
-    """The arrays of an .npz, held against the graph's inputs. Raises DataError, QuantizationError for a graph that does
-    not take one example at a time.
-    """
-    for spec in model.inputs:
-        if spec.shape and isinstance(spec.shape[0], int) and spec.shape[0] > 1:
-            raise QuantizationError(
-                f"{model.path}: its input {_told(spec)} takes {spec.shape[0]} examples at a time, no more and no fewer;"
-                " models are run on one at a time here: export it with 1 there, or with a dynamic size"
-            )
+    """The arrays of an .npz, held against the graph's inputs. Raises DataError."""
     try:
         with open_npz(path, DataError) as archive:
             arrays = {name: archive[name] for name in archive.files}
@@ -71,6 +64,24 @@ def read_examples(path: Path, model: OnnxModel) -> ArrayExamples:
     if min(counts.values()) < _FEWEST:
         raise DataError(f"{path}: expected {_FEWEST} examples or more, got {min(counts.values())}")
     return ArrayExamples(arrays)
+
+
+def check_comparable(model: OnnxModel) -> None:
+    """Raises QuantizationError for a graph that takes no examples, or none alone, or that gives what is no tensor."""
+    if not model.inputs:
+        raise QuantizationError(f"{model.path}: expected a graph with inputs, found none: it answers always the same")
+    for spec in model.inputs:
+        if spec.shape and isinstance(spec.shape[0], int) and spec.shape[0] > 1:
+            raise QuantizationError(
+                f"{model.path}: its input {_told(spec)} takes {spec.shape[0]} examples at a time, no more and no fewer;"
+                " models are run on one at a time here: export it with 1 there, or with a dynamic size"
+            )
+    for spec in model.outputs:
+        if spec.dtype in _NO_TENSORS:
+            raise QuantizationError(
+                f"{model.path}: its output {spec.name} is no tensor but a {spec.dtype}; expected tensors, which can be"
+                " compared: export it without"
+            )
 
 
 def check_timed(model: OnnxModel) -> None:

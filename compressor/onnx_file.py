@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 
 from compressor.artifacts import OnnxModel, TensorSpec
 from compressor.errors import CompressorError, first_line
+from compressor.intake.onnx_tensor import Tensor as Claim
 from compressor.store import write_atomic
 
 # The most that protobuf writes into one file.
@@ -21,7 +22,13 @@ _CONSTANTS_ARE_NO_INPUTS = 4
 def read_onnx(path: Path, error: type[CompressorError]) -> onnx.ModelProto:
     """The model with its external data. Raises `error` for what is none."""
     try:
-        return onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
+        for tensor in tensors_of(model):
+            if "length" not in (where := outside(tensor)) and where:  # onnx would take all that follows
+                size = Claim(dims=list(tensor.dims), kind=tensor.data_type).bytes
+                tensor.external_data.add(key="length", value=str(size))
+        onnx.load_external_data_for_model(model, str(path.parent))
+        return model
     except (DecodeError, onnx.checker.ValidationError, OSError) as found:
         raise error(f"{path}: expected an ONNX model: {first_line(found)}") from None
 
@@ -140,6 +147,10 @@ def _size(tensor: onnx.TensorProto) -> int:
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    """Of what is no tensor, its kind stands for the dtype: sequence, map, optional."""
+    kind = value.type.WhichOneof("value")
+    if kind not in (None, "tensor_type"):
+        return TensorSpec(value.name, kind.removesuffix("_type"), ())
     tensor = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     return TensorSpec(value.name, dtype, tuple(d.dim_param or d.dim_value for d in tensor.shape.dim))

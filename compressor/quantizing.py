@@ -21,7 +21,7 @@ from compressor.intake.onnx_model import check_onnx
 from compressor.intake.trial import admit_onnx
 from compressor.likeness import closeness
 from compressor.locks import make_folder
-from compressor.model_inputs import ArrayExamples, check_same_interface, check_timed, read_examples
+from compressor.model_inputs import ArrayExamples, check_comparable, check_same_interface, check_timed, read_examples
 from compressor.onnx_file import MOST_BYTES, describe_onnx, in_one_file
 from compressor.onnxrt import all_outputs
 from compressor.progress import Progress
@@ -80,8 +80,8 @@ def quantize_file(
     """Writes into `out` what gains most of the candidates that agree with float32 and are faster beyond doubt, or
     float32 itself where none is; beside it the evidence, and of what has integer products their certificate.
 
-    `inputs` is an .npz with an array for each input of the graph, [examples, ...]: of the first three quarters as many
-    as `settings` say calibrate, of the last 256 at most judge. All outputs are judged, and the worst one counts. What
+    `inputs` is an .npz with an array for each input of the graph, [examples, ...]: the last quarter judges, 256 at
+    most, and of the others as many calibrate as `settings` say. All outputs are judged, and the worst one counts. What
     is written is one file, also where the model keeps its weights in others.
 
     Raises UsageError for `settings.qat`, DataError for inputs that do not fit, StorageError where `out` cannot be a
@@ -94,6 +94,7 @@ def quantize_file(
     admit_onnx(model, QuantizationError)
     assign(find_sites(load_float_model(model)), "float32", settings.overrides)
     described = describe_onnx(model, FLOAT32, FLOAT32)
+    check_comparable(described)
     check_timed(described)
     examples = read_examples(inputs, described)
     count = len(next(iter(examples.arrays.values())))
@@ -144,6 +145,7 @@ def errors_of(model: Path, float32: Path, inputs: Path) -> ErrorAttribution:
     source, described = load_float_model(float32), describe_onnx(float32, FLOAT32, FLOAT32)
     quantized = describe_onnx(model, model.name, "unknown")
     check_same_interface(quantized, described)
+    check_comparable(described)
     examples = read_examples(inputs, described)
     judging = examples.encode(range(len(next(iter(examples.arrays.values())))))[:_MOST_HELD_OUT]
     judge = _judging(float32, examples, judging, threads=1)

@@ -76,19 +76,26 @@ class Readers:
     def __init__(self, model: onnx.ModelProto) -> None:
         self._functions = {_scope(one.domain, one.name): one for one in model.functions}
         self._readers: dict[tuple[str, str], list[onnx.NodeProto]] = defaultdict(list)
+        self._read_in_bodies: set[tuple[str, str]] = set()
         self._given = {("", value.name) for value in model.graph.output}
         self._given.update((scope, value) for scope, one in self._functions.items() for value in one.output)
         for scope, part in _scopes(model).items():
             for node in nodes_in(part.node):
                 for value in node.input:
                     self._readers[scope, value].append(node)
-                self._given.update((scope, value.name) for body in bodies_of(node) for value in body.output)
+                for body in bodies_of(node):
+                    self._given.update((scope, value.name) for value in body.output)
+                    self._read_in_bodies.update((scope, value) for inner in body.node for value in inner.input)
 
     def names(self, held: Held) -> tuple[str, ...]:
         """Of the nodes that read a tensor; "output" where it is what a graph, a body or a function gives."""
         place = held.scope, held.value
         nodes = {f"{node.op_type} {node.name}".strip() for node in self._readers.get(place, ())}
         return tuple(sorted(nodes)) + ("output",) * (place in self._given)
+
+    def keeps_float32(self, held: Held) -> bool:
+        """Whether it lies in a body of If, Loop or Scan, or is read there: no quantizer changes it."""
+        return held.in_body or (held.scope, held.value) in self._read_in_bodies
 
     def role(self, held: Held) -> tuple[str, int | None]:
         """What a tensor is to the operators that read it, seen through casts, de-quantization and calls of functions;

@@ -88,8 +88,8 @@ def xray(path: Path) -> Xray:
         parts[_UNCLAIMED] = unclaimed
     whole = path.stat().st_size + outside_bytes
     parts["framing"] += whole - sum(parts.values())
-    in_bodies = {one.name for one in held if one.in_body}
-    return Xray(whole, dict(parts.most_common()), tensors, _remedies(tensors, in_bodies, parts))
+    as_they_are = {one.name for one in held if readers.keeps_float32(one)}
+    return Xray(whole, dict(parts.most_common()), tensors, _remedies(tensors, as_they_are, parts))
 
 
 def by_role(found: Xray) -> dict[str, int]:
@@ -166,8 +166,8 @@ def _beside_tensors(model: onnx.ModelProto) -> dict[str, int]:
     }
 
 
-def _remedies(tensors: tuple[Tensor, ...], in_bodies: set[str], parts: Counter[str]) -> tuple[Remedy, ...]:
-    """Largest first. What lies in bodies stays float32."""
+def _remedies(tensors: tuple[Tensor, ...], as_they_are: set[str], parts: Counter[str]) -> tuple[Remedy, ...]:
+    """Largest first. What is read `as_they_are` has no other precision."""
     found = []
     for tensor in tensors:
         if tensor.bytes < _NOTEWORTHY_BYTES:
@@ -176,7 +176,7 @@ def _remedies(tensors: tuple[Tensor, ...], in_bodies: set[str], parts: Counter[s
             found.append(Remedy(tensor.bytes, f"storing {tensor.name} once: it holds the numbers of {tensor.repeats}"))
         elif tensor.kind == "tensors that nothing reads":
             found.append(Remedy(tensor.bytes, f"leaving out {tensor.name}"))
-        elif tensor.dtype == "float" and tensor.kind.startswith(WEIGHTS) and tensor.name not in in_bodies:
+        elif tensor.dtype == "float" and tensor.kind.startswith(WEIGHTS) and tensor.name not in as_they_are:
             precision = "static-int8" if tensor.kind.startswith(CONVOLUTION) else "weight-int8"
             found.append(
                 Remedy(tensor.bytes * 3 // 4, f"{precision} for {tensor.readers[0]}: {tensor.name} is float32")

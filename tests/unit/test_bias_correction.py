@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from test_migration import MICROSOFT, answers, drawn, mixer_of, model_of, node, products_of
 
 from compressor.onnxrt import open_session, run_one
@@ -17,6 +17,7 @@ from compressor.progress import SILENT
 from compressor.quantize import quantize
 from compressor.quantize.bias import bias_errors, correct
 from compressor.quantize.int8 import to_static
+from compressor.quantize.prepared import Prepared, Trying, prepare
 
 LOW, HIGH = -1.0, 1.55  # steps of 0.01, zero is 100
 
@@ -187,3 +188,27 @@ def test_biases_are_corrected_for_the_weights_that_ship(same_everywhere: bool, t
     assert all(
         ('"narrowed": 0' not in text or '"narrowed": 128' in text) == same_everywhere for text in narrowed.values()
     )
+
+
+@pytest.mark.parametrize(("every_output", "told"), [(False, "kept"), (True, "undone")])
+def test_the_worst_of_all_outputs_decides_where_each_is_judged(every_output: bool, told: str) -> None:
+    """What is tried mends the first output, and spoils the second as much."""
+
+    def scaled(first: float, second: float) -> onnx.ModelProto:
+        arrays = {"first": np.array(first, np.float32), "second": np.array(second, np.float32)}
+        model = model_of(
+            [node("Mul", ["x", "first"], ["out"]), node("Mul", ["x", "second"], ["more"])], ("n", 4), arrays
+        )
+        model.graph.output.add().CopyFrom(helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, ["n", 4]))
+        return model
+
+    def write(prepared: Prepared) -> onnx.ModelProto:
+        return scaled(1.1, 1.0) if prepared is plain else scaled(1.0, 1.5)
+
+    plain = Prepared(scaled(1.0, 1.0), {}, {})
+    feeds = [{"x": drawn(1, 4)} for _ in range(8)]
+    trying = Trying(feeds, feeds, lambda _: {}, write, every_output)
+    found = prepare(plain, ["none"], trying, migrate=False, correct_bias=True)
+    (said,) = found.said
+    assert said.endswith(told)
+    assert said.startswith("bias correction of 0 products: signal to error from 20.0 dB")
