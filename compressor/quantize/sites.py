@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 
 from compressor.errors import QuantizationError
-from compressor.onnx_file import opset_of, read_onnx
+from compressor.onnx_file import opset_of, read_onnx, without_constant_inputs
 from compressor.recipe_quantize import NodePrecision
 
 # Per-channel QuantizeLinear came with 13.
@@ -48,6 +48,7 @@ def load_float_model(path: Path) -> onnx.ModelProto:
     what fits into one file.
     """
     model = read_onnx(path, QuantizationError)
+    without_constant_inputs(model)
     opset = opset_of(model)
     if opset < _OLDEST_OPSET:
         raise QuantizationError(
