@@ -25,6 +25,8 @@ from compressor.materials import Materials
 from compressor.preprocess import Feed
 from compressor.progress import SILENT
 from compressor.quantize import Mixer, quantize
+from compressor.quantize.sites import NARROWEST_BLOCK
+from compressor.quantize.weight_only import block_of
 from compressor.recipe import Recipe
 from compressor.recipe_student import TransformerStudent
 from compressor.students import blank_student, is_derived
@@ -92,11 +94,25 @@ def extrapolate(
 
 
 def weight_bytes(student: nn.Module, precision: str) -> int:
-    """Four bytes a weight, of a matrix what `precision` takes, one in int8; shared ones are stored once."""
+    """Four bytes a weight, of a matrix what `precision` takes, one in int8; shared ones are stored once, for which int8
+    takes blocks.
+    """
     weights = list(student.parameters())
     matrices = sum(weight.numel() for weight in weights if weight.ndim > 1)
     vectors = sum(weight.numel() for weight in weights if weight.ndim <= 1)
-    return 4 * vectors + round(matrices * _WEIGHT_BYTES.get(precision, 1))
+    each = _WEIGHT_BYTES.get(precision, 1)
+    rows, columns = (0, 1) if precision in _WEIGHT_BYTES else _shared_table(student)
+    shared = 4 if precision == "static-int16" or columns % NARROWEST_BLOCK else 1 + 5 / block_of(columns, 32, True)
+    return 4 * vectors + round((matrices - rows * columns) * each + rows * columns * shared)
+
+
+def _shared_table(student: nn.Module) -> tuple[int, int]:
+    """The shape of a table that is the last product's weight too; (0, 1) where none is."""
+    head = student.get_output_embeddings() if isinstance(student, PreTrainedModel) else None
+    if not isinstance(student, PreTrainedModel) or head is None:
+        return 0, 1
+    table = student.get_input_embeddings().weight
+    return (len(table), table.shape[1]) if head.weight is table else (0, 1)
 
 
 def choice_lines(choices: Sequence[Choice]) -> list[str]:

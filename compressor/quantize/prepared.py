@@ -110,13 +110,17 @@ class _Judge:
     def _errors(self, prepared: Prepared) -> NDArray[np.float64]:
         """Of each held-out example the squared error of the first output, as a share of its square."""
         pairs = self._answers(self._trying.write(prepared))
-        return np.array([np.square(got - exact).sum() / max(np.square(exact).sum(), _TINY) for got, exact in pairs])
+        return np.array([_error(got.astype(np.float64), exact.astype(np.float64)) for got, exact in pairs])
 
     def _answers(self, model: onnx.ModelProto) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """The first output of both for each held-out example."""
         held_out = self._trying.held_out
         for got, exact in zip(run_on(model, held_out), run_on(self._source, held_out), strict=True):
             yield got[0], exact[0]
+
+
+def _error(got: NDArray[np.float64], exact: NDArray[np.float64]) -> float:
+    return float(np.square(got - exact).sum() / max(np.square(exact).sum(), _TINY))
 
 
 def _decibels(errors: NDArray[np.float64]) -> float:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from compressor.errors import BundleError
-from compressor.quantize.sites import assign, find_sites, load_float_model
+from compressor.quantize.float_model import load_float_model
+from compressor.quantize.sites import assign, find_sites
 from compressor.quantize.weight_only import quantize_weights
 from compressor.xray import by_role, xray
 
