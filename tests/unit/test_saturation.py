@@ -339,7 +339,7 @@ def test_integers_in_bodies_and_functions_are_not_vouched_for(make_onnx: MakeOnn
     fused = [
         helper.make_node("DequantizeLinear", ["w", "one"], ["weights"]),
         helper.make_node("MatMul", ["real", "weights"], ["p"], name="between dequantizers"),
-        helper.make_node("MatMul", ["one", "p"], ["f"], name="float"),
+        helper.make_node("MatMul", ["p", "eye"], ["f"], name="float"),
         helper.make_node("Cast", ["f"], ["b"], to=TensorProto.INT32),
     ]
     inner = helper.make_node("If", ["yes"], ["c"], then_branch=integers, else_branch=body("else", *fused))
@@ -347,8 +347,11 @@ def test_integers_in_bodies_and_functions_are_not_vouched_for(make_onnx: MakeOnn
         helper.make_node("DequantizeLinear", ["x", "one"], ["real"]),
         helper.make_node("If", ["yes"], ["y"], then_branch=body("outer", inner), else_branch=integers),
     ]
-    interface = {"x": (TensorProto.UINT8, ["n", 4]), "yes": (TensorProto.BOOL, [])}, {"y": (TensorProto.INT32, None)}
-    arrays = {"w": np.full((4, 4), 127, np.int8), "one": np.float32(1)}
+    interface = (
+        {"x": (TensorProto.UINT8, ["n", 4]), "yes": (TensorProto.BOOL, [])},
+        {"y": (TensorProto.INT32, ["n", 4])},
+    )
+    arrays = {"w": np.full((4, 4), 127, np.int8), "one": np.float32(1), "eye": np.eye(4, dtype=np.float32)}
     path = make_onnx(tmp_path / "m.onnx", nodes, *interface, arrays)
     found = same_everywhere(path, [{"x": uint8(2, 4), "yes": np.array(True)}], narrow=True)
     names = ("in a branch", "between dequantizers", "in a branch")

@@ -135,14 +135,18 @@ def test_a_table_that_has_no_blocks_stays_float32_with_its_product(make_onnx: Ma
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"head": "static-int8"}, "head: static-int8 does not apply to MatMul head, which has one weight with embed; .*"
-         "float32 or one of weight-int8, .* as in {head: weight-int8}"),
-        ({"Gather": "dynamic-int8"}, "Gather: dynamic-int8 .* embed, which has one weight with head; .*{embed: weight-"),
-        ({"embed": "weight-int4", "head": "float32"}, "embed: weight-int4 and head: float32, but both read the weight "
-         "table: give them one precision, by the name of one"),
+        (
+            {"head": "static-int8"},
+            r"head: static-int8 does not apply to MatMul head, which has one weight with embed; .* {head: weight-int8}",
+        ),
+        ({"Gather": "dynamic-int8"}, "Gather: dynamic-int8 .* embed, which has one weight with head; .*{embed: weight"),
+        (
+            {"embed": "weight-int4", "head": "float32"},
+            "embed: weight-int4 and head: float32, but both read the weight table: give them one precision",
+        ),
         ({"Gather": "weight-int4", "MatMul": "float16"}, "embed: weight-int4 and head: float16, but both read"),
     ],
-)  # fmt: skip
+)
 def test_an_override_that_a_shared_weight_cannot_have_is_refused(
     make_onnx: MakeOnnx, tmp_path: Path, overrides: dict[str, NodePrecision], message: str
 ) -> None:
