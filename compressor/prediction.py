@@ -108,11 +108,12 @@ def weight_bytes(student: nn.Module, precision: str) -> int:
 
 def _shared_table(student: nn.Module) -> tuple[int, int]:
     """The shape of a table that is the last product's weight too; (0, 1) where none is."""
-    head = student.get_output_embeddings() if isinstance(student, PreTrainedModel) else None
-    if not isinstance(student, PreTrainedModel) or head is None:
-        return 0, 1
-    table = student.get_input_embeddings().weight
-    return (len(table), table.shape[1]) if head.weight is table else (0, 1)
+    if isinstance(student, PreTrainedModel):
+        table: Any = student.get_input_embeddings()
+        head: Any = student.get_output_embeddings()  # type: ignore[no-untyped-call]
+        if head is not None and head.weight is table.weight:
+            return len(table.weight), table.weight.shape[1]
+    return 0, 1
 
 
 def choice_lines(choices: Sequence[Choice]) -> list[str]:

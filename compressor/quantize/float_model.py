@@ -121,9 +121,8 @@ def _check_finite(path: Path, model: onnx.ModelProto) -> None:
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for site in find_sites(model):
         numbers = numpy_helper.to_array(tensors[site.weight])
-        if not np.isfinite(numbers).all():
-            count = numbers.size - int(np.isfinite(numbers).sum())
+        if lost := numbers.size - int(np.isfinite(numbers).sum()):
             raise QuantizationError(
-                f"{path}: {site.weight}, the weight of {site.node}, has {count:,} numbers that are NaN or infinite;"
-                " expected finite ones: train or export the model again"
+                f"{path}: {site.weight}, the weight of {site.node}: {lost:,} of its {numbers.size:,} numbers are NaN"
+                " or infinite; expected finite ones: train or export the model again"
             )

@@ -26,7 +26,7 @@ _APPLICABLE: dict[str, tuple[NodePrecision, ...]] = {
 }
 _WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Gather": 0, "Conv": 1}
 _INT8: tuple[NodePrecision, ...] = ("dynamic-int8", "static-int8")
-# They have integers for one node's weights, each output channel with a scale.
+# In these a weight has one form, for nodes that read it alike.
 _PER_CHANNEL: tuple[NodePrecision, ...] = (*_INT8, "static-int16")
 _BLOCKS: tuple[NodePrecision, ...] = ("weight-int8", "weight-int4")
 
@@ -119,8 +119,8 @@ def inapplicable(precision: NodePrecision, model: onnx.ModelProto, sites: Sequen
     halves = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     if not sites and any(tensor.data_type in halves and len(tensor.dims) > 1 for tensor in model.graph.initializer):
         return "the model's weights are in half already; give the float32 model"
-    whose = f"; {sites[0].node} is {sites[0].why}" if sites and sites[0].why else ""
-    return f"{precision} applies to {', '.join(operators)} with constant float32 matrices; there are none{whose}"
+    others = "".join(f" ({site.operator} {site.node}, {site.why})" for site in sites[:1] if site.why)
+    return f"{precision} applies to {', '.join(operators)} with constant float32 matrices; there are none{others}"
 
 
 def turned_weights(model: onnx.ModelProto) -> dict[str, str]:
@@ -153,7 +153,7 @@ def _fitted(site: Site, shared: Sequence[tuple[Site, onnx.NodeProto]]) -> Site:
     """The site, with what is unfit for it and for those that share its weight."""
     unfit: list[NodePrecision] = []
     why = []
-    # onnxruntime's quantizer would give one weight codes in one form, and turn the codes of a table into float32.
+    # onnxruntime's quantizer makes codes for one way to read them; others would read what they stand for, in float32.
     if len({_reading(one, node) for one, node in shared}) > 1 or _reading(*shared[0]) == "turned":
         unfit += _PER_CHANNEL
         others = [one.node for one, _ in shared if one != site]

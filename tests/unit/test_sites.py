@@ -261,7 +261,7 @@ def test_a_weight_that_is_not_finite_is_named(make_onnx: MakeOnnx, tmp_path: Pat
     interface = {"x": (FLOAT, ["n", 4])}, {"y": (FLOAT, ["n", 4])}
     load_float_model(make_onnx(tmp_path / "m.onnx", nodes, *interface, arrays))
     arrays["w"][1, 2] = number
-    with pytest.raises(QuantizationError, match="w, the weight of product, has 1 numbers that are NaN or infinite;"):
+    with pytest.raises(QuantizationError, match="w, the weight of product: 1 of its 16 numbers are NaN or infinite;"):
         load_float_model(make_onnx(tmp_path / "m.onnx", nodes, *interface, arrays))
 
 
