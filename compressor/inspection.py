@@ -109,16 +109,17 @@ def _tensor_line(tensor: dict[str, Any]) -> str:
 
 
 def _admitted(path: Path) -> dict[str, Any]:
-    admit_onnx(path, BundleError)
-    return inspect_opened(path)
+    return inspect_opened(path, admit_onnx(path, BundleError).bytes)
 
 
-def inspect_opened(path: Path) -> dict[str, Any]:
-    """Facts about an .onnx file that may be opened here. Raises BundleError where it cannot be."""
+def inspect_opened(path: Path, size: int) -> dict[str, Any]:
+    """Facts about an .onnx file that may be opened here, of so many bytes with the files beside it that hold tensors.
+    Raises BundleError where it cannot be.
+    """
     session = open_session(path)
     facts: dict[str, Any] = {
         "model": path.name,
-        "bytes": path.stat().st_size,
+        "bytes": size,
         "inputs": [f"{value.name} {value.type} {value.shape}" for value in session.get_inputs()],
         "outputs": [f"{value.name} {value.type} {value.shape}" for value in session.get_outputs()],
     }

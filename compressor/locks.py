@@ -16,7 +16,7 @@ from compressor.progress import Progress
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Makes the run folder and holds it. Raises StorageError when another process holds it."""
-    _make_folder(folder, "--out")
+    make_folder(folder, "--out")
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -30,7 +30,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 @contextmanager
 def alone_with(stage: Path, progress: Progress) -> Iterator[None]:
     """Makes the folder that a shared stage lies in and holds that stage, after whoever else holds it."""
-    _make_folder(stage.parent, "--cache")
+    make_folder(stage.parent, "--cache")
 
     def waits() -> None:
         progress.log(f"  waits for another compressor, which is at work on {stage}")
@@ -51,8 +51,11 @@ def hold(file: IO[Any], waits: Callable[[], None]) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def _make_folder(folder: Path, flag: str) -> None:
+def make_folder(folder: Path, flag: str) -> None:
+    """Makes it where it is not there. Raises StorageError where a file is in its way, or where none can be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise StorageError(f"{folder}: expected a folder, found a file; choose another with {flag}") from None
+    except FileNotFoundError:  # /proc and the like
+        raise StorageError(f"{folder}: no folder can be made there; choose another with {flag}") from None

@@ -52,8 +52,16 @@ def run_one(session: ort.InferenceSession, feed: Feed) -> list[NDArray[Any]]:
     try:
         outputs: list[NDArray[Any]] = session.run(None, feed)
     except _FAILURES as error:
-        raise BundleError(f"onnxruntime fails to run the model: {first_line(error)}") from None
+        told = " ".join(str(error).split())  # sizes that do not fit are on its second line
+        raise BundleError(f"onnxruntime fails to run the model: {told}") from None
     return outputs
+
+
+def all_outputs(model: Path, feeds: Sequence[Feed]) -> list[list[NDArray[Any]]]:
+    """The outputs for each feed, in the graph's order. Raises BundleError."""
+    session = open_session(model)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(lambda feed: run_one(session, feed), feeds))
 
 
 def first_outputs(

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from compressor.artifacts import Interval, OnnxModel, RefusedModel
@@ -17,32 +16,32 @@ from compressor.attributing import asked_for, attribution, attributions
 from compressor.benchmark import BenchmarkSettings, Candidate, explained, time_models
 from compressor.certificate import certificate_beside
 from compressor.error_attribution import ErrorAttribution
-from compressor.errors import BundleError, DataError, QuantizationError, UsageError
-from compressor.intake.npz import UNREADABLE, open_npz
+from compressor.errors import BundleError, QuantizationError, UsageError
+from compressor.intake.onnx_model import check_onnx
 from compressor.intake.trial import admit_onnx
-from compressor.metrics import mean_cosine
-from compressor.onnx_file import describe_onnx
-from compressor.onnxrt import first_outputs
-from compressor.preprocess import Feed
-from compressor.progress import SILENT, Progress
+from compressor.likeness import closeness
+from compressor.locks import make_folder
+from compressor.model_inputs import ArrayExamples, check_comparable, check_same_interface, check_timed, read_examples
+from compressor.onnx_file import MOST_BYTES, describe_onnx, in_one_file
+from compressor.onnxrt import all_outputs
+from compressor.progress import Progress
 from compressor.quantize import Mixer, load_float_model, quantize
-from compressor.quantize.sites import find_sites
+from compressor.quantize.sites import assign, find_sites
 from compressor.recipe_quantize import Quantization
 from compressor.report.rows import remedy_line
-from compressor.searching import Judging, closeness_of, search_precisions
-from compressor.store import write_atomic
+from compressor.searching import Judging, search_precisions
+from compressor.store import check_writable, write_atomic
 from compressor.timings import Latencies, OperatorTime, Timing
 
 MODEL, EVIDENCE = "model.onnx", "quantization.json"
 FLOAT32 = "float32"
 # Of the examples, those that a model's answers are compared on and that it is timed on; the others calibrate.
 _HELD_OUT, _MOST_HELD_OUT, _TIMED = 0.25, 256, 64
-_FEWEST = 16
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A candidate: `agreement` is the mean cosine of its first output with float32's, `faster` its speed beside it."""
+    """A candidate: `agreement` is that of its worst output with float32's, `faster` its speed beside it."""
 
     name: str
     precision: str
@@ -67,20 +66,6 @@ class Quantized:
     timing: Timing
 
 
-@dataclass(frozen=True)
-class ArrayExamples:
-    """Arrays by input name, each [examples, ...]; an encoded example is its number, int64 [1]."""
-
-    arrays: Feed
-
-    def encode(self, inputs: Sequence[Any] | NDArray[Any]) -> list[NDArray[Any]]:
-        return [np.array([number]) for number in inputs]
-
-    def collate(self, examples: Sequence[NDArray[Any]]) -> Feed:
-        rows = np.concatenate(examples)
-        return {name: array[rows] for name, array in self.arrays.items()}
-
-
 def quantize_file(
     model: Path,
     inputs: Path,
@@ -95,23 +80,35 @@ def quantize_file(
     """Writes into `out` what gains most of the candidates that agree with float32 and are faster beyond doubt, or
     float32 itself where none is; beside it the evidence, and of what has integer products their certificate.
 
-    `inputs` is an .npz with an array for each input of the graph, [examples, ...]: the first calibrate,
-    the last quarter judges. Raises UsageError for `settings.qat`, DataError for inputs that do not fit,
-    QuantizationError for a model that cannot be quantized, that onnxruntime does not open, or that fails its trial.
+    `inputs` is an .npz with an array for each input of the graph, [examples, ...]: the last quarter judges, 256 at
+    most, and of the others as many calibrate as `settings` say. All outputs are judged, and the worst one counts. What
+    is written is one file, also where the model keeps its weights in others.
+
+    Raises UsageError for `settings.qat`, DataError for inputs that do not fit, StorageError where `out` cannot be a
+    folder, QuantizationError for a model that cannot be quantized, that onnxruntime does not open or run, or that fails
+    its trial.
     """
     if settings.qat is not None:
         raise UsageError("quantize.qat trains a student, which an ONNX file is not: set it in a recipe")
+    _check_size(model)
     admit_onnx(model, QuantizationError)
-    load_float_model(model)
-    source = describe_onnx(model, FLOAT32, FLOAT32)
-    examples = read_examples(inputs, source)
+    assign(find_sites(load_float_model(model)), "float32", settings.overrides)
+    described = describe_onnx(model, FLOAT32, FLOAT32)
+    check_comparable(described)
+    check_timed(described)
+    examples = read_examples(inputs, described)
     count = len(next(iter(examples.arrays.values())))
     held_out = min(max(int(count * _HELD_OUT), 1), _MOST_HELD_OUT)
     calibration, judging = (examples.encode(range(*ends)) for ends in ((count - held_out,), (count - held_out, count)))
+    make_folder(out, "--out")
+    check_writable(out / MODEL)
     with tempfile.TemporaryDirectory() as folder:
-        mixer = Mixer.of(source, calibration, examples, settings)
-        made = quantize(source, mixer, Path(folder), progress)
+        source = describe_onnx(
+            in_one_file(model, Path(folder) / f"{FLOAT32}.onnx", QuantizationError), FLOAT32, FLOAT32
+        )
         judge = _judging(source.path, examples, judging, threads)
+        mixer = Mixer.of(source, calibration, examples, settings, every_output=True)
+        made = quantize(source, mixer, Path(folder), progress)
         mixtures = asked_for(mixer, made.models)
         if settings.search is not None:
             mixtures += search_precisions(source, mixer, judge, settings.search, out, Path(folder), progress)
@@ -127,7 +124,6 @@ def quantize_file(
         chosen, reason = _choose(source, candidates, min_agreement)
         found = Quantized(chosen, reason, candidates, errors, made.refused, timed.timing)
         best = next(one.path for one in models if one.name == chosen)
-        out.mkdir(parents=True, exist_ok=True)
         certificate_beside(out / MODEL).unlink(missing_ok=True)  # of a model that was here before
         write_atomic(out / MODEL, best.read_bytes())
         if certificate_beside(best).is_file():
@@ -139,42 +135,21 @@ def quantize_file(
 def errors_of(model: Path, float32: Path, inputs: Path) -> ErrorAttribution:
     """Where the error of a model comes from that was made of `float32`, on the examples in `inputs` (256 at most).
 
-    Raises DataError for inputs that do not fit, QuantizationError where `float32` is no float32 model, BundleError for
-    what onnxruntime does not run, or what fails its trial.
+    Raises UsageError where their inputs or outputs are not the same, DataError for inputs that do not fit,
+    QuantizationError where `float32` is no float32 model, BundleError for what onnxruntime does not run, or what fails
+    its trial.
     """
+    _check_size(float32)
     admit_onnx(float32, QuantizationError)
     admit_onnx(model, BundleError)
-    source = load_float_model(float32)
-    examples = read_examples(inputs, describe_onnx(float32, FLOAT32, FLOAT32))
+    source, described = load_float_model(float32), describe_onnx(float32, FLOAT32, FLOAT32)
+    quantized = describe_onnx(model, model.name, "unknown")
+    check_same_interface(quantized, described)
+    check_comparable(described)
+    examples = read_examples(inputs, described)
     judging = examples.encode(range(len(next(iter(examples.arrays.values())))))[:_MOST_HELD_OUT]
     judge = _judging(float32, examples, judging, threads=1)
-    return attribution(source, find_sites(source), describe_onnx(model, model.name, "unknown"), judge)
-
-
-def read_examples(path: Path, model: OnnxModel) -> ArrayExamples:
-    """The arrays of an .npz, held against the graph's inputs. Raises DataError."""
-    try:
-        with open_npz(path, DataError) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except UNREADABLE as error:
-        raise DataError(f"{path}: expected an .npz with an array for each input of the model: {error}") from None
-    needed = {spec.name: spec for spec in model.inputs}
-    if missing := [name for name in needed if name not in arrays]:
-        raise DataError(
-            f"{path}: the model's input {missing[0]!r} is missing; the file has {', '.join(arrays) or 'none'}"
-        )
-    arrays = {name: arrays[name] for name in needed}
-    for name, array in arrays.items():
-        spec = needed[name]
-        if array.dtype.name != spec.dtype or array.ndim != len(spec.shape):
-            shape = f"{spec.dtype} [{', '.join(map(str, spec.shape))}]"
-            raise DataError(f"{path}: {name}: expected {shape}, got {array.dtype.name} {list(array.shape)}")
-    counts = {name: len(array) for name, array in arrays.items()}
-    if len(set(counts.values())) > 1:
-        raise DataError(f"{path}: expected as many examples of each input, got {counts}")
-    if min(counts.values()) < _FEWEST:
-        raise DataError(f"{path}: expected {_FEWEST} examples or more, got {min(counts.values())}")
-    return ArrayExamples(arrays)
+    return attribution(source, find_sites(source), quantized, judge)
 
 
 def quantized_lines(found: Quantized) -> list[str]:
@@ -193,18 +168,24 @@ def quantized_lines(found: Quantized) -> list[str]:
     return [*lines, "", f"{found.chosen}: {found.reason}"]
 
 
-def _outputs(path: Path, examples: ArrayExamples, judging: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-    return first_outputs(path, examples, judging, batch_size=1, progress=SILENT, title="")
+def _check_size(model: Path) -> None:
+    """Raises QuantizationError for a model whose tensors do not fit into one file."""
+    facts = check_onnx(model, QuantizationError)
+    size = model.stat().st_size + sum(tensor.bytes for tensor in facts.outside)
+    if size > MOST_BYTES:
+        raise QuantizationError(f"{model}: {size:,} bytes; at most {MOST_BYTES:,} fit into one ONNX file")
 
 
 def _judging(float32: Path, examples: ArrayExamples, judged_on: Sequence[NDArray[Any]], threads: int) -> Judging:
-    """Models are held against `float32` on these examples, and timed on the first of them."""
-    expected = _outputs(float32, examples, judged_on)
-    return Judging(
-        lambda path: closeness_of(path, _outputs(path, examples, judged_on), expected, mean_cosine),
-        tuple(examples.collate([one]) for one in judged_on[:_TIMED]),
-        threads,
-    )
+    """Models are held against `float32` on these examples, and timed on the first of them. Raises QuantizationError
+    where that does not run on them.
+    """
+    feeds = tuple(examples.collate([one]) for one in judged_on)
+    try:
+        expected = all_outputs(float32, feeds)
+    except BundleError as error:
+        raise QuantizationError(f"the float32 model does not take these examples: {error}") from None
+    return Judging(lambda path: closeness(path, feeds, expected), feeds[:_TIMED], threads)
 
 
 def _judged(model: OnnxModel, timed: Latencies, agreement: float) -> Judged:

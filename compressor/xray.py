@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,40 +14,23 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from compressor.errors import BundleError
-from compressor.onnx_file import read_onnx
+from compressor.intake.onnx_tensor import Tensor as Claim
+from compressor.onnx_file import outside, outside_files, read_onnx
+from compressor.tensor_roles import CONVOLUTION, WEIGHTS, Held, Readers, held_tensors
 
 # Below this, a tensor is not worth a word.
 _NOTEWORTHY_BYTES = 1024
-_TRANSPARENT = ("DequantizeLinear", "Transpose", "Reshape", "Cast")
-_TABLES, _LINEAR, _CONVOLUTION = "embedding tables", "linear weights", "convolution weights"
-_WEIGHTS = (_TABLES, _LINEAR, _CONVOLUTION)
-_CODING, _OTHER = "scales and zero points", "biases and constants"
-_GRAPH = ("nodes", "shapes of values in between", "inputs and outputs", "metadata", "framing")
-# What an operator does with its weights, and which of its inputs they are.
-_WEIGHT_OF = {
-    "Gather": (_TABLES, (0,)),
-    "GatherBlockQuantized": (_TABLES, (0,)),
-    "MatMul": (_LINEAR, (1,)),
-    "Gemm": (_LINEAR, (1,)),
-    "EmbedLayerNormalization": (_TABLES, (2, 3, 4)),
-    "QEmbedLayerNormalization": (_TABLES, (2, 3, 4)),
-    "Attention": (_LINEAR, (1,)),
-    "MatMulInteger": (_LINEAR, (1,)),
-    "DynamicQuantizeMatMul": (_LINEAR, (1,)),
-    "MatMulIntegerToFloat": (_LINEAR, (1,)),
-    "MatMulNBits": (_LINEAR, (1,)),
-    "QAttention": (_LINEAR, (1,)),
-    "QLinearMatMul": (_LINEAR, (3,)),
-    "Conv": (_CONVOLUTION, (1,)),
-    "ConvInteger": (_CONVOLUTION, (1,)),
-    "QLinearConv": (_CONVOLUTION, (3,)),
-}
-_FLOAT_OPERATORS = ("Gather", "EmbedLayerNormalization", "MatMul", "Gemm", "Attention", "Conv")
+_UNCLAIMED = "external data of no tensor"
+_GRAPH = ("nodes", "shapes of values in between", "inputs and outputs", "metadata", "framing", _UNCLAIMED)
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An initialiser: who reads it, what it holds, its bytes in the file, and which one it repeats, if any."""
+    """An initialiser, or what a Constant gives: who reads it, what it holds, its bytes, which one it repeats, if any.
+
+    What lies in a function has that one's name before its own. Bytes in other files are counted; of several tensors in
+    one place there, the first one has them.
+    """
 
     name: str
     readers: tuple[str, ...]
@@ -80,28 +63,33 @@ def xray(path: Path) -> Xray:
     """Every byte of the model and its external data. Raises BundleError where onnx cannot read it."""
     model = read_onnx(path, BundleError)
     bare = onnx.load(path, load_external_data=False)
-    outside = {tensor.name: _outside(tensor, path) for tensor in bare.graph.initializer}
-    whole = path.stat().st_size + sum({file: size for file, _, size in outside.values() if file}.values())
-    readers = _readers(model.graph)
-    first = _repeats(model.graph.initializer)
+    readers = Readers(bare)
+    held, stored = list(held_tensors(model)), list(held_tensors(bare))
+    inside, apart = [_in_message(one.tensor) for one in stored], _apart(stored)
     tensors = tuple(
         Tensor(
-            tensor.name,
-            tuple(sorted({f"{node.op_type} {node.name}".strip() for node in readers[tensor.name]})),
-            TensorProto.DataType.Name(tensor.data_type).lower(),
-            tuple(tensor.dims),
-            _in_message(stored) + outside[tensor.name][1],
-            _kind(tensor, readers, first),
-            first.get(tensor.name),
+            one.name,
+            readers.names(one),
+            TensorProto.DataType.Name(one.tensor.data_type).lower(),
+            tuple(one.tensor.dims),
+            sum(sizes),
+            _kind(one, readers, repeats),
+            repeats,
         )
-        for tensor, stored in zip(model.graph.initializer, bare.graph.initializer, strict=True)
+        for one, repeats, *sizes in zip(held, _repeats(held), inside, apart, strict=True)
     )
     parts: Counter[str] = Counter()
     for tensor in tensors:
         parts[tensor.kind] += tensor.bytes
     parts.update(_beside_tensors(bare))
+    parts["nodes"] -= sum(inside[len(bare.graph.initializer) :])
+    outside_bytes = sum(outside_files(path, bare).values())
+    if (unclaimed := outside_bytes - sum(apart)) > 0:
+        parts[_UNCLAIMED] = unclaimed
+    whole = path.stat().st_size + outside_bytes
     parts["framing"] += whole - sum(parts.values())
-    return Xray(whole, dict(parts.most_common()), tensors, _remedies(tensors, parts))
+    as_they_are = {one.name for one in held if readers.keeps_float32(one)}
+    return Xray(whole, dict(parts.most_common()), tensors, _remedies(tensors, as_they_are, parts))
 
 
 def by_role(found: Xray) -> dict[str, int]:
@@ -114,52 +102,39 @@ def by_role(found: Xray) -> dict[str, int]:
     return dict(bytes_of.most_common())
 
 
-def _outside(tensor: onnx.TensorProto, path: Path) -> tuple[str, int, int]:
-    """The external file that holds it, its bytes there, and the file's; ("", 0, 0) where it is in the model."""
-    if tensor.data_location != TensorProto.EXTERNAL:
-        return "", 0, 0
-    said = {entry.key: entry.value for entry in tensor.external_data}
-    size = (path.parent / said["location"]).stat().st_size
-    return said["location"], int(said.get("length", size)), size
+def _apart(stored: Iterable[Held]) -> list[int]:
+    """Bytes of each in another file; of several in one place, the first one's."""
+    seen: set[tuple[str, str]] = set()
+    sizes = []
+    for one in stored:
+        where = outside(one.tensor)
+        place = where.get("location", ""), where.get("offset", "0")
+        claimed = bool(where) and place not in seen
+        sizes.append(Claim(dims=list(one.tensor.dims), kind=one.tensor.data_type).bytes if claimed else 0)
+        seen.add(place)
+    return sizes
 
 
-def _in_message(message: onnx.TensorProto | onnx.NodeProto | onnx.ValueInfoProto) -> int:
+def _in_message(message: onnx.TensorProto | onnx.NodeProto | onnx.ValueInfoProto | onnx.FunctionProto) -> int:
     """Bytes of a repeated field's entry: its content, its length and one byte of tag."""
     content = int(message.ByteSize())
     length = max(1, -(-content.bit_length() // 7))
     return content + length + 1
 
 
-def _readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
-    found: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-    for node in _nodes(graph):
-        for value in node.input:
-            found[value].append(node)
-    return found
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for body in [attribute.g, *attribute.graphs]:
-                yield from _nodes(body)
-
-
-def _repeats(tensors: Iterable[onnx.TensorProto]) -> dict[str, str]:
-    """Tensors with the numbers of an earlier one, as they are or transposed, and that one's name."""
+def _repeats(held: Iterable[Held]) -> list[str | None]:
+    """Of each tensor the name of an earlier one with its numbers, as they are or transposed."""
     seen: dict[str, str] = {}
-    found: dict[str, str] = {}
-    for tensor in tensors:
-        if tensor.ByteSize() < _NOTEWORTHY_BYTES or tensor.data_type == TensorProto.STRING:
+    found: list[str | None] = []
+    for one in held:
+        found.append(None)
+        if one.tensor.ByteSize() < _NOTEWORTHY_BYTES or one.tensor.data_type == TensorProto.STRING:
             continue
-        numbers = numpy_helper.to_array(tensor)
+        numbers = numpy_helper.to_array(one.tensor)
         plain, turned = _digest(numbers), _digest(numbers.T) if numbers.ndim == 2 else None
-        earlier = seen.get(plain) or (seen.get(turned) if turned else None)
-        if earlier:
-            found[tensor.name] = earlier
-        else:
-            seen[plain] = tensor.name
+        found[-1] = seen.get(plain) or (seen.get(turned) if turned else None)
+        if found[-1] is None:
+            seen[plain] = one.name
     return found
 
 
@@ -168,36 +143,15 @@ def _digest(numbers: NDArray[np.generic]) -> str:
     return hashlib.sha256(f"{content.dtype}{content.shape}".encode() + content.tobytes()).hexdigest()
 
 
-def _kind(tensor: onnx.TensorProto, readers: dict[str, list[onnx.NodeProto]], first: dict[str, str]) -> str:
-    if tensor.name in first:
+def _kind(held: Held, readers: Readers, repeats: str | None) -> str:
+    if repeats is not None:
         return "repeated tensors"
-    if not readers[tensor.name]:
+    if not readers.names(held):
         return "tensors that nothing reads"
-    role, bits = _role(tensor.name, readers)
-    if role not in _WEIGHTS:
+    role, bits = readers.role(held)
+    if role not in WEIGHTS:
         return role
-    return f"{role}, {f'{bits} bits in blocks' if bits else TensorProto.DataType.Name(tensor.data_type).lower()}"
-
-
-def _role(value: str, readers: dict[str, list[onnx.NodeProto]]) -> tuple[str, int | None]:
-    """What a tensor is to the operators that read it, seen through casts and de-quantization; and of codes in blocks,
-    their bits.
-    """
-    for node in readers.get(value, []):
-        if node.op_type in _TRANSPARENT:
-            if node.input[0] != value:
-                return _CODING if node.op_type == "DequantizeLinear" else _OTHER, None
-            if (found := _role(node.output[0], readers))[0] != _OTHER:
-                return found
-        elif node.op_type in _WEIGHT_OF:
-            role, positions = _WEIGHT_OF[node.op_type]
-            if value in (node.input[position] for position in positions if position < len(node.input)):
-                return role, next((entry.i for entry in node.attribute if entry.name == "bits"), None)
-            if node.op_type not in _FLOAT_OPERATORS:
-                return _CODING, None
-        elif "Quantize" in node.op_type:
-            return _CODING, None
-    return _OTHER, None
+    return f"{role}, {f'{bits} bits in blocks' if bits else TensorProto.DataType.Name(held.tensor.data_type).lower()}"
 
 
 def _beside_tensors(model: onnx.ModelProto) -> dict[str, int]:
@@ -205,15 +159,15 @@ def _beside_tensors(model: onnx.ModelProto) -> dict[str, int]:
     interface = [*graph.input, *graph.output]
     said = [model.doc_string, graph.doc_string, *(entry.key + entry.value for entry in model.metadata_props)]
     return {
-        "nodes": sum(map(_in_message, graph.node)),
+        "nodes": sum(map(_in_message, [*graph.node, *model.functions])),
         "shapes of values in between": sum(map(_in_message, graph.value_info)),
         "inputs and outputs": sum(map(_in_message, interface)),
         "metadata": sum(len(text.encode()) for text in said),
     }
 
 
-def _remedies(tensors: tuple[Tensor, ...], parts: Counter[str]) -> tuple[Remedy, ...]:
-    """Largest first."""
+def _remedies(tensors: tuple[Tensor, ...], as_they_are: set[str], parts: Counter[str]) -> tuple[Remedy, ...]:
+    """Largest first. What is read `as_they_are` has no other precision."""
     found = []
     for tensor in tensors:
         if tensor.bytes < _NOTEWORTHY_BYTES:
@@ -222,8 +176,8 @@ def _remedies(tensors: tuple[Tensor, ...], parts: Counter[str]) -> tuple[Remedy,
             found.append(Remedy(tensor.bytes, f"storing {tensor.name} once: it holds the numbers of {tensor.repeats}"))
         elif tensor.kind == "tensors that nothing reads":
             found.append(Remedy(tensor.bytes, f"leaving out {tensor.name}"))
-        elif tensor.dtype == "float" and tensor.kind.startswith(_WEIGHTS):
-            precision = "static-int8" if tensor.kind.startswith(_CONVOLUTION) else "weight-int8"
+        elif tensor.dtype == "float" and tensor.kind.startswith(WEIGHTS) and tensor.name not in as_they_are:
+            precision = "static-int8" if tensor.kind.startswith(CONVOLUTION) else "weight-int8"
             found.append(
                 Remedy(tensor.bytes * 3 // 4, f"{precision} for {tensor.readers[0]}: {tensor.name} is float32")
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +11,12 @@ from onnx import numpy_helper
 from onnx.inliner import inline_local_functions
 
 from compressor.errors import QuantizationError
-from compressor.onnx_file import opset_of, read_onnx
-from compressor.quantize.products import bodies
+from compressor.onnx_file import MOST_BYTES, nodes_in, opset_of, read_onnx, without_constant_inputs
 from compressor.quantize.sites import find_sites, turns
 from compressor.quantize.weight_only import reads
 
 # Per-channel QuantizeLinear came with 13.
 _OLDEST_OPSET = 13
-# The most that protobuf writes into one file.
-_MOST_BYTES = 2**31 - 1
-# From here on initializers are no inputs of the graph.
-_IR_VERSION = 4
 
 
 def load_float_model(path: Path) -> onnx.ModelProto:
@@ -33,33 +27,25 @@ def load_float_model(path: Path) -> onnx.ModelProto:
     are not finite, or beyond what fits into one file.
     """
     model = read_onnx(path, QuantizationError)
+    without_constant_inputs(model)
     opset = opset_of(model)
     if opset < _OLDEST_OPSET:
         raise QuantizationError(
             f"{path}: opset {opset}; quantization per channel needs {_OLDEST_OPSET} or newer: export the model again,"
             " or raise it with onnx.version_converter"
         )
-    nodes = [*_all(model.graph.node), *(node for function in model.functions for node in _all(function.node))]
+    nodes = [*nodes_in(model.graph.node), *(node for function in model.functions for node in nodes_in(function.node))]
     if found := sorted({node.op_type for node in nodes if _is_quantized(node)}):
         raise QuantizationError(f"{path}: is quantized already ({', '.join(found)}); give the float32 model")
-    if model.ByteSize() > _MOST_BYTES:
-        raise QuantizationError(f"{path}: {model.ByteSize():,} bytes; at most {_MOST_BYTES:,} fit into one ONNX file")
+    if model.ByteSize() > MOST_BYTES:
+        raise QuantizationError(f"{path}: {model.ByteSize():,} bytes; at most {MOST_BYTES:,} fit into one ONNX file")
     if model.functions:
         model = inline_local_functions(model)
-    if model.ir_version >= _IR_VERSION:
-        _hold_constants(model.graph)
-        _turn_weights(model)
+    _hold_constants(model.graph)
+    _turn_weights(model)
     _name_nodes(model)
     _check_finite(path, model)
     return model
-
-
-def _all(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """These, and what the bodies of If, Loop and Scan have."""
-    for node in nodes:
-        yield node
-        for body in bodies(node):
-            yield from _all(body.node)
 
 
 def _is_quantized(node: onnx.NodeProto) -> bool:
@@ -84,7 +70,7 @@ def _turn_weights(model: onnx.ModelProto) -> None:
     """Transposes matrices that a Transpose alone reads."""
     graph = model.graph
     read = Counter(name for node in graph.node for name in reads(node))
-    read.update(value.name for value in (*graph.output, *graph.input))
+    read.update(value.name for value in graph.output)
     matrices = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
     shapes = {name: tuple(tensor.dims) for name, tensor in matrices.items() if read[name] == 1}
     outputs = {value.name for value in graph.output}

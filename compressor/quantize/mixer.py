@@ -44,9 +44,8 @@ def examples_wanted(settings: Quantization) -> int:
 @dataclass(frozen=True)
 class Mixer:
     """A float32 model that can be written in any mixture of precisions; `calibration` are encoded training examples,
-    `held_out` others, on which is judged what is written from.
-
-    What they give is kept in the folder `keep`, if there is one.
+    `held_out` others, on which is judged what is written from: by `every_output` of the graph, or by the first alone,
+    which is a task's. What they give is kept in the folder `keep`, if there is one.
     """
 
     source: onnx.ModelProto
@@ -56,6 +55,7 @@ class Mixer:
     preprocessor: Preprocessor
     settings: Quantization
     keep: Path | None
+    every_output: bool = False
 
     @staticmethod
     def of(
@@ -64,6 +64,8 @@ class Mixer:
         preprocessor: Preprocessor,
         settings: Quantization,
         keep: Path | None = None,
+        *,
+        every_output: bool = False,
     ) -> Mixer:
         """Takes of the examples as many as are wanted (`examples_wanted`), or fewer. Raises QuantizationError for a
         model that cannot be quantized.
@@ -73,7 +75,7 @@ class Mixer:
         judged = "auto" in (settings.migrate, settings.correct_bias)
         count = min(settings.calibration_samples, len(taken) - int(len(taken) * _HELD_OUT * judged))
         held_out = taken[count:][:_MOST_HELD_OUT]
-        return Mixer(source, find_sites(source), taken[:count], held_out, preprocessor, settings, keep)
+        return Mixer(source, find_sites(source), taken[:count], held_out, preprocessor, settings, keep, every_output)
 
     def start(self, chosen: Mapping[str, NodePrecision]) -> Prepared:
         """What a mixture is made from. It is looked for once for static and once for dynamic int8, as if all that can
@@ -115,7 +117,7 @@ class Mixer:
         self, found: Callable[[onnx.ModelProto], Mapping[str, Range]], write: Callable[[Prepared], onnx.ModelProto]
     ) -> Trying:
         held_out = [self.preprocessor.collate([example]) for example in self.held_out]
-        return Trying(list(self.batches())[:_MOST_SWEPT], held_out, found, write)
+        return Trying(list(self.batches())[:_MOST_SWEPT], held_out, found, write, self.every_output)
 
     def _found(self, model: onnx.ModelProto, keep: Path | None = None) -> Mapping[str, Range]:
         operators = observed(model, {site.node for site in self.sites})

@@ -44,12 +44,13 @@ class Prepared:
 @dataclass(frozen=True)
 class Trying:
     """How a candidate is tried: `ranges(model)` are found on `calibration`, `write(prepared)` makes it, and `held_out`
-    judges."""
+    judges, by `every_output` or by the first."""
 
     calibration: Sequence[Feed]
     held_out: Sequence[Feed]
     ranges: Callable[[onnx.ModelProto], Mapping[str, Range]]
     write: Callable[[Prepared], onnx.ModelProto]
+    every_output: bool = False
 
 
 def prepare(plain: Prepared, products: Sequence[str], trying: Trying, *, migrate: bool, correct_bias: bool) -> Prepared:
@@ -94,8 +95,10 @@ class _Judge:
 
     def computes_the_same(self, model: onnx.ModelProto) -> bool:
         return all(
-            np.allclose(got, exact, rtol=_RELATIVE, atol=_OF_LARGEST * float(np.abs(exact).max(initial=0.0)))
-            for got, exact in self._answers(model)
+            got.shape == exact.shape
+            and np.allclose(got, exact, rtol=_RELATIVE, atol=_OF_LARGEST * float(np.abs(exact).max(initial=0.0)))
+            for outputs in self._answers(model)
+            for got, exact in outputs
         )
 
     def better(self, old: Prepared, new: Prepared, name: str, what: str) -> Prepared:
@@ -108,19 +111,26 @@ class _Judge:
         return replace(new if kept else old, said=(*old.said, said))
 
     def _errors(self, prepared: Prepared) -> NDArray[np.float64]:
-        """Of each held-out example the squared error of the first output, as a share of its square."""
-        pairs = self._answers(self._trying.write(prepared))
-        return np.array([_error(got.astype(np.float64), exact.astype(np.float64)) for got, exact in pairs])
+        """Of each held-out example the squared error of an output, as a share of its square; the worst one's."""
+        answers = self._answers(self._trying.write(prepared))
+        return np.array([max((_error(*pair) for pair in outputs), default=0.0) for outputs in answers])
 
-    def _answers(self, model: onnx.ModelProto) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """The first output of both for each held-out example."""
+    def _answers(self, model: onnx.ModelProto) -> Iterator[list[tuple[NDArray[np.float32], NDArray[np.float32]]]]:
+        """The outputs of both for each held-out example, of those that are judged and are floats."""
         held_out = self._trying.held_out
+        judged = None if self._trying.every_output else 1
         for got, exact in zip(run_on(model, held_out), run_on(self._source, held_out), strict=True):
-            yield got[0], exact[0]
+            pairs = zip(got[:judged], exact[:judged], strict=True)
+            yield [(mine, its) for mine, its in pairs if np.issubdtype(its.dtype, np.floating)]
 
 
-def _error(got: NDArray[np.float64], exact: NDArray[np.float64]) -> float:
-    return float(np.square(got - exact).sum() / max(np.square(exact).sum(), _TINY))
+def _error(got: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
+    if got.shape != exact.shape:
+        return 1.0
+    signal, noise = (
+        np.square(one).sum() for one in (exact.astype(np.float64), np.subtract(got, exact, dtype=np.float64))
+    )
+    return float(noise / signal) if signal > 0 else float(noise > 0)
 
 
 def _decibels(errors: NDArray[np.float64]) -> float:

@@ -16,6 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from compressor.onnx_file import bodies_of
+
 # onnxruntime computes them in integers between DequantizeLinear nodes.
 _FUSED = ("MatMul", "Gemm", "Conv")
 # They multiply 8-bit integers too, in kernels or layouts that are not looked into here.
@@ -79,14 +81,6 @@ class Graph:
         return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
-def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Those of an If, a Loop or a Scan."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
 def find_products(graph: Graph) -> tuple[list[IntegerProduct], list[str]]:
     """The products with constant weights, and the names of the nodes that multiply integers in another way, or
     elsewhere than in the graph itself; those of two unsigned operands, and those in float, are neither."""
@@ -112,7 +106,9 @@ def find_products(graph: Graph) -> tuple[list[IntegerProduct], list[str]]:
 
 def _products_inside(model: onnx.ModelProto) -> list[str]:
     outside = _dequantized(model.graph.node)
-    found = [name for node in model.graph.node for body in bodies(node) for name in _may_multiply(body.node, outside)]
+    found = [
+        name for node in model.graph.node for body in bodies_of(node) for name in _may_multiply(body.node, outside)
+    ]
     for function in model.functions:
         found += _may_multiply(function.node, set(function.input) if outside else set())
     return found
@@ -128,7 +124,7 @@ def _may_multiply(nodes: Iterable[onnx.NodeProto], outside: set[str]) -> Iterato
         fused = node.op_type in _FUSED and numbers.issuperset(node.input[:2])
         if fused or node.op_type == "MatMulInteger" or node.op_type in _OTHERS:
             yield node.name or node.output[0]
-        for body in bodies(node):
+        for body in bodies_of(node):
             yield from _may_multiply(body.node, numbers)
 
 

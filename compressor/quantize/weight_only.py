@@ -17,8 +17,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.errors import QuantizationError
+from compressor.onnx_file import bodies_of
 from compressor.quantize.blocks import to_blocks
-from compressor.quantize.products import bodies
 from compressor.quantize.sites import NARROWEST_BLOCK, Site, is_plain, turned_weights
 from compressor.recipe_quantize import NodePrecision
 
@@ -213,7 +213,7 @@ class _Writer:
 def reads(node: onnx.NodeProto) -> Iterator[str]:
     """What a node reads, the bodies that it holds included."""
     yield from node.input
-    for body in bodies(node):
+    for body in bodies_of(node):
         yield from (value.name for value in body.output)
         for inner in body.node:
             yield from reads(inner)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,7 @@ def test_no_candidate_that_departs_is_written(run: Run, products: Path, examples
         ({"z": numbers(64, WIDTH)}, "the model's input 'x' is missing; the file has z"),
         ({"x": numbers(64, WIDTH).astype(np.float64)}, r"x: expected float32 [n, 512], got float64 [64, 512]"),
         ({"x": numbers(64)}, "x: expected float32 [n, 512], got float32 [64]"),
+        ({"x": numbers(64, 8)}, "x: expected float32 [n, 512], got float32 [64, 8]"),
         ({"x": numbers(4, WIDTH)}, "expected 16 examples or more, got 4"),
     ],
 )
@@ -140,6 +143,173 @@ def test_inputs_that_do_not_fit(
     ended = run("quantize", products, "--inputs", tmp_path / "wrong.npz", "--out", tmp_path / "out")
     assert message in assert_one_clear_line(ended, 4)
     assert not (tmp_path / "out").exists()
+
+
+def outside(model: Path, folder: Path) -> Path:
+    """The model with its weights in another file."""
+    folder.mkdir()
+    onnx.save(onnx.load(model), folder / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    return folder / "m.onnx"
+
+
+def test_weights_in_another_file_ship_within_the_model(
+    run: Run, products: Path, examples: Path, tmp_path: Path
+) -> None:
+    """float32, since nothing agrees as asked: it must open without what it came with."""
+    apart, out = outside(products, tmp_path / "apart"), tmp_path / "out"
+    assert apart.stat().st_size < 10_000
+    flags = ("--min-agreement", "0.99999999", "--set", "precisions=[weight-int4]", "--json")
+    ended = run("quantize", apart, "--inputs", examples, "--out", out, *flags)
+    assert ended.code == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert (found["chosen"], found["refused"]) == ("float32", [])
+    assert sorted(path.name for path in out.iterdir()) == ["model.onnx", "quantization.json"]
+    shutil.rmtree(apart.parent)
+    x = np.load(examples)["x"][:4]
+    expected, got = (
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        for path in (products, out / "model.onnx")
+    )
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_inspect_counts_weights_in_another_file_on_both_sides(
+    run: Run, products: Path, examples: Path, tmp_path: Path
+) -> None:
+    apart = outside(products, tmp_path / "apart")
+    ended = run("inspect", apart, "--against", products, "--inputs", examples, "--json")
+    assert ended.code == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    size = sum(path.stat().st_size for path in apart.parent.iterdir())
+    assert found["bytes"] == found["errors"]["now"]["bytes"] == size
+    assert found["errors"]["now"]["agreement"] == 1
+
+
+def test_what_fits_into_no_file_is_refused_at_once(run: Run, products: Path, examples: Path, tmp_path: Path) -> None:
+    apart = outside(products, tmp_path / "apart")
+    model = onnx.load(apart, load_external_data=False)
+    huge = model.graph.initializer.add(name="huge", data_type=FLOAT, dims=[600_000_000])
+    huge.data_location = TensorProto.EXTERNAL
+    huge.external_data.add(key="location", value="huge.data")
+    onnx.save(model, apart)
+    with (apart.parent / "huge.data").open("wb") as file:
+        file.truncate(2_400_000_000)  # no block of it is ever written
+    ended = run("quantize", apart, "--inputs", examples, "--out", tmp_path / "out")
+    assert "at most 2,147,483,647 fit into one ONNX file" in assert_one_clear_line(ended, 9)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_output_is_judged(run: Run, tmp_path: Path) -> None:
+    """Of the second product one channel, which nothing feeds, takes all codes: that output is lost in int8."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"], name="first"),
+        helper.make_node("Slice", ["x", "begin", "end", "axis"], ["part"]),
+        helper.make_node("MatMul", ["part", "v"], ["z"], name="second"),
+    ]
+    narrow = numbers(64, 32) / np.float32(1000)
+    narrow[0] = 100
+    weights = {
+        "w": numbers(WIDTH, 256),
+        "v": narrow,
+        "begin": np.array([0]),
+        "end": np.array([64]),
+        "axis": np.array([1]),
+    }
+    model = onnx.load(save(tmp_path / "two.onnx", nodes, weights, WIDTH, 256))
+    model.graph.output.append(helper.make_tensor_value_info("z", FLOAT, ["n", 32]))
+    onnx.save(model, tmp_path / "two.onnx")
+    x = numbers(64, WIDTH)
+    x[:, 0] = 0
+    np.savez(tmp_path / "x.npz", x=x)
+    flags = ("--set", "precisions=[dynamic-int8]", "--set", "migrate=off", "--json")
+    ended = run("quantize", tmp_path / "two.onnx", "--inputs", tmp_path / "x.npz", "--out", tmp_path / "out", *flags)
+    assert ended.code == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["chosen"] == "float32"
+    assert found["candidates"][0]["agreement"] < 0.5
+    assert "none agrees with it" in found["reason"]
+
+
+def test_outputs_whose_first_axis_is_no_batch(run: Run, products: Path, examples: Path, tmp_path: Path) -> None:
+    model = onnx.load(products)
+    model.graph.node.append(helper.make_node("ReduceSum", ["y"], ["total"], keepdims=0))
+    model.graph.node.append(helper.make_node("Transpose", ["y"], ["across"], perm=[1, 0]))
+    model.graph.output.insert(0, helper.make_tensor_value_info("total", FLOAT, []))
+    model.graph.output.insert(0, helper.make_tensor_value_info("across", FLOAT, [WIDTH, "n"]))
+    onnx.save(model, tmp_path / "odd.onnx")
+    flags = ("--set", "precisions=[weight-int8]", "--json")
+    ended = run("quantize", tmp_path / "odd.onnx", "--inputs", examples, "--out", tmp_path / "out", *flags)
+    assert ended.code == 0, ended.stderr
+    assert 0.999 < json.loads(ended.stdout)["candidates"][0]["agreement"] < 1
+    ended = run("inspect", tmp_path / "odd.onnx", "--against", tmp_path / "odd.onnx", "--inputs", examples, "--json")
+    assert json.loads(ended.stdout)["errors"]["now"]["agreement"] == 1
+
+
+def test_weights_that_are_inputs_too_are_none(run: Run, products: Path, examples: Path, tmp_path: Path) -> None:
+    """As files of version 3 have them, and later ones may."""
+    model = onnx.load(products)
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, FLOAT, tensor.dims))
+    onnx.save(model, tmp_path / "all.onnx")
+    flags = ("--set", "precisions=[weight-int8]", "--min-agreement", "0.9", "--json")
+    ended = run("quantize", tmp_path / "all.onnx", "--inputs", examples, "--out", tmp_path / "out", *flags)
+    assert ended.code == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["refused"] == []
+    if found["chosen"] != "float32":
+        session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+        assert [value.name for value in session.get_inputs()] == ["x"]
+
+
+def test_interfaces_that_cannot_be_served_are_refused_before_any_work(
+    run: Run, products: Path, examples: Path, tmp_path: Path
+) -> None:
+    def refused(change: Callable[[onnx.GraphProto], None], code: int) -> str:
+        model = onnx.load(products)
+        change(model.graph)
+        onnx.save(model, tmp_path / "other.onnx")
+        ended = run("quantize", tmp_path / "other.onnx", "--inputs", examples, "--out", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        return assert_one_clear_line(ended, code)
+
+    def in_fours(graph: onnx.GraphProto) -> None:
+        graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+
+    def double(graph: onnx.GraphProto) -> None:
+        graph.input[0].CopyFrom(helper.make_tensor_value_info("d", TensorProto.DOUBLE, ["n", WIDTH]))
+        graph.node.insert(0, helper.make_node("Cast", ["d"], ["x"], to=FLOAT))
+
+    def sequence(graph: onnx.GraphProto) -> None:
+        graph.node.append(helper.make_node("SplitToSequence", ["y"], ["parts"], axis=1))
+        graph.output.append(helper.make_tensor_sequence_value_info("parts", FLOAT, None))
+
+    assert f"x float32 [4, {WIDTH}] takes 4 examples at a time" in refused(in_fours, 9)
+    assert "its input d float64 [n, 512] cannot be timed; expected float32" in refused(double, 9)
+    assert "its output parts is no tensor but a sequence" in refused(sequence, 9)
+
+
+def test_where_no_folder_can_be_is_told_before_any_work(run: Run, products: Path, examples: Path) -> None:
+    for out, told in (
+        (examples, "expected a folder, found a file"),
+        (Path("/proc/out"), "no folder can be made there"),
+    ):
+        ended = run("quantize", products, "--inputs", examples, "--out", out, "--set", "precisions=[static-int8]")
+        assert f"{out}: {told}; choose another with --out" in assert_one_clear_line(ended, 13)
+        assert ended.stdout == ""
+
+
+def test_inspect_against_another_model(run: Run, products: Path, examples: Path, tmp_path: Path) -> None:
+    model = onnx.load(products)
+    model.graph.input[0].name = model.graph.node[0].input[0] = "other"
+    onnx.save(model, tmp_path / "inputs.onnx")
+    ended = run("inspect", tmp_path / "inputs.onnx", "--against", products, "--inputs", examples)
+    assert "expected the inputs of" in (line := assert_one_clear_line(ended, 2))
+    assert "x float32 [n, 512]; got other float32 [n, 512]" in line
+    model = onnx.load(products)
+    model.graph.output.append(helper.make_tensor_value_info("a0", FLOAT, ["n", WIDTH]))
+    onnx.save(model, tmp_path / "outputs.onnx")
+    ended = run("inspect", tmp_path / "outputs.onnx", "--against", products, "--inputs", examples)
+    assert "expected the outputs of" in assert_one_clear_line(ended, 2)
 
 
 def test_settings_and_names_that_mean_nothing(run: Run, products: Path, examples: Path, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def reader(kind: str, folder: Path, counts: Counts) -> Callable[[bytes], None]:
     def read_model(content: bytes) -> None:
         model.write_bytes(content)
         try:
-            check_onnx(model, BundleError)
+            size = check_onnx(model, BundleError).bytes
         except CompressorError:
             counts.add("refused by a look")
             raise
@@ -128,7 +128,7 @@ def reader(kind: str, folder: Path, counts: Counts) -> Callable[[bytes], None]:
             counts.add("refused by a trial")
             return
         counts.add("opened here")
-        inspect_opened(model)
+        inspect_opened(model, size)
         try_once(model, b"")
 
     return read_model

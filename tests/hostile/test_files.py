@@ -23,8 +23,8 @@ from compressor.intake.files import check_within
 from compressor.intake.json_text import check_json
 from compressor.intake.safetensors import check_safetensors
 from compressor.intake.tables import check_table
+from compressor.model_inputs import read_examples
 from compressor.onnx_file import describe_onnx
-from compressor.quantizing import read_examples
 from compressor.recipe_file import read_recipe
 
 

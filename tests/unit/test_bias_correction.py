@@ -17,6 +17,7 @@ from compressor.progress import SILENT
 from compressor.quantize import quantize
 from compressor.quantize.bias import bias_errors, correct
 from compressor.quantize.int8 import to_static
+from compressor.quantize.prepared import Prepared, Trying, prepare
 
 LOW, HIGH = -1.0, 1.55  # steps of 0.01, zero is 100
 
@@ -187,3 +188,25 @@ def test_biases_are_corrected_for_the_weights_that_ship(same_everywhere: bool, t
     assert all(
         ('"narrowed": 0' not in text or '"narrowed": 128' in text) == same_everywhere for text in narrowed.values()
     )
+
+
+@pytest.mark.parametrize(("every_output", "told"), [(False, "20.0 to 40.0 dB, kept"), (True, "20.0 to 6.0 dB, undone")])
+def test_the_worst_of_all_outputs_decides_where_each_is_judged(every_output: bool, told: str) -> None:
+    """What is tried mends the first output, by a factor of ten, and spoils the second."""
+
+    def scaled(first: float, second: float) -> onnx.ModelProto:
+        arrays = {"first": np.array(first, np.float32), "second": np.array(second, np.float32)}
+        nodes = [node("Mul", ["x", name], [f"{name}_out"]) for name in arrays]
+        return model_of(nodes, ("n", 4), arrays, ("first_out", "second_out"))
+
+    plain = Prepared(scaled(1, 1), {}, {})
+    feeds = [{"x": drawn(1, 4)} for _ in range(8)]
+    trying = Trying(
+        feeds,
+        feeds,
+        ranges=lambda _: {},
+        write=lambda prepared: scaled(1.1, 1) if prepared is plain else scaled(1.01, 1.5),
+        every_output=every_output,
+    )
+    (said,) = prepare(plain, ["a product"], trying, migrate=False, correct_bias=True).said
+    assert said == f"bias correction of 0 products: signal to error from {told}"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+from conftest import save_onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from compressor.errors import BundleError
+from compressor.inspection import inspect_path, inspection_lines
 from compressor.quantize.float_model import load_float_model
 from compressor.quantize.sites import assign, find_sites
 from compressor.quantize.weight_only import quantize_weights
@@ -85,6 +89,100 @@ def test_of_external_data_the_bytes_are_counted_too(model: Path, tmp_path: Path)
     assert found.bytes == sum(file.stat().st_size for file in folder.iterdir())
     assert sum(found.parts.values()) == found.bytes
     assert found.parts["embedding tables, float"] >= 200 * 32 * 4
+
+
+def test_what_is_printed_of_external_data_adds_up(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "apart"
+    folder.mkdir()
+    onnx.save(onnx.load(model), folder / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    facts = inspect_path(folder / "m.onnx")
+    assert facts["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
+    shares = [float(share) for line in inspection_lines(facts) for share in re.findall(r"([0-9.]+)%", line)]
+    assert len(shares) == len(facts["bytes_by_part"])
+    assert sum(shares) == pytest.approx(100, abs=0.5)
+
+
+def test_a_region_that_two_tensors_share_is_counted_once_and_what_no_tensor_has_too(tmp_path: Path) -> None:
+    """Offsets without lengths, as the format permits, and 500 bytes behind the last tensor."""
+    arrays = {"a": numbers(32, 32), "b": numbers(32, 32), "c": numbers(32, 32) * 2}
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"]),
+        helper.make_node("MatMul", ["h", "b"], ["i"]),
+        helper.make_node("MatMul", ["i", "c"], ["y"]),
+    ]
+    path = save_onnx(tmp_path / "m.onnx", nodes, {"x": (FLOAT, ["n", 32])}, {"y": (FLOAT, ["n", 32])}, arrays)
+    graph = onnx.load(path)
+    for tensor, offset in zip(graph.graph.initializer, (0, 0, 4096), strict=True):
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="m.data")
+        tensor.external_data.add(key="offset", value=str(offset))
+    onnx.save(graph, path)
+    (tmp_path / "m.data").write_bytes(arrays["a"].tobytes() + arrays["c"].tobytes() + bytes(500))
+    found = xray(path)
+    assert found.bytes == path.stat().st_size + 2 * 4096 + 500
+    assert sum(found.parts.values()) == found.bytes
+    assert found.parts["external data of no tensor"] == 500
+    assert found.parts["linear weights, float"] == pytest.approx(2 * 4096, abs=120)
+    assert [tensor.repeats for tensor in found.tensors] == [None, "a", None]
+
+
+def test_constants_are_tensors_wherever_they_lie(tmp_path: Path) -> None:
+    """In a Constant node; in a branch, where weights stay float32; behind a function's parameter, and within it."""
+    weights = {name: numpy_helper.from_array(numbers(64, 64 + place), name) for place, name in enumerate("abcd")}
+    branches = [
+        helper.make_graph(
+            [helper.make_node("MatMul", ["x", name], [f"{name}y"], name=f"of_{name}")],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}y", FLOAT, None)],
+            [weights[name]],
+        )
+        for name in "bc"
+    ]
+    inside = helper.make_node("Constant", [], ["held"], value=weights["d"])
+    body = [
+        helper.make_node("MatMul", ["p", "q"], ["r"], name="given"),
+        inside,
+        helper.make_node("MatMul", ["p", "held"], ["s"], name="own"),
+    ]
+    function = helper.make_function("mine", "Two", ["p", "q"], ["r", "s"], body, [helper.make_opsetid("", 20)])
+    nodes = [
+        helper.make_node("Constant", [], ["a"], value=weights["a"]),
+        helper.make_node("MatMul", ["x", "a"], ["y"], name="of_a"),
+        helper.make_node("If", ["which"], ["z"], then_branch=branches[0], else_branch=branches[1]),
+        helper.make_node("Two", ["x", "e"], ["v", "w"], domain="mine", name="call"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [
+            helper.make_tensor_value_info("x", FLOAT, ["n", 64]),
+            helper.make_tensor_value_info("which", TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info(name, FLOAT, None) for name in "yzvw"],
+        [numpy_helper.from_array(numbers(64, 68), "e")],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("mine", 1)]
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=10), path)
+    onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found = xray(path)
+    assert {tensor.name: tensor.readers for tensor in found.tensors} == {
+        "e": ("Two call",),
+        "a": ("MatMul of_a",),
+        "b": ("MatMul of_b",),
+        "c": ("MatMul of_c",),
+        "mine.Two/held": ("MatMul own",),
+    }
+    assert found.parts["linear weights, float"] == pytest.approx(4 * 64 * (64 + 65 + 66 + 67 + 68), abs=120)
+    assert sum(found.parts.values()) == found.bytes == path.stat().st_size
+    assert 0 < found.parts["nodes"] < 600
+    assert 0 <= found.parts["framing"] < 100
+    told = " ".join(remedy.words for remedy in found.remedies)
+    assert len(found.remedies) == 3
+    assert "of_b" not in told
+    assert "of_c" not in told
 
 
 def test_metadata_is_a_part(model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+"""Two graphs are as alike as their worst output, whatever that one's shape and kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from compressor.likeness import agreement, closeness
+from compressor.onnxrt import all_outputs
+
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+
+
+def floats(*numbers: Any) -> NDArray[np.float32]:
+    return np.array(numbers, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        ([(floats([3, 4]), floats([6, 8])), (floats([1, 0]), floats([0, 1]))], 0.5),
+        ([(floats([1, 2], [3, 4]), floats([1, 3], [2, 4]))], (1 + 6 + 6 + 16) / 30),  # of a matrix as one vector
+        ([(floats(0, 0), floats(0, 0))], 1.0),
+        ([(floats(0, 0), floats(0, 1))], 0.0),
+        ([(floats(1, 2), floats(1, 2, 3))], 0.0),
+        ([(floats(np.nan, 2), floats(1, 2)), (floats(1, 2), floats(np.inf, 2))], 0.0),
+        # One number for each example: signs alone are equal here.
+        ([(floats(1)[0], floats(3)[0]), (floats(3)[0], floats(1)[0])], 6 / 10),
+        ([(np.array([1, 2, 3, 9]), np.array([1, 2, 3, 4])), (np.array([5]), np.array([5, 5]))], 0.75 / 2),
+        ([(np.array([True]), np.array([True]))], 1.0),
+    ],
+)
+def test_agreement_by_hand(pairs: list[tuple[NDArray[Any], NDArray[Any]]], expected: float) -> None:
+    assert agreement(pairs) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_output_that_differs_most_counts(make_onnx: Callable[..., Path], tmp_path: Path) -> None:
+    """A scalar, what lies across the batch, places whose number depends on the values, and the usual rows."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["rows"]),
+        helper.make_node("Transpose", ["rows"], ["across"], perm=[1, 0]),
+        helper.make_node("Mul", ["rows", "k"], ["scaled"]),
+        helper.make_node("ReduceSum", ["scaled"], ["total"], keepdims=0),
+        helper.make_node("Relu", ["rows"], ["positive"]),
+        helper.make_node("NonZero", ["positive"], ["places"]),
+    ]
+    outputs = {
+        "total": (FLOAT, []),
+        "across": (FLOAT, [3, "n"]),
+        "places": (INT64, [2, "k"]),
+        "rows": (FLOAT, ["n", 3]),
+    }
+    random = np.random.default_rng(0)
+    weights = random.standard_normal((4, 3)).astype(np.float32)
+
+    def model(name: str, k: float) -> Path:
+        arrays = {"w": weights, "k": np.array(k, np.float32)}
+        return make_onnx(tmp_path / name, nodes, {"x": (FLOAT, ["n", 4])}, outputs, arrays)
+
+    feeds = [{"x": random.standard_normal((1, 4)).astype(np.float32)} for _ in range(8)]
+    expected = all_outputs(model("float32.onnx", 1), feeds)
+    same = closeness(tmp_path / "float32.onnx", feeds, expected)
+    assert (same.agreement, same.snr_db, same.bytes) == (1.0, None, (tmp_path / "float32.onnx").stat().st_size)
+    found = closeness(model("other.onnx", -0.5), feeds, expected)
+    assert found.agreement == pytest.approx(-1)
+    assert found.snr_db == pytest.approx(20 * np.log10(1 / 1.5))
