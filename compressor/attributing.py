@@ -15,7 +15,7 @@ from compressor.errors import BundleError, QuantizationError
 from compressor.onnx_file import read_onnx
 from compressor.quantize import Mixer
 from compressor.quantize.layer_errors import noises, restored
-from compressor.quantize.sites import Site, applies, assign
+from compressor.quantize.sites import Site, applies, assign, sharing
 from compressor.recipe_quantize import NodePrecision
 from compressor.searching import Judging, Mixture
 from compressor.store import write_atomic
@@ -64,7 +64,8 @@ def attribution(
         for one in noises(source, quantized, sites, judging.feeds[:_FEEDS])[:_TOLD]:
             then = None
             if len(layers) < _TRIED:
-                write_atomic(path, restored(source, quantized, one.site).SerializeToString())
+                shared = sharing(sites, one.site)
+                write_atomic(path, restored(source, quantized, shared).SerializeToString())
                 then = judging.closeness(path)
             layers.append(NoisyLayer(one.site.node, one.site.operator, one.snr_db, then))
     tried = [Remedy(layer.node, "float32", layer.in_float32) for layer in layers if layer.in_float32]
@@ -90,17 +91,18 @@ def _cheapest(
 
 
 def _others(node: str, mixer: Mixer, chosen: Mapping[str, NodePrecision], judging: Judging) -> Iterator[Remedy]:
-    operator = next(site.operator for site in mixer.sites if site.node == node)
+    site = next(site for site in mixer.sites if site.node == node)
+    shared = [one.node for one in sharing(mixer.sites, site)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         for precision in _REMEDIES:
             # Ranges cost a sweep: they are not looked for where no candidate has any.
             unknown = precision.startswith("static") and not any(one.startswith("static") for one in chosen.values())
-            if precision == chosen[node] or unknown or not applies(precision, operator):
+            if precision == chosen[node] or unknown or not applies(precision, site):
                 continue
             try:
-                mixer.write({**chosen, node: precision}, path)
-            except QuantizationError:  # a table of a width that has no blocks, a weight beyond float16
+                mixer.write({**chosen, **dict.fromkeys(shared, precision)}, path)
+            except QuantizationError:  # a weight beyond float16
                 continue
             yield Remedy(node, precision, judging.closeness(path))
 

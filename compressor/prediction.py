@@ -25,6 +25,8 @@ from compressor.materials import Materials
 from compressor.preprocess import Feed
 from compressor.progress import SILENT
 from compressor.quantize import Mixer, quantize
+from compressor.quantize.sites import NARROWEST_BLOCK
+from compressor.quantize.weight_only import block_of
 from compressor.recipe import Recipe
 from compressor.recipe_student import TransformerStudent
 from compressor.students import blank_student, is_derived
@@ -92,11 +94,26 @@ def extrapolate(
 
 
 def weight_bytes(student: nn.Module, precision: str) -> int:
-    """Four bytes a weight, of a matrix what `precision` takes, one in int8; shared ones are stored once."""
+    """Four bytes a weight, of a matrix what `precision` takes, one in int8; shared ones are stored once, for which int8
+    takes blocks.
+    """
     weights = list(student.parameters())
     matrices = sum(weight.numel() for weight in weights if weight.ndim > 1)
     vectors = sum(weight.numel() for weight in weights if weight.ndim <= 1)
-    return 4 * vectors + round(matrices * _WEIGHT_BYTES.get(precision, 1))
+    each = _WEIGHT_BYTES.get(precision, 1)
+    rows, columns = (0, 1) if precision in _WEIGHT_BYTES else _shared_table(student)
+    shared = 4 if precision == "static-int16" or columns % NARROWEST_BLOCK else 1 + 5 / block_of(columns, 32, True)
+    return 4 * vectors + round((matrices - rows * columns) * each + rows * columns * shared)
+
+
+def _shared_table(student: nn.Module) -> tuple[int, int]:
+    """The shape of a table that is the last product's weight too; (0, 1) where none is."""
+    if isinstance(student, PreTrainedModel):
+        table: Any = student.get_input_embeddings()
+        head: Any = student.get_output_embeddings()  # type: ignore[no-untyped-call]
+        if head is not None and head.weight is table.weight:
+            return len(table.weight), table.weight.shape[1]
+    return 0, 1
 
 
 def choice_lines(choices: Sequence[Choice]) -> list[str]:

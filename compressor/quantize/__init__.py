@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compressor.quantize.candidates import quantize
+from compressor.quantize.float_model import load_float_model
 from compressor.quantize.mixer import Mixer, examples_wanted
-from compressor.quantize.sites import load_float_model
 
 __all__ = ["Mixer", "examples_wanted", "load_float_model", "quantize"]

@@ -9,7 +9,7 @@ from compressor.certificate import summary
 from compressor.onnx_file import describe_onnx
 from compressor.progress import Progress
 from compressor.quantize.mixer import Mixer
-from compressor.quantize.sites import applicable_operators, assign
+from compressor.quantize.sites import assign, inapplicable
 from compressor.recipe_quantize import Precision, Quantization
 
 
@@ -26,10 +26,7 @@ def quantize(student: OnnxModel, mixer: Mixer, folder: Path, progress: Progress)
         name = f"{student.name}-{_short(precision, settings)}"
         chosen = assign(mixer.sites, precision, settings.overrides)
         if all(one == "float32" for one in chosen.values()):
-            operators = ", ".join(applicable_operators(precision))
-            refused.append(
-                RefusedModel(name, f"{precision} applies to {operators} with constant weights; there are none")
-            )
+            refused.append(RefusedModel(name, inapplicable(precision, mixer.source, mixer.sites)))
             continue
         progress.log(f"  {name}: {precision}")
         path = folder / f"{name}.onnx"

@@ -62,15 +62,16 @@ def noises(
     return tuple(sorted((Noise(site, snr) for site, snr in found if snr is not None), key=lambda one: one.snr_db))
 
 
-def restored(source: onnx.ModelProto, quantized: onnx.ModelProto, site: Site) -> onnx.ModelProto:
-    """The quantized model with this site, which must be known there, in float32."""
+def restored(source: onnx.ModelProto, quantized: onnx.ModelProto, sites: Iterable[Site]) -> onnx.ModelProto:
+    """The quantized model with these sites in float32, as far as it knows them."""
     model = onnx.ModelProto()
     model.CopyFrom(quantized)
     twins = _Twins(source, quantized)
-    output = twins.output(site)
-    place, node = next((place, node) for place, node in enumerate(model.graph.node) if output in node.output)
-    node.output[list(node.output).index(output)] = f"{_TWIN}replaced"
-    twins.put(site, model.graph, place, output)
+    for site in filter(twins.fits, sites):
+        output = twins.output(site)
+        place, node = next((place, node) for place, node in enumerate(model.graph.node) if output in node.output)
+        node.output[list(node.output).index(output)] = f"{_TWIN}replaced/{output}"
+        twins.put(site, model.graph, place, output)
     bare = ir.serde.deserialize_model(model)
     passes.RemoveUnusedNodesPass()(bare)
     return ir.serde.serialize_model(bare)

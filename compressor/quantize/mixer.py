@@ -19,10 +19,11 @@ from compressor.preprocess import Feed, Preprocessor
 from compressor.quantize.bad_batches import check
 from compressor.quantize.bias import bias_errors, correct
 from compressor.quantize.calibration_file import kept
+from compressor.quantize.float_model import load_float_model
 from compressor.quantize.int8 import StaticPrecision, observed, to_dynamic_int8, to_static
 from compressor.quantize.prepared import Prepared, Trying, prepare
 from compressor.quantize.saturation import same_everywhere
-from compressor.quantize.sites import Site, assign, find_sites, load_float_model
+from compressor.quantize.sites import Site, assign, find_sites
 from compressor.quantize.thresholds import Range, ranges
 from compressor.quantize.weight_only import quantize_weights
 from compressor.recipe_quantize import NodePrecision, Precision, Quantization
@@ -131,8 +132,10 @@ class Mixer:
     def write(self, chosen: Mapping[str, NodePrecision], path: Path) -> None:
         """The model with every site in the precision that is `chosen` for its node, at `path`, whole or not at all.
 
-        Raises QuantizationError, also where onnxruntime does not open it.
+        Raises QuantizationError, also for a mixture that no overrides could give, and where onnxruntime does not open
+        it.
         """
+        chosen = assign(self.sites, "float32", chosen)
         self._write_from(self.start(chosen), chosen, path)
 
     def _write_from(self, start: Prepared, chosen: Mapping[str, NodePrecision], path: Path) -> None:

@@ -7,6 +7,7 @@ group, as onnxruntime's kernels have it; its pairs of products follow that order
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from compressor.onnx_file import bodies_of
+
+# onnxruntime computes them in integers between DequantizeLinear nodes.
+_FUSED = ("MatMul", "Gemm", "Conv")
 # They multiply 8-bit integers too, in kernels or layouts that are not looked into here.
 _OTHERS = {
     "ConvInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat", "MatMulNBits", "QAttention",
@@ -48,10 +53,13 @@ class IntegerProduct:
 
 
 class Graph:
-    """An ONNX graph, looked up by name."""
+    """An ONNX graph, looked up by name. `inside`: what multiplies integers in the bodies of If, Loop and Scan, and in
+    the model's functions, by name.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.nodes = list(model.graph.node)
+        self.inside = _products_inside(model)
         self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self.producers = {output: node for node in self.nodes for output in node.output}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
@@ -74,13 +82,13 @@ class Graph:
 
 
 def find_products(graph: Graph) -> tuple[list[IntegerProduct], list[str]]:
-    """The products with constant weights, and the names of the nodes that multiply integers in another way; those of
-    two unsigned operands, and those in float, are neither."""
-    found, unexamined = [], []
+    """The products with constant weights, and the names of the nodes that multiply integers in another way, or
+    elsewhere than in the graph itself; those of two unsigned operands, and those in float, are neither."""
+    found, unexamined = [], list(graph.inside)
     for node in graph.nodes:
         if node.op_type == "MatMulInteger":
             product = _matmul_integer(graph, node)
-        elif node.op_type in ("MatMul", "Gemm", "Conv"):
+        elif node.op_type in _FUSED:
             activations, weights = (graph.dequantized(value) for value in node.input[:2])
             if activations is None or weights is None or not _in_integers(graph, activations, weights):
                 continue
@@ -94,6 +102,34 @@ def find_products(graph: Graph) -> tuple[list[IntegerProduct], list[str]]:
         else:
             found.append(product)
     return found, unexamined
+
+
+def _products_inside(model: onnx.ModelProto) -> list[str]:
+    outside = _dequantized(model.graph.node)
+    found = [
+        name for node in model.graph.node for body in bodies_of(node) for name in _may_multiply(body.node, outside)
+    ]
+    for function in model.functions:
+        found += _may_multiply(function.node, set(function.input) if outside else set())
+    return found
+
+
+def _may_multiply(nodes: Iterable[onnx.NodeProto], outside: set[str]) -> Iterator[str]:
+    """Nodes that multiply integers, or what they stand for, as onnxruntime does in integers; `outside`: values around
+    the nodes that may be such numbers.
+    """
+    nodes = list(nodes)
+    numbers = outside | _dequantized(nodes)
+    for node in nodes:
+        fused = node.op_type in _FUSED and numbers.issuperset(node.input[:2])
+        if fused or node.op_type == "MatMulInteger" or node.op_type in _OTHERS:
+            yield node.name or node.output[0]
+        for body in bodies_of(node):
+            yield from _may_multiply(body.node, numbers)
+
+
+def _dequantized(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    return {node.output[0] for node in nodes if node.op_type == "DequantizeLinear"}
 
 
 def _in_integers(graph: Graph, first: onnx.NodeProto, second: onnx.NodeProto) -> bool:

@@ -25,7 +25,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from compressor.progress import Progress
-from compressor.quantize.sites import Site, applies
+from compressor.quantize.sites import Site, applies, settled, sharing
 from compressor.recipe_quantize import NodePrecision
 from compressor.store import write_atomic
 
@@ -146,15 +146,18 @@ def _dominates(one: Trial, other: Trial) -> bool:
 
 @dataclass(frozen=True)
 class _Ranking:
-    """The products, the least sensitive first; the tables; and which nodes lose time in few bits."""
+    """All sites; of them the products that int8 applies to, the least sensitive first, and the tables; which nodes lose
+    time in few bits.
+    """
 
+    sites: tuple[Site, ...]
     products: tuple[Site, ...]
     tables: tuple[Site, ...]
     losing: frozenset[str]
 
     @property
     def bases(self) -> tuple[NodePrecision, ...]:
-        return tuple(one for one in _BASES if any(applies(one, site.operator) for site in self.products))
+        return tuple(one for one in _BASES if any(applies(one, site) for site in self.products))
 
     def mixture(self, trial: optuna.Trial) -> dict[str, NodePrecision]:
         """What Optuna proposes, as a precision for every node."""
@@ -165,13 +168,13 @@ class _Ranking:
         in_float32 = trial.suggest_int("in_float32", 0, len(self.products))
         chosen: dict[str, NodePrecision] = {site.node: tables for site in self.tables}
         for rank, site in enumerate(self.products):
-            precision: NodePrecision = base if applies(base, site.operator) else "float32"
-            if rank < in_four_bits and applies("weight-int4", site.operator):
+            precision = base
+            if rank < in_four_bits and applies("weight-int4", site):
                 precision = "weight-int4"
             if rank >= len(self.products) - in_float32 or (revert and site.node in self.losing):
                 precision = "float32"
             chosen[site.node] = precision
-        return chosen
+        return settled(self.sites, chosen)
 
     def starts(self) -> list[dict[str, object]]:
         """Where a search begins: each base everywhere, then with tables in four bits, then with most in four bits."""
@@ -186,15 +189,14 @@ class _Ranking:
 
 def _rank(sites: tuple[Site, ...], bench: Bench, folder: Path, progress: Progress) -> _Ranking:
     """Each product alone in the first base that applies to it. Nodes of one operator and shape take the same time."""
-    products = [site for site in sites if site.operator != "Gather"]
+    products = [site for site in sites if site.operator != "Gather" and any(applies(one, site) for one in _BASES)]
     known = {row["node"]: Sensitivity(**row) for row in _rows(folder / SENSITIVITY)}
     speeds = {(site.operator, site.shape): known[site.node].speed for site in products if site.node in known}
     with progress.bar("sensitivity", len(products), "node") as bar:
         for site in products:
             if site.node not in known:
-                base = next(one for one in _BASES if applies(one, site.operator))
-                chosen: dict[str, NodePrecision] = {one.node: "float32" for one in sites}
-                chosen[site.node] = base
+                base = next(one for one in _BASES if applies(one, site))
+                chosen = settled(sites, {one.node: base for one in sharing(sites, site)})
                 path = _scratch(folder)
                 bench.write(chosen, path)
                 alike = (site.operator, site.shape)
@@ -206,7 +208,7 @@ def _rank(sites: tuple[Site, ...], bench: Bench, folder: Path, progress: Progres
             bar.advance(1)
     tables = tuple(site for site in sites if site.operator == "Gather")
     losing = frozenset(site.node for site in products if known[site.node].speed < _LOSES_BELOW)
-    return _Ranking(tuple(sorted(products, key=lambda site: -known[site.node].agreement)), tables, losing)
+    return _Ranking(sites, tuple(sorted(products, key=lambda site: -known[site.node].agreement)), tables, losing)
 
 
 def _study(journal: Path, ranking: _Ranking, seed: int) -> optuna.Study:

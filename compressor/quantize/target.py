@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from compressor.certificate import Certificate
 from compressor.errors import QuantizationError
@@ -22,7 +22,7 @@ from compressor.quantize.int8 import to_static
 from compressor.quantize.mixer import certify, write_opened
 from compressor.quantize.products import Graph, find_products
 from compressor.quantize.saturation import can_narrow
-from compressor.quantize.sites import Site, turned_weights
+from compressor.quantize.sites import Site, is_plain, turned_weights
 from compressor.quantize.thresholds import Range
 from compressor.quantize.weight_only import quantize_weights
 from compressor.recipe_quantize import NodePrecision
@@ -203,6 +203,5 @@ def _is_transposed(node: onnx.NodeProto) -> bool:
 
 
 def _check_plain(node: onnx.NodeProto) -> None:
-    attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-    if any(attributes.get(name, plain) != plain for name, plain in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))):
+    if not is_plain(node):
         raise _not_trained(node.name, "it is a Gemm with alpha, beta or transA")

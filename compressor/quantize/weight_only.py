@@ -17,8 +17,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.errors import QuantizationError
+from compressor.onnx_file import bodies_of
 from compressor.quantize.blocks import to_blocks
-from compressor.quantize.sites import Site, turned_weights
+from compressor.quantize.sites import NARROWEST_BLOCK, Site, is_plain, turned_weights
 from compressor.recipe_quantize import NodePrecision
 
 BITS: dict[NodePrecision, int] = {"weight-int8": 8, "weight-int4": 4}
@@ -26,8 +27,6 @@ _HALVES: dict[NodePrecision, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-# The narrowest block of both operators.
-_NARROWEST = 16
 # The activation is rounded to int8 block by block, and products are of integers: some two times as fast as float32.
 _INT8_PRODUCTS = 4
 _DOMAIN = "com.microsoft"
@@ -91,13 +90,13 @@ class _Writer:
 
     def product(self, site: Site, node: onnx.NodeProto, bits: int, tied: bool) -> list[onnx.NodeProto]:
         """MatMulNBits for a MatMul or a Gemm, whose bias is added after it."""
-        attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-        if any(attributes.get(name, plain) != plain for name, plain in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))):
+        if not is_plain(node):
             raise QuantizationError(
                 f"{site.node}: a Gemm with alpha, beta or transA has no form with weights in blocks; set"
                 f" quantize.overrides to {{{site.node}: float32}}"
             )
-        rows_first = bool(attributes.get("transB", 0)) or node.input[1] in self._turned
+        transposed = any(entry.name == "transB" and entry.i for entry in node.attribute)
+        rows_first = transposed != (node.input[1] in self._turned)
         stored = self._store(site, bits, rows_first, tied)
         codes = self._cubed(stored, bits) if tied else stored.codes
         bias = list(node.input[2:3])
@@ -120,10 +119,10 @@ class _Writer:
     def table(self, site: Site, node: onnx.NodeProto, bits: int, tied: bool) -> list[onnx.NodeProto]:
         """GatherBlockQuantized for a Gather of rows."""
         axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 0)
-        if axis != 0 or len(site.shape) != 2 or site.shape[1] % _NARROWEST:
+        if axis != 0 or len(site.shape) != 2 or site.shape[1] % NARROWEST_BLOCK:
             raise QuantizationError(
-                f"{site.node}: expected a table of rows of whole blocks of {_NARROWEST}, got {list(site.shape)} along"
-                f" axis {axis}; set quantize.overrides to {{{site.node}: float32}}"
+                f"{site.node}: expected a table of rows of whole blocks of {NARROWEST_BLOCK}, got"
+                f" {list(site.shape)} along axis {axis}; set quantize.overrides to {{{site.node}: float32}}"
             )
         stored = self._store(site, bits, True, tied)
         return [
@@ -214,8 +213,7 @@ class _Writer:
 def reads(node: onnx.NodeProto) -> Iterator[str]:
     """What a node reads, the bodies that it holds included."""
     yield from node.input
-    for attribute in node.attribute:
-        for body in [attribute.g, *attribute.graphs]:
-            yield from (value.name for value in body.output)
-            for inner in body.node:
-                yield from reads(inner)
+    for body in bodies_of(node):
+        yield from (value.name for value in body.output)
+        for inner in body.node:
+            yield from reads(inner)

@@ -120,7 +120,7 @@ def test_a_layer_restored_is_a_model_that_never_had_it_in_few_bits(
     quantized = written(mixer, tmp_path / "all.onnx", otherwise=precision)
     written(mixer, tmp_path / "others.onnx", otherwise=precision, **{node: "float32"})  # type: ignore[arg-type]
     (site,) = (site for site in mixer.sites if site.node == node)
-    model = restored(mixer.source, quantized, site).SerializeToString()
+    model = restored(mixer.source, quantized, [site]).SerializeToString()
     np.testing.assert_allclose(answers(model), answers(tmp_path / "others.onnx"), rtol=1e-5, atol=1e-5)
     assert len(model) == pytest.approx((tmp_path / "others.onnx").stat().st_size, rel=0.02), "what is unused is gone"
 
@@ -140,6 +140,32 @@ def test_the_worst_layer_and_the_cheapest_remedy(student: OnnxModel, tmp_path: P
     assert found.remedy.then == judging.closeness(path)
     assert found.layers[0].in_float32 is not None
     assert found.now.bytes < found.remedy.then.bytes < found.layers[0].in_float32.bytes
+
+
+def test_a_remedy_is_for_all_that_share_a_weight(make_onnx: Callable[..., Path], tmp_path: Path) -> None:
+    """The worst layer's weight is that of another product too: float32, and what is cheaper, is so of both."""
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["tokens"], name="table"),
+        helper.make_node("MatMul", ["tokens", "second"], ["middle"], name="inner"),
+        helper.make_node("Tanh", ["middle"], ["bent"]),
+        helper.make_node("MatMul", ["bent", "second"], ["out"], name="outer"),
+    ]
+    interface = {"ids": (TensorProto.INT64, ["batch", "n"])}, {"out": (TensorProto.FLOAT, ["batch", "n", 64])}
+    path = make_onnx(tmp_path / "shared.onnx", nodes, *interface, {"table": TABLE, "second": SECOND})
+    student = describe_onnx(path, "student", "float32")
+    mixer, judging = mixer_of(student, "weight-int4", table="float32"), judging_of(student)
+    quantized = written(mixer, tmp_path / "q.onnx", otherwise="weight-int4", table="float32")
+    candidate = describe_onnx(tmp_path / "q.onnx", "student-weight-int4", "weight-int4")
+    (found,) = attributions(mixer, asked_for(mixer, [candidate]), judging)
+    assert {layer.node for layer in found.layers} == {"inner", "outer"}
+    both = [site for site in mixer.sites if site.weight == "second"]
+    model = restored(mixer.source, quantized, both).SerializeToString()
+    np.testing.assert_array_equal(answers(model), answers(path))
+    assert [layer.in_float32.snr_db for layer in found.layers if layer.in_float32] == [None, None]
+    assert found.remedy is not None
+    assert found.remedy.precision == "weight-int8"
+    written(mixer, tmp_path / "q.onnx", table="float32", inner="weight-int8", outer="weight-int8")
+    assert found.remedy.then == judging.closeness(tmp_path / "q.onnx")
 
 
 def test_of_any_model_the_remedy_is_float32(student: OnnxModel, tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from compressor.preprocess import Feed
 from compressor.progress import SILENT
 from compressor.quantize import Mixer, quantize
 from compressor.quantize.channels import Channels, channels
+from compressor.quantize.float_model import load_float_model
 from compressor.quantize.scales import choose_scales, expected_error
 from compressor.quantize.seams import Seam, find_seams, move
-from compressor.quantize.sites import load_float_model
 from compressor.recipe_quantize import Quantization
 
 MICROSOFT = "com.microsoft"

@@ -9,8 +9,21 @@ from pathlib import Path
 import pytest
 
 from compressor.progress import SILENT
-from compressor.quantize.search import PARETO, TRIALS, Bench, Chosen, Limits, Timed, Trial, finalists, pareto, search
+from compressor.quantize.search import (
+    PARETO,
+    SENSITIVITY,
+    TRIALS,
+    Bench,
+    Chosen,
+    Limits,
+    Timed,
+    Trial,
+    finalists,
+    pareto,
+    search,
+)
 from compressor.quantize.sites import Site
+from compressor.recipe_quantize import NodePrecision
 
 SITES = (
     Site("embed", "Gather", "table", (1000, 32)),
@@ -94,6 +107,29 @@ def test_an_interrupted_search_measures_nothing_twice(tmp_path: Path, dies_at: i
     third = World()
     assert search(SITES, third.bench, LIMITS, tmp_path, 0, SILENT)
     assert third.timings == 0, "what is done is done"
+
+
+def test_what_shares_a_weight_changes_as_one_and_what_cannot_have_int8_stays(tmp_path: Path) -> None:
+    """A table whose rows the output is compared with, which has no int8 but in blocks; a table that has no blocks; a
+    product that has nothing."""
+    per_channel: tuple[NodePrecision, ...] = ("dynamic-int8", "static-int8", "static-int16")
+    blocks: tuple[NodePrecision, ...] = ("weight-int8", "weight-int4")
+    odd = (
+        Site("head", "MatMul", "table", (1000, 32), per_channel),
+        Site("narrow", "Gather", "narrow", (1000, 24), blocks),
+        Site("nothing", "MatMul", "nothing", (24, 24), (*per_channel, *blocks)),
+    )
+    sites = (Site("embed", "Gather", "table", (1000, 32), per_channel), *SITES[1:], *odd)
+    search(sites, World().bench, LIMITS, tmp_path, 0, SILENT)
+    trials = [Trial(**json.loads(line)).chosen for line in (tmp_path / TRIALS).read_text().splitlines() if line]
+    assert all(chosen.keys() == {site.node for site in sites} for chosen in trials)
+    assert {chosen["embed"] for chosen in trials} == {"weight-int8", "weight-int4", "float32"}
+    assert all(chosen["embed"] == chosen["head"] for chosen in trials)
+    assert {chosen["narrow"] for chosen in trials} == {"dynamic-int8", "float32"}
+    assert {chosen["nothing"] for chosen in trials} == {"float32"}
+    ranked = [json.loads(line) for line in (tmp_path / SENSITIVITY).read_text().splitlines() if line]
+    assert {row["node"]: row["precision"] for row in ranked}["head"] == "weight-int8"
+    assert "nothing" not in {row["node"] for row in ranked}
 
 
 def test_half_a_line_of_a_process_that_died_is_not_read(tmp_path: Path) -> None:

@@ -110,6 +110,19 @@ def test_bytes_of_weights_by_hand() -> None:
     assert weight_bytes(linear, "int8") == 15 + 4 * 3
 
 
+@pytest.mark.parametrize(("name", "shared"), [("llama", 1), ("qwen2", 0)])
+def test_of_a_table_that_is_the_last_product_too_int8_is_in_blocks(name: str, shared: int) -> None:
+    model = FAMILIES[name].model()
+    assert int(model.get_output_embeddings().weight is model.get_input_embeddings().weight) == shared
+    table, columns = model.get_input_embeddings().weight.numel(), model.get_input_embeddings().weight.shape[1]
+    assert columns % 32 == 0
+    others = [weight for weight in model.parameters() if weight is not model.get_input_embeddings().weight]
+    rest = sum(weight.numel() * (1 if weight.ndim > 1 else 4) for weight in others)
+    assert weight_bytes(model, "int8") == rest + table + shared * 5 * table // 32
+    assert weight_bytes(model, "static-int16") == rest + (4 if shared else 1) * table
+    assert weight_bytes(model, "weight-int8") - weight_bytes(model, "float16") < 0
+
+
 def test_a_table_for_a_reader() -> None:
     choices = (
         Choice("recipe", 4_624_000, {"float32": 17_900_000, "int8": 4_530_000}),

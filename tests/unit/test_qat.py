@@ -29,10 +29,11 @@ from compressor.quantize.aware import fake_quantized
 from compressor.quantize.blocks import from_blocks, to_blocks
 from compressor.quantize.calibration import calibrate
 from compressor.quantize.fake import InBlocks, activation_codes, rounded_activation
+from compressor.quantize.float_model import load_float_model
 from compressor.quantize.int8 import observed
 from compressor.quantize.matching import match
 from compressor.quantize.products import Graph, find_products
-from compressor.quantize.sites import assign, find_sites, load_float_model
+from compressor.quantize.sites import assign, find_sites
 from compressor.quantize.target import Affine, Target
 from compressor.quantize.thresholds import Range, ranges
 from compressor.recipe_distill import ClassDistillation
@@ -466,20 +467,49 @@ def test_rounding_that_no_module_does_is_refused(make_onnx: MakeOnnx, tmp_path: 
         target.static  # noqa: B018
 
 
-def test_a_product_with_a_table_turned_is_refused(make_onnx: MakeOnnx, tmp_path: Path) -> None:
-    """Its codes are not in the file: onnxruntime's quantizer sees an activation."""
+class Tied(nn.Module):
+    """A decoder in small: what it reads tokens from, it compares its output with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 16), nn.Linear(16, 9, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.table(ids))
+        return logits
+
+
+def test_a_table_that_a_product_shares_is_trained_in_blocks(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    """int8 of it is in blocks, rounded alike for both, and what they learn is one weight still."""
     nodes = [
         helper.make_node("Gather", ["table", "ids"], ["h"], name="embedding"),
         helper.make_node("Transpose", ["table"], ["turned"], perm=[1, 0]),
         helper.make_node("MatMul", ["h", "turned"], ["y"], name="head"),
     ]
-    table = {"table": draws(9, 16)}
-    path = make_onnx(tmp_path / "m.onnx", nodes, {"ids": (TensorProto.INT64, ["b"])}, {"y": (FLOAT, ["b", 9])}, table)
-    target = target_of(path, "static-int8", [{"ids": np.arange(9)}])
-    with pytest.raises(QuantizationError, match=r"head: its weights are quantized anew.*{head: float32}"):
-        target.static  # noqa: B018
-    left = target_of(path, "static-int8", [{"ids": np.arange(9)}], head="weight-int8", embedding="weight-int8")
-    assert not left.static
+    module, feed = Tied(), {"ids": np.arange(9)}
+    interface = {"ids": (TensorProto.INT64, ["b"])}, {"y": (FLOAT, ["b", 9])}
+
+    def file(name: str) -> Path:
+        return make_onnx(tmp_path / name, nodes, *interface, {"table": module.table.weight.detach().numpy()})
+
+    target = target_of(file("before.onnx"), "static-int8", [feed])
+    assert target.chosen == {"embedding": "weight-int8", "head": "weight-int8"}
+    assert not target.static
+    with fake_quantized(module, target, feed):
+        before = module.table.weight.detach().clone()
+        module(torch.arange(9)).square().sum().backward()
+        torch.optim.SGD(module.parameters(), lr=0.01).step()
+        assert torch.equal(module.table.weight, module.head.weight)
+        assert not torch.equal(module.table.weight, before)
+        rows, logits = module.table.weight.detach().numpy(), module(torch.arange(9)).detach().numpy()
+    assert module.head.weight is module.table.weight
+    written = again(file("after.onnx"), target).written
+    written.graph.output.append(onnx.ValueInfoProto(name="h"))
+    answers = run(written, feed)
+    assert np.array_equal(answers["h"], rows)
+    # onnxruntime rounds what the head reads as well.
+    assert np.linalg.norm(answers["y"] - logits) < 0.02 * np.linalg.norm(logits)
 
 
 class Encoder(nn.Module):

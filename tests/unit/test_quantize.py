@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from compressor.artifacts import OnnxModel, QuantizedModels
+from compressor.errors import QuantizationError
 from compressor.onnx_file import describe_onnx
 from compressor.preprocess import Feed
 from compressor.progress import SILENT
 from compressor.quantize import Mixer
 from compressor.quantize import quantize as quantize_model
+from compressor.quantize.sites import assign
 from compressor.recipe_quantize import Quantization
 from compressor.xray import by_role, xray
 
@@ -180,6 +183,11 @@ class Vectors(Rows):
         return {"x": np.stack(examples)}
 
 
+class Squares(Rows):
+    def collate(self, examples: Any) -> Feed:
+        return {"x": examples[0]}
+
+
 VECTORS = [np.ones(4, np.float32) * i for i in range(1, 9)]
 
 
@@ -197,8 +205,128 @@ def test_a_graph_without_anything_to_quantize(make_onnx: MakeOnnx, tmp_path: Pat
     found = quantize(model, VECTORS, Vectors(), settings("dynamic-int8", "static-int8"), tmp_path)
     assert [r.name for r in found.refused] == ["student-int8", "student-static-int8"]
     assert found.refused[1].reason == (
-        "static-int8 applies to MatMul, Gemm, Gather, Conv with constant weights; there are none"
+        "static-int8 applies to MatMul, Gemm, Gather, Conv with constant float32 matrices; there are none"
     )
+
+
+def test_weights_in_half_are_called_that(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+        helper.make_node("MatMul", ["h", "w"], ["p"]),
+        helper.make_node("Cast", ["p"], ["out"], to=TensorProto.FLOAT),
+    ]
+    interface = {"x": (TensorProto.FLOAT, ["batch", 4])}, {"out": (TensorProto.FLOAT, ["batch", 4])}
+    path = make_onnx(tmp_path / "s.onnx", nodes, *interface, {"w": weights(4, 4).astype(np.float16)})
+    found = quantize(describe_onnx(path, "student", "float32"), VECTORS, Vectors(), settings("static-int8"), tmp_path)
+    assert [one.reason for one in found.refused] == ["the model's weights are in half already; give the float32 model"]
+
+
+@pytest.mark.parametrize("precision", ["dynamic-int8", "static-int8", "static-int16", "weight-int8", "weight-int4"])
+@pytest.mark.parametrize("attributes", [{"alpha": 0.5}, {"beta": 2.0}, {"transA": 1}])
+def test_a_gemm_that_scales_is_right_in_every_precision(
+    make_onnx: MakeOnnx, tmp_path: Path, precision: str, attributes: dict[str, Any]
+) -> None:
+    """Where its precision does not apply, it is float32: another one stands beside it, so that there is a candidate."""
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["h"], name="scaled", **attributes),
+        helper.make_node("Gemm", ["h", "v", "b"], ["out"], name="plain"),
+    ]
+    arrays = {"w": weights(32, 32), "v": weights(32, 31 + 1) / 8, "b": weights(32) * 20}
+    interface = {"x": (TensorProto.FLOAT, [32, 32])}, {"out": (TensorProto.FLOAT, [32, 32])}
+    path = make_onnx(tmp_path / "s.onnx", nodes, *interface, arrays)
+    square = list(np.random.default_rng(5).standard_normal((16, 32, 32)).astype(np.float32))
+    mixer = Mixer.of(describe_onnx(path, "student", "float32"), square, Squares(), settings(precision))
+    chosen = assign(mixer.sites, precision, {})  # type: ignore[arg-type]
+    assert (chosen["scaled"] == "float32") == (not precision.startswith("static") or "beta" in attributes)
+    mixer.write(chosen, tmp_path / "q.onnx")
+    expected, got = (run(one, {"x": square[0]}) for one in (path, tmp_path / "q.onnx"))
+    error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
+    assert 0 < error < (0.15 if precision == "weight-int4" else 0.03)
+
+
+@pytest.mark.parametrize("precision", ["dynamic-int8", "static-int8", "static-int16", "weight-int4", "float16"])
+def test_two_products_of_one_weight(make_onnx: MakeOnnx, tmp_path: Path, precision: str) -> None:
+    """It stays one in the file, of a quarter of the bytes or of half."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="first"),
+        helper.make_node("Tanh", ["a"], ["t"]),
+        helper.make_node("MatMul", ["t", "w"], ["out"], name="second"),
+    ]
+    interface = {"x": (TensorProto.FLOAT, ["batch", 64])}, {"out": (TensorProto.FLOAT, ["batch", 64])}
+    path = make_onnx(tmp_path / "s.onnx", nodes, *interface, {"w": weights(64, 64)})
+    rows = list(weights(16, 64))
+    student = describe_onnx(path, "student", "float32")
+    (made,) = quantize(student, rows, Vectors(), settings(precision), tmp_path).models
+    held = [tensor for tensor in onnx.load(made.path).graph.initializer if np.prod(tensor.dims) >= 64 * 64 / 2]
+    assert len(held) == 1
+    assert made.bytes < (0.65 if precision == "float16" else 0.55) * student.bytes
+    expected, got = (run(one, {"x": rows[0][None]}) for one in (path, made.path))
+    assert 0 < np.linalg.norm(got - expected) < (0.3 if precision == "weight-int4" else 0.04) * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("precision", ["dynamic-int8", "static-int8"])
+def test_what_bodies_read_stays_float32(make_onnx: MakeOnnx, tmp_path: Path, precision: str) -> None:
+    """The weight of a product is read in a Loop and in an If as well: of them the answers are float32's to the bit."""
+
+    def value(name: str, kind: int, shape: list[Any] | None) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    real, truth = TensorProto.FLOAT, TensorProto.BOOL
+    step = helper.make_graph(
+        [helper.make_node("MatMul", ["h", "w"], ["g"], name="outer"), helper.make_node("Identity", ["on"], ["still"])],
+        "step",
+        [value("i", TensorProto.INT64, []), value("on", truth, []), value("h", real, ["batch", 64])],
+        [value("still", truth, []), value("g", real, ["batch", 64])],
+    )
+    then = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["t"])], "then", [], [value("t", real, None)])
+    other = helper.make_graph([helper.make_node("Neg", ["x"], ["e"])], "other", [], [value("e", real, None)])
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["out"], name="outer"),
+        helper.make_node("Loop", ["twice", "yes", "x"], ["looped"], body=step),
+        helper.make_node("If", ["yes"], ["branched"], then_branch=then, else_branch=other),
+    ]
+    arrays = {"w": weights(64, 64) / 8, "twice": np.array(2), "yes": np.array(True)}
+    outputs = {name: (real, ["batch", 64]) for name in ("out", "looped", "branched")}
+    path = make_onnx(tmp_path / "s.onnx", nodes, {"x": (real, ["batch", 64])}, outputs, arrays)
+    rows = list(weights(16, 64))
+    mixer = Mixer.of(describe_onnx(path, "student", "float32"), rows, Vectors(), settings(precision))
+    mixer.write(assign(mixer.sites, precision, {}), tmp_path / "q.onnx")  # type: ignore[arg-type]
+    (out, *bodies), (got, *same) = (
+        onnxruntime.InferenceSession(one, providers=["CPUExecutionProvider"]).run(None, {"x": rows[0][None]})
+        for one in (path, tmp_path / "q.onnx")
+    )
+    assert 0 < np.linalg.norm(got - out) < 0.03 * np.linalg.norm(out)
+    for one, exact in zip(same, bodies, strict=True):
+        np.testing.assert_array_equal(one, exact)
+
+
+def test_a_mixture_that_cannot_be_written_is_refused(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="first"),
+        helper.make_node("MatMul", ["a", "w"], ["out"], name="second"),
+    ]
+    interface = {"x": (TensorProto.FLOAT, ["batch", 4])}, {"out": (TensorProto.FLOAT, ["batch", 4])}
+    path = make_onnx(tmp_path / "s.onnx", nodes, *interface, {"w": weights(4, 4)})
+    mixer = Mixer.of(describe_onnx(path, "student", "float32"), VECTORS, Vectors(), settings())
+    with pytest.raises(QuantizationError, match="first: static-int8 and second: float32, but both read the weight w"):
+        mixer.write({"first": "static-int8", "second": "float32"}, tmp_path / "q.onnx")
+    with pytest.raises(QuantizationError, match="no operator or node 'third'"):
+        mixer.write({"third": "static-int8"}, tmp_path / "q.onnx")
+    assert not (tmp_path / "q.onnx").exists()
+    mixer.write({"second": "static-int8"}, tmp_path / "q.onnx")
+    assert [n.op_type for n in onnx.load(tmp_path / "q.onnx").graph.node].count("QuantizeLinear") == 2
+
+
+def test_judging_large_numbers_overflows_nothing(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    """Squares of 1e30 are no float32; migration and bias correction are judged all the same."""
+    product = helper.make_node("MatMul", ["x", "w"], ["out"])
+    model = tiny(make_onnx, tmp_path / "s.onnx", product, w=weights(4, 4) * 1e30)
+    mixer = Mixer.of(model, [*VECTORS, *VECTORS, *VECTORS], Vectors(), settings("static-int8"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        said = mixer.start(assign(mixer.sites, "static-int8", {})).said
+    assert said
+    assert not any("nan" in line or "inf" in line for line in said)
 
 
 def test_no_candidates_asked_for(text_model: OnnxModel, tmp_path: Path) -> None:

@@ -328,6 +328,44 @@ def test_activations_with_activations_are_exact_if_unsigned(q_zero: Any, k_zero:
     assert find_products(graph) == ([], unexamined)
 
 
+def test_integers_in_bodies_and_functions_are_not_vouched_for(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    """Of the weights 127 that saturate, none is looked at there; a product of floats there is nothing to look at."""
+
+    def body(name: str, *nodes: onnx.NodeProto) -> onnx.GraphProto:
+        out = helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.INT32, None)
+        return helper.make_graph(nodes, name, [], [out])
+
+    integers = body("then", helper.make_node("MatMulInteger", ["x", "w"], ["a"], name="in a branch"))
+    fused = [
+        helper.make_node("DequantizeLinear", ["w", "one"], ["weights"]),
+        helper.make_node("MatMul", ["real", "weights"], ["p"], name="between dequantizers"),
+        helper.make_node("MatMul", ["p", "eye"], ["f"], name="float"),
+        helper.make_node("Cast", ["f"], ["b"], to=TensorProto.INT32),
+    ]
+    inner = helper.make_node("If", ["yes"], ["c"], then_branch=integers, else_branch=body("else", *fused))
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x", "one"], ["real"]),
+        helper.make_node("If", ["yes"], ["y"], then_branch=body("outer", inner), else_branch=integers),
+    ]
+    interface = (
+        {"x": (TensorProto.UINT8, ["n", 4]), "yes": (TensorProto.BOOL, [])},
+        {"y": (TensorProto.INT32, ["n", 4])},
+    )
+    arrays = {"w": np.full((4, 4), 127, np.int8), "one": np.float32(1), "eye": np.eye(4, dtype=np.float32)}
+    path = make_onnx(tmp_path / "m.onnx", nodes, *interface, arrays)
+    found = same_everywhere(path, [{"x": uint8(2, 4), "yes": np.array(True)}], narrow=True)
+    names = ("in a branch", "between dequantizers", "in a branch")
+    assert (found.layers, found.unexamined) == ((), names)
+    assert {claim for claim, _ in equality(found).values()} == {"unknown"}
+
+    model = onnx.load(path)
+    product = helper.make_node("MatMul", ["a", "b"], ["c"], name="called")
+    model.functions.append(helper.make_function("own", "Product", ["a", "b"], ["c"], [product], model.opset_import))
+    assert find_products(Graph(model)) == ([], [*names, "called"])
+    del model.graph.node[:]
+    assert find_products(Graph(model)) == ([], []), "nothing gives it integers"
+
+
 def test_two_lowest_weights_are_not_vouched_for_on_arm() -> None:
     fits = Layer("n", "MatMul", "w", 4, 1, 100, 1, 0, 0, 0, 0, 0)
     twice = Layer("n", "MatMul", "w", 4, 1, 100, 2, 0, 0, 0, 0, 0)

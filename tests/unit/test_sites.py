@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.errors import QuantizationError
-from compressor.quantize.sites import Site, assign, find_sites, load_float_model
+from compressor.quantize.float_model import load_float_model
+from compressor.quantize.sites import Site, applies, assign, find_sites, settled
+from compressor.recipe_quantize import NodePrecision
 
 MakeOnnx = Callable[..., Path]
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -79,6 +83,186 @@ def test_a_precision_goes_where_it_applies_and_overrides_before_it() -> None:
 def test_an_override_that_means_nothing_is_refused(key: str, precision: str, message: str) -> None:
     with pytest.raises(QuantizationError, match=message):
         assign(SITES, "static-int8", {key: precision})  # type: ignore[dict-item]
+
+
+TIED = [
+    helper.make_node("Gather", ["table", "ids"], ["h"], name="embed"),
+    helper.make_node("MatMul", ["h", "w"], ["a"], name="up"),
+    helper.make_node("Transpose", ["table"], ["turned"], name="turn"),
+    helper.make_node("MatMul", ["a", "turned"], ["y"], name="head"),
+]
+
+
+def tied(make_onnx: MakeOnnx, path: Path, width: int = 32) -> tuple[Site, ...]:
+    """A table whose rows the output is compared with."""
+    interface = {"ids": (INT64, ["n"])}, {"y": (FLOAT, ["n", 50])}
+    arrays = {"table": np.ones((50, width), np.float32), "w": np.eye(width, dtype=np.float32)}
+    return find_sites(load_float_model(make_onnx(path, TIED, *interface, arrays)))
+
+
+@pytest.mark.parametrize(
+    ("uniform", "shared"),
+    [
+        ("dynamic-int8", "weight-int8"),
+        ("static-int8", "weight-int8"),
+        ("static-int16", "float32"),
+        ("weight-int4", "weight-int4"),
+        ("float16", "float16"),
+        ("float32", "float32"),
+    ],
+)
+def test_those_that_share_a_weight_have_one_precision(
+    make_onnx: MakeOnnx, tmp_path: Path, uniform: NodePrecision, shared: NodePrecision
+) -> None:
+    sites = tied(make_onnx, tmp_path / "m.onnx")
+    assert assign(sites, uniform, {}) == {"embed": shared, "up": uniform, "head": shared}
+    for node in ("embed", "head"):
+        assert assign(sites, uniform, {node: "bfloat16"}) == {"embed": "bfloat16", "up": uniform, "head": "bfloat16"}
+    assert assign(sites, uniform, {"MatMul": "weight-int4", "embed": "float32"}) == {
+        "embed": "float32",
+        "up": "weight-int4",
+        "head": "float32",
+    }
+
+
+def test_a_table_that_has_no_blocks_stays_float32_with_its_product(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    sites = tied(make_onnx, tmp_path / "m.onnx", width=24)
+    for uniform in ("dynamic-int8", "static-int8", "weight-int4"):
+        chosen = assign(sites, uniform, {})  # type: ignore[arg-type]
+        assert chosen == {"embed": "float32", "up": uniform, "head": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"head": "static-int8"},
+            r"head: static-int8 does not apply to MatMul head, which has one weight with embed; .* {head: weight-int8}",
+        ),
+        ({"Gather": "dynamic-int8"}, "Gather: dynamic-int8 .* embed, which has one weight with head; .*{embed: weight"),
+        (
+            {"embed": "weight-int4", "head": "float32"},
+            "embed: weight-int4 and head: float32, but both read the weight table: give them one precision",
+        ),
+        ({"Gather": "weight-int4", "MatMul": "float16"}, "embed: weight-int4 and head: float16, but both read"),
+    ],
+)
+def test_an_override_that_a_shared_weight_cannot_have_is_refused(
+    make_onnx: MakeOnnx, tmp_path: Path, overrides: dict[str, NodePrecision], message: str
+) -> None:
+    with pytest.raises(QuantizationError, match=message) as refused:
+        assign(tied(make_onnx, tmp_path / "m.onnx"), "static-int8", overrides)
+    assert "\n" not in str(refused.value)
+
+
+def test_any_mixture_becomes_one_that_can_be_written(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    sites = tied(make_onnx, tmp_path / "m.onnx")
+    mixture = settled(sites, {"embed": "weight-int4", "head": "static-int8"})
+    assert mixture == {"embed": "weight-int8", "up": "float32", "head": "weight-int8"}
+    assert settled(sites, {"embed": "weight-int4"}, {"embed": "float16"})["head"] == "float16"
+    for wanted in itertools.product(("dynamic-int8", "static-int16", "weight-int4", "float32"), repeat=3):
+        mixture = settled(sites, dict(zip(("embed", "up", "head"), wanted, strict=True)))  # type: ignore[arg-type]
+        assert assign(sites, "float32", mixture) == mixture
+
+
+@pytest.mark.parametrize(
+    ("node", "shape", "possible"),
+    [
+        (helper.make_node("Gemm", ["x", "w"], ["y"]), (4, 4), {"dynamic-int8", "static-int8", "weight-int4"}),
+        (helper.make_node("Gemm", ["x", "w"], ["y"], alpha=0.5), (4, 4), {"static-int8"}),
+        (helper.make_node("Gemm", ["x", "w"], ["y"], transA=1), (4, 4), {"static-int8"}),
+        (helper.make_node("Gather", ["w", "i"], ["y"]), (4, 32), {"dynamic-int8", "static-int8", "weight-int4"}),
+        (helper.make_node("Gather", ["w", "i"], ["y"]), (4, 20), {"dynamic-int8", "static-int8"}),
+        (helper.make_node("Gather", ["w", "i"], ["y"], axis=1), (4, 32), {"dynamic-int8", "static-int8"}),
+        (helper.make_node("Conv", ["x", "w"], ["y"]), (4, 4, 3), {"static-int8"}),
+        (helper.make_node("MatMul", ["x", "w"], ["y"]), (2, 4, 4), None),
+        (helper.make_node("MatMul", ["x", "w"], ["y"]), (4,), None),
+        (helper.make_node("Gather", ["w", "i"], ["y"]), (2, 4, 16), None),
+    ],
+    ids=str,
+)
+def test_what_a_node_can_have(node: onnx.NodeProto, shape: tuple[int, ...], possible: set[NodePrecision]) -> None:
+    weight = numpy_helper.from_array(np.ones(shape, np.float32), "w")
+    sites = find_sites(helper.make_model(helper.make_graph([node], "g", [], [], [weight])))
+    if possible is None:
+        assert not sites
+    else:
+        precisions: tuple[NodePrecision, ...] = ("dynamic-int8", "static-int8", "weight-int4")
+        assert {one for one in precisions if applies(one, sites[0])} == possible
+
+
+def test_a_table_that_is_read_transposed_alone_is_no_site() -> None:
+    """Its rows would be other numbers."""
+    nodes = [helper.make_node("Transpose", ["w"], ["t"]), helper.make_node("Gather", ["t", "i"], ["y"])]
+    weight = numpy_helper.from_array(np.ones((16, 16), np.float32), "w")
+    assert not find_sites(helper.make_model(helper.make_graph(nodes, "g", [], [], [weight])))
+
+
+def test_constants_and_transposed_matrices_are_weights(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    """As exporters leave them; what the model computes stays the same to the bit."""
+    rng = np.random.default_rng(0)
+    first, second = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 5), (3, 5)))
+    nodes = [
+        helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(first)),
+        helper.make_node("MatMul", ["x", "c"], ["h"]),
+        helper.make_node("Transpose", ["second"], ["turned"]),
+        helper.make_node("MatMul", ["h", "turned"], ["y"]),
+    ]
+    interface = {"x": (FLOAT, ["n", 4])}, {"y": (FLOAT, ["n", 3])}
+    path = make_onnx(tmp_path / "m.onnx", nodes, *interface, {"second": second})
+    model = load_float_model(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.op_type for node in model.graph.node] == ["MatMul", "MatMul"]
+    assert [(site.weight, site.shape) for site in find_sites(model)] == [("c", (4, 5)), ("turned", (5, 3))]
+    assert not any(site.unfit for site in find_sites(model))
+    x = rng.standard_normal((2, 4)).astype(np.float32)
+    expected, got = (
+        onnxruntime.InferenceSession(one, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        for one in (path, model.SerializeToString())
+    )
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_functions_are_inlined(tmp_path: Path) -> None:
+    product = helper.make_node("MatMul", ["a", "b"], ["c"], name="product")
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("own", 1)]
+    function = helper.make_function("own", "Product", ["a", "b"], ["c"], [product], opsets[:1])
+    path = save(tmp_path / "m.onnx", 20, helper.make_node("Product", ["x", "w"], ["y"], domain="own"))
+    model = onnx.load(path)
+    model.functions.append(function)
+    model.opset_import.append(opsets[1])
+    onnx.save(model, path)
+    (site,) = find_sites(load_float_model(path))
+    assert (site.operator, site.weight) == ("MatMul", "w")
+    model.functions[0].node[0].op_type = "MatMulInteger"
+    onnx.save(model, path)
+    with pytest.raises(QuantizationError, match=r"is quantized already \(MatMulInteger\)"):
+        load_float_model(path)
+
+
+def test_quantized_in_a_body(tmp_path: Path) -> None:
+    out = helper.make_tensor_value_info("b", TensorProto.INT32, None)
+    body = helper.make_graph([helper.make_node("MatMulInteger", ["q", "v"], ["b"])], "body", [], [out])
+    nodes = [
+        helper.make_node("If", ["yes"], ["integers"], then_branch=body, else_branch=body),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    with pytest.raises(QuantizationError, match=r"is quantized already \(MatMulInteger\)"):
+        load_float_model(save(tmp_path / "m.onnx", 20, *nodes))
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_not_finite_is_named(make_onnx: MakeOnnx, tmp_path: Path, number: float) -> None:
+    arrays = {"w": np.eye(4, dtype=np.float32), "mask": np.full(4, -np.inf, np.float32)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="product"),
+        helper.make_node("Max", ["a", "mask"], ["y"]),
+    ]
+    interface = {"x": (FLOAT, ["n", 4])}, {"y": (FLOAT, ["n", 4])}
+    load_float_model(make_onnx(tmp_path / "m.onnx", nodes, *interface, arrays))
+    arrays["w"][1, 2] = number
+    with pytest.raises(QuantizationError, match="w, the weight of product: 1 of its 16 numbers are NaN or infinite;"):
+        load_float_model(make_onnx(tmp_path / "m.onnx", nodes, *interface, arrays))
 
 
 def test_names_are_given_where_they_are_missing_or_taken(tmp_path: Path) -> None:

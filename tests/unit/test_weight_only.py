@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compressor.errors import QuantizationError
 from compressor.quantize.blocks import from_blocks, to_blocks
-from compressor.quantize.sites import assign, find_sites, load_float_model
+from compressor.quantize.float_model import load_float_model
+from compressor.quantize.sites import assign, find_sites
 from compressor.quantize.weight_only import quantize_weights
 from compressor.recipe_quantize import NodePrecision
 
@@ -114,7 +115,8 @@ def test_tied_weights_stay_one(tied: Path, precision: NodePrecision, share: floa
 
 
 def test_a_tie_that_is_cut_keeps_what_is_still_read(tied: Path) -> None:
-    model = written(tied, "weight-int4", head="float32")
+    model = load_float_model(tied)
+    quantize_weights(model, find_sites(model), {"embed": "weight-int4", "head": "float32"}, 32)
     assert operators(model) == ["GatherBlockQuantized", "Transpose", "MatMul"]
     assert {"table"} < {tensor.name for tensor in model.graph.initializer}
     run(model, ids=np.zeros((1, 2), np.int64))
@@ -144,21 +146,46 @@ def test_half_that_would_overflow_is_refused(make_onnx: MakeOnnx, tmp_path: Path
     assert stored_bytes(written(path, "bfloat16")) < 0.6 * weight.nbytes
 
 
+def test_a_product_reads_a_weight_both_ways(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    """A Gemm that transposes what was transposed, and one that reads it as it is."""
+    nodes = [
+        helper.make_node("Transpose", ["w"], ["turned"]),
+        helper.make_node("Gemm", ["x", "turned"], ["a"], name="twice", transB=1),
+        helper.make_node("MatMul", ["a", "turned"], ["b"], name="once"),
+        helper.make_node("MatMul", ["b", "w"], ["y"], name="never"),
+    ]
+    interface = {"x": (FLOAT, ["n", 64])}, {"y": (FLOAT, ["n", 64])}
+    path = make_onnx(tmp_path / "m.onnx", nodes, *interface, {"w": numbers(64, 64)})
+    x = numbers(5, 64)
+    (expected,) = run(onnx.load(path), x=x)
+    for precision in ("weight-int8", "float16"):
+        (got,) = run(written(path, precision), x=x)  # type: ignore[arg-type]
+        assert 0 < np.linalg.norm(got - expected) < 0.03 * np.linalg.norm(expected), precision
+
+
 @pytest.mark.parametrize("attributes", [{"alpha": 0.5}, {"beta": 2.0}, {"transA": 1}])
 def test_a_gemm_that_scales_is_refused(make_onnx: MakeOnnx, tmp_path: Path, attributes: dict[str, Any]) -> None:
     node = helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="scaled", **attributes)
     interface = {"x": (FLOAT, [32, 32])}, {"y": (FLOAT, [32, 32])}
     path = make_onnx(tmp_path / "m.onnx", [node], *interface, {"w": numbers(32, 32), "b": numbers(32)})
+    with pytest.raises(QuantizationError, match=r"scaled: weight-int8 does not .* alpha, beta or transA; expected"):
+        written(path, "weight-int8", scaled="weight-int8")
+    model = load_float_model(path)
     with pytest.raises(QuantizationError, match="scaled: a Gemm with alpha, beta or transA"):
-        written(path, "weight-int8")
+        quantize_weights(model, find_sites(model), {"scaled": "weight-int8"}, 32)
+    assert operators(written(path, "weight-int8")) == ["Gemm"]
 
 
 def test_a_table_of_ragged_rows_is_refused(make_onnx: MakeOnnx, tmp_path: Path) -> None:
     node = helper.make_node("Gather", ["table", "ids"], ["y"], name="ragged")
     interface = {"ids": (INT64, ["n"])}, {"y": (FLOAT, ["n", 20])}
     path = make_onnx(tmp_path / "m.onnx", [node], *interface, {"table": numbers(30, 20)})
+    with pytest.raises(QuantizationError, match=r"Gather: weight-int4 does not .* ragged, a table \[30, 20\], not of"):
+        written(path, "weight-int4", Gather="weight-int4")
+    model = load_float_model(path)
     with pytest.raises(QuantizationError, match=r"ragged: expected .* whole blocks of 16, got \[30, 20\]"):
-        written(path, "weight-int4")
+        quantize_weights(model, find_sites(model), {"ragged": "weight-int4"}, 32)
+    assert operators(written(path, "weight-int4")) == ["Gather"]
 
 
 def test_a_weight_that_a_branch_reads_is_kept(make_onnx: MakeOnnx, tmp_path: Path) -> None:

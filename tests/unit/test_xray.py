@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compressor.errors import BundleError
 from compressor.inspection import inspect_path, inspection_lines
-from compressor.quantize.sites import assign, find_sites, load_float_model
+from compressor.quantize.float_model import load_float_model
+from compressor.quantize.sites import assign, find_sites
 from compressor.quantize.weight_only import quantize_weights
 from compressor.xray import by_role, xray
 
