@@ -15,14 +15,12 @@ import onnx_ir.passes.common as passes
 from onnx import helper
 
 from compressor.metrics import snr_db
-from compressor.onnx_file import with_outputs
+from compressor.onnx_file import MOST_BYTES, with_outputs
 from compressor.onnxrt import open_session, run_one
 from compressor.preprocess import Feed
 from compressor.quantize.sites import Site, turned_weights
 
 _TWIN = "float32/"
-# Of a file, and of what onnxruntime takes as bytes.
-_MOST_BYTES = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def noises(
     Sites whose input or output the quantized graph does not know by its name are left out; all are, where both graphs
     together are beyond 2 GiB. Raises BundleError where onnxruntime does not run the graph.
     """
-    if source.ByteSize() + quantized.ByteSize() > _MOST_BYTES:
+    if source.ByteSize() + quantized.ByteSize() > MOST_BYTES:  # nor does onnxruntime take more as bytes
         return ()
     twins = _Twins(source, quantized)
     compared = [site for site in sites if twins.fits(site)]
