@@ -33,6 +33,7 @@ _PATHS = (
     ("data", "train"),
     ("data", "eval"),
     ("student", "folder"),
+    ("quantize", "search", "study"),
     ("out",),
     ("cache",),
 )
