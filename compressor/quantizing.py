@@ -44,7 +44,9 @@ _FEWEST = 16
 
 @dataclass(frozen=True)
 class Judged:
-    """A candidate: `agreement` is the mean cosine of its first output with float32's, `faster` its speed beside it."""
+    """A candidate: `agreement` is the mean cosine of its first output with float32's, `faster` its speed beside it;
+    `operators` and `why` are as in `Latency`.
+    """
 
     name: str
     precision: str
@@ -53,6 +55,7 @@ class Judged:
     p50_ms: float
     faster: Interval
     operators: tuple[OperatorTime, ...]
+    why: str
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,7 @@ def quantized_lines(found: Quantized) -> list[str]:
             f"{mark} {one.name:22}  {one.bytes / 1e6:8.2f}  {one.p50_ms:8.3g}  {faster:>26}  {one.agreement:9.4f}"
         )
         lines += [f"    {part.share:6.1%} of its time in {part.nodes} {part.operator}" for part in one.operators]
+        lines += [f"    {one.why}"] if one.why else []
     lines += [f"  {remedy_line(one)}" for one in found.attributions if one.remedy]
     lines += [f"  {one.name}: {one.reason}" for one in found.refused]
     lines += [f"INVALID: {reason}" for reason in found.timing.reasons]
@@ -222,7 +226,14 @@ def _judging(float32: Path, examples: ArrayExamples, judged_on: Sequence[NDArray
 def _judged(model: OnnxModel, timed: Latencies, agreement: float) -> Judged:
     latency = next(one for one in timed.models if one.name == model.name)
     return Judged(
-        model.name, model.precision, model.bytes, agreement, latency.p50_ms, latency.speedup, latency.operators
+        model.name,
+        model.precision,
+        model.bytes,
+        agreement,
+        latency.p50_ms,
+        latency.speedup,
+        latency.operators,
+        latency.why,
     )
 
 

@@ -106,10 +106,18 @@ def test_every_trial_is_on_disk_and_the_front_is_theirs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dies_at", [2, 5, 15])
-def test_an_interrupted_search_measures_nothing_twice(tmp_path: Path, dies_at: int) -> None:
+def test_an_interrupted_search_measures_nothing_twice(
+    tmp_path: Path, dies_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
     first = World(dies_at)
     with pytest.raises(KeyboardInterrupt):
         search(SPACE, first.bench, LIMITS, tmp_path, 0, SILENT)
+    assert first.written
+    assert not list(tmp_path.rglob("*.onnx"))
+    assert not list(scratch.iterdir())
     written = [line for line in (tmp_path / TRIALS).read_text().splitlines() if line] if dies_at > 2 else []
     second = World()
     search(SPACE, second.bench, LIMITS, tmp_path, 0, SILENT)
