@@ -42,8 +42,8 @@ _HELD_OUT, _MOST_HELD_OUT, _TIMED = 0.25, 256, 64
 
 @dataclass(frozen=True)
 class Judged:
-    """A candidate: `agreement` is that of its worst output with float32's, `faster` its speed beside it; `operators` and
-    `why` are as in `Latency`.
+    """A candidate: `agreement` is that of its worst output with float32's, `faster` its speed beside it; `operators`
+    and `why` are as in `Latency`.
     """
 
     name: str
@@ -198,9 +198,7 @@ def _judging(float32: Path, examples: ArrayExamples, judged_on: Sequence[NDArray
         expected = all_outputs(float32, feeds)
     except BundleError as error:
         raise QuantizationError(f"the float32 model does not take these examples: {error}") from None
-    return Judging(
-        lambda path: closeness(path, feeds, expected), sha256_feeds(feeds), feeds[:_TIMED], threads
-    )
+    return Judging(lambda path: closeness(path, feeds, expected), sha256_feeds(feeds), feeds[:_TIMED], threads)
 
 
 def _judged(model: OnnxModel, timed: Latencies, agreement: float) -> Judged:
