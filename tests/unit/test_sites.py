@@ -179,7 +179,7 @@ def test_any_mixture_becomes_one_that_can_be_written(make_onnx: MakeOnnx, tmp_pa
         (helper.make_node("MatMul", ["x", "w"], ["y"]), (4,), None),
         (helper.make_node("Gather", ["w", "i"], ["y"]), (2, 4, 16), None),
     ],
-    ids=str,
+    ids=lambda value: value.op_type if isinstance(value, onnx.NodeProto) else "",
 )
 def test_what_a_node_can_have(node: onnx.NodeProto, shape: tuple[int, ...], possible: set[NodePrecision]) -> None:
     weight = numpy_helper.from_array(np.ones(shape, np.float32), "w")
