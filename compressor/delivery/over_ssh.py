@@ -21,6 +21,7 @@ from typing import Any
 
 from compressor import errors
 from compressor.device import SOURCES
+from compressor.device.signature import public_pem
 from compressor.errors import CompressorError, DeviceError
 from compressor.ssh import SSH_FAILED, Device, last_said, running_script, write
 
@@ -66,12 +67,13 @@ class RemoteDevice:
     ) -> dict[str, Any]:
         """What a verb of `compressor.device` says as JSON; `bundle` goes to its standard input, the key beside it.
 
-        Raises the error that the device had, with its name; DeviceError where it cannot be reached or used.
+        Raises the error that the device had, with its name; DeviceError where it cannot be reached or used;
+        SignatureError where the key is no public one.
         """
         root = self.root.removeprefix("/~/")  # in the home folder, where ssh begins
         command = [self.python, "-P", "-m", "compressor.device", verb, *flags, "--root", root, "--json"]
         line = shlex.join(command) + (f' --public-key "$folder/{_KEY}"' if public_key else "")
-        sources = _packed({**_sources(), **({_KEY: public_key.read_bytes()} if public_key else {})})
+        sources = _packed({**_sources(), **({_KEY: public_pem(public_key)} if public_key else {})})
         script = _SCRIPT.format(size=len(sources), python=shlex.quote(self.python), command=line).encode()
         with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
             stderr_path = Path(folder) / "stderr.txt"

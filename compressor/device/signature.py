@@ -150,6 +150,13 @@ def read_public_key(path: Path) -> Ed25519PublicKey:
     return key
 
 
+def public_pem(path: Path) -> bytes:
+    """A public key as PEM, and nothing else that its file may hold. Raises SignatureError."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    return read_public_key(path).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
 def _of(kind: type[Any], value: Any) -> Any:
     if type(value) is not kind:
         raise TypeError(kind.__name__)

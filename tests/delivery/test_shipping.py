@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import getpass
 import hashlib
 import io
@@ -10,6 +11,7 @@ import os
 import random
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import urllib.request
@@ -27,13 +29,14 @@ from loopback_sshd import LIMIT_S, free_port, make_key, require_sshd, start_sshd
 from made_bundles import Signer, answers, edit_manifest, make_bundle, make_signer
 
 from compressor.bundle.archive import pack, unpack
+from compressor.bundle.keys import make_keys
 from compressor.delivery.difference import difference
 from compressor.delivery.ship import OciLayout, Registry, RemoteDevice, target_of
 from compressor.device.archive import archive_bytes
 from compressor.device.delta import delta_source, patched
 from compressor.device.manifest import read_manifest
 from compressor.device.source import archive_of
-from compressor.errors import BundleError, UsageError
+from compressor.errors import BundleError, SignatureError, UsageError
 from compressor.ssh import Device
 
 Servers = tuple[list[tuple[subprocess.Popen[bytes], int]], Path]
@@ -284,6 +287,19 @@ def test_patches_that_are_none_are_refused() -> None:
             patched(old, content, 4000)
 
 
+def test_a_patch_that_does_nothing_for_long_is_refused() -> None:
+    """Of 2 idle triples for each byte that comes out a few packed bytes made hours."""
+
+    def patch(triples: list[tuple[int, int, int]], size: int) -> bytes:
+        control = bz2.compress(b"".join(struct.pack("<3q", *triple) for triple in triples))
+        added = bz2.compress(b"\1\1")
+        return struct.pack("<8s3q", b"BSDIFF40", len(control), len(added), size) + control + added + bz2.compress(b"")
+
+    assert patched(b"abcd", patch([(0, 0, 1), (1, 0, 0), (0, 0, 1), (1, 0, 0)], 2), 2) == b"ce"
+    with pytest.raises(BundleError):
+        patched(b"abcd", patch([(0, 0, 0), (0, 0, 0), (1, 0, 0), (1, 0, 0)], 2), 2)
+
+
 def test_a_difference_makes_the_bundle_and_nothing_else(large: tuple[Path, Path]) -> None:
     first, second = large
     made = difference(first, second)
@@ -306,6 +322,33 @@ def test_a_difference_makes_the_bundle_and_nothing_else(large: tuple[Path, Path]
     for content in (made[:-600], b"".join(archive_bytes((n, len(c), [c]) for n, c in more))):
         with pytest.raises(BundleError):
             whole(content, first)
+
+
+# What goes over ssh.
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where an ssh that reaches nobody leaves what was sent to it."""
+    program = tmp_path / "ssh"
+    program.write_text(f"#!/bin/sh\ncat > {shlex.quote(str(tmp_path / 'recorded'))}\necho '{{}}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("COMPRESSOR_SSH", shlex.quote(str(program)))
+    return tmp_path / "recorded"
+
+
+def test_a_private_key_goes_nowhere(recorded: Path, tmp_path: Path) -> None:
+    """Neither in place of the public one, nor behind it."""
+    pair, board = make_keys(tmp_path / "release"), RemoteDevice(Device("board"), "/srv/model")
+    with pytest.raises(SignatureError, match="expected an Ed25519 public key"):
+        board.run("install", ["-"], [], pair.private)
+    assert not recorded.exists()
+    both = tmp_path / "both.pub"
+    both.write_bytes(pair.public.read_bytes() + pair.private.read_bytes())
+    board.run("install", ["-"], [], both)
+    sent = recorded.read_bytes()
+    assert pair.public.read_bytes() in sent
+    assert b"PRIVATE" not in sent
 
 
 # Targets.
