@@ -15,6 +15,8 @@ from made_inputs import Inputs, write_rows
 from run_folders import assert_nothing_half_written, assert_one_clear_line, assert_whole
 from shared_runs import Begun, Run, Start
 
+from compressor.verify import parity
+
 HOPELESS = {"distill__epochs": 1, "distill__learning_rate": 1e-9, "gate__max_drop": 0.0}
 
 
@@ -100,6 +102,20 @@ def test_a_failing_gate_leaves_evidence_and_no_bundle(
     assert result["recipe"]["gate"]["max_drop"] == 0.0
     assert "student" in (out / "report.html").read_text()
     assert_whole(out)
+
+
+def test_a_model_that_departs_takes_back_what_an_earlier_run_shipped(
+    begun: Begun, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    recipe = begun(out)
+    assert (out / "bundle").is_dir()
+    for bound in ("FLOAT_ABSOLUTE", "FLOAT_RELATIVE", "FLOAT64_TIMES"):
+        monkeypatch.setattr(parity, bound, -1.0)  # as the forked command inherits it: nothing holds
+    assert_one_clear_line(run("compress", recipe, "--from", "verify"), 8)
+    assert not list(out.rglob("manifest.json")), "no bundle, the stage's neither"
+    assert not (out / "result.json").exists()
+    assert not (out / "report.html").exists()
 
 
 def test_a_loss_that_is_not_finite(begun: Begun, run: Run, tmp_path: Path) -> None:
