@@ -31,12 +31,14 @@ from made_bundles import Signer, answers, edit_manifest, make_bundle, make_signe
 from compressor.bundle.archive import pack, unpack
 from compressor.bundle.keys import make_keys
 from compressor.delivery.difference import difference
-from compressor.delivery.ship import OciLayout, Registry, RemoteDevice, target_of
+from compressor.delivery.over_ssh import ANSWER
+from compressor.delivery.ship import OciLayout, Registry, RemoteDevice, ship, target_of
 from compressor.device.archive import archive_bytes
 from compressor.device.delta import delta_source, patched
 from compressor.device.manifest import read_manifest
 from compressor.device.source import archive_of
-from compressor.errors import BundleError, SignatureError, UsageError
+from compressor.errors import BundleError, DeviceError, SignatureError, StorageError, UsageError
+from compressor.progress import SILENT
 from compressor.ssh import Device
 
 Servers = tuple[list[tuple[subprocess.Popen[bytes], int]], Path]
@@ -330,11 +332,20 @@ def test_a_difference_makes_the_bundle_and_nothing_else(large: tuple[Path, Path]
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where an ssh that reaches nobody leaves what was sent to it."""
-    program = tmp_path / "ssh"
-    program.write_text(f"#!/bin/sh\ncat > {shlex.quote(str(tmp_path / 'recorded'))}\necho '{{}}'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("COMPRESSOR_SSH", shlex.quote(str(program)))
+    monkeypatch.setenv(
+        "COMPRESSOR_SSH", made_ssh(tmp_path, f"cat > recorded; printf '\\n%s\\n{{}}' {shlex.quote(ANSWER)}")
+    )
     return tmp_path / "recorded"
+
+
+def made_ssh(folder: Path, script: str) -> str:
+    """A command to take instead of ssh; the script runs in the folder, where "$*" is what ssh would run elsewhere."""
+    program = folder / "ssh"
+    program.write_text(
+        f'#!/bin/sh\ncd {shlex.quote(str(folder))}\nwhile [ "$1" != -- ]; do shift; done\nshift 2\n{script}\n'
+    )
+    program.chmod(0o755)
+    return shlex.quote(str(program))
 
 
 def test_a_private_key_goes_nowhere(recorded: Path, tmp_path: Path) -> None:
@@ -349,6 +360,41 @@ def test_a_private_key_goes_nowhere(recorded: Path, tmp_path: Path) -> None:
     sent = recorded.read_bytes()
     assert pair.public.read_bytes() in sent
     assert b"PRIVATE" not in sent
+
+
+def test_a_login_that_greets(old: Path, signer: Signer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMPRESSOR_SSH", made_ssh(tmp_path, 'echo "{ Welcome }"; exec sh -c "$*"'))
+    board = RemoteDevice(Device("board"), str(tmp_path / "root"), sys.executable)
+    (shipped,) = ship(old, [board], SILENT, signer.public)
+    assert shipped.found["version"] == 1
+    monkeypatch.setenv("COMPRESSOR_SSH", made_ssh(tmp_path, "cat > recorded; echo Welcome"))
+    with pytest.raises(DeviceError, match="cannot be read, and it may have been updated; `ssh board true` must print"):
+        board.run("status")
+
+
+# Whatever stops it.
+
+
+def test_what_was_updated_goes_back_when_a_file_is_in_the_way(
+    old: Path, new: Path, signer: Signer, tmp_path: Path
+) -> None:
+    root, file = tmp_path / "root", tmp_path / "file"
+    file.touch()
+    ship(old, [root], SILENT, signer.public)
+    with pytest.raises(StorageError, match=f"not a directory; .* rolled back: {root}"):
+        ship(new, [root, OciLayout(file, "latest")], SILENT)
+    assert answers(root / "current") == answers(old)
+
+
+def test_what_was_updated_goes_back_after_a_ctrl_c(
+    old: Path, new: Path, signer: Signer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    ship(old, [root], SILENT, signer.public)
+    monkeypatch.setenv("COMPRESSOR_SSH", made_ssh(tmp_path, "kill -INT $PPID; sleep 60"))
+    with pytest.raises(KeyboardInterrupt, match=f"board:/srv was under way.*rolled back: {root}"):
+        ship(new, [root, RemoteDevice(Device("board"), "/srv")], SILENT)
+    assert answers(root / "current") == answers(old)
 
 
 # Targets.
