@@ -19,7 +19,7 @@ from compressor.bundle.predictor import bundle_preprocessor
 from compressor.certificate import CERTIFICATE, read_certificate, summary
 from compressor.device.golden import golden_array, read_golden
 from compressor.device.selftest import SelfTest, run_cases
-from compressor.device.signature import Statement, key_id, read_public_key, verify_signature
+from compressor.device.signature import Statement, verify_by
 from compressor.device.source import folder_source
 from compressor.errors import BundleError
 from compressor.intake.files import read_bounded
@@ -74,9 +74,8 @@ def verify_bundle(folder: Path, public_key: Path | None = None) -> BundleCheck:
 
 
 def _signed(folder: Path, public_key: Path) -> Statement:
-    key = read_public_key(public_key)
     with folder_source(folder) as source:
-        return verify_signature(source.signature, source.manifest, {key_id(key): key}).statement
+        return verify_by(public_key, source.signature, source.manifest).statement
 
 
 def certified(bundle: OpenedBundle) -> dict[str, str]:

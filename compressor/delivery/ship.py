@@ -13,8 +13,8 @@ from compressor.delivery.oci import write_layout
 from compressor.delivery.over_ssh import RemoteDevice
 from compressor.delivery.registry import REFERENCE, push
 from compressor.device import versions
-from compressor.device.manifest import MANIFEST, read_manifest
-from compressor.device.signature import SIGNATURE
+from compressor.device.manifest import read_manifest
+from compressor.device.signature import SIGNATURE, verify_by
 from compressor.device.source import archive_of, folder_source
 from compressor.errors import BundleError, CompressorError, DeviceError, SignatureError, UsageError, storage_error
 from compressor.progress import Progress
@@ -92,15 +92,19 @@ def ship(
     public_key: Path | None = None,
     base: Path | None = None,
 ) -> list[Shipped]:
-    """Installs a signed bundle, a folder, on every target, in their order.
+    """Installs a signed bundle, a folder, on every target, in their order; where a public key is given, it must be the
+    signer's.
 
     A target that fails keeps what it had; no further one is begun, and those that this call updated go back. Devices
     whose current version is `base` get the difference where that is small. Raises what the target raised.
     """
-    if not (bundle / SIGNATURE).is_file():
-        raise SignatureError(
-            f"{bundle}: expected a signed bundle, got one without {SIGNATURE}; `compressor sign` signs it"
-        )
+    with folder_source(bundle) as source:
+        if not source.signature:
+            raise SignatureError(
+                f"{bundle}: expected a signed bundle, got one without {SIGNATURE}; `compressor sign` signs it"
+            )
+        if public_key is not None:
+            verify_by(public_key, source.signature, source.manifest)
     update = _Update(bundle, public_key, base)
     done: list[tuple[Target, Shipped]] = []
     for target in targets:
@@ -119,13 +123,18 @@ class _Update:
     def __init__(self, bundle: Path, public_key: Path | None, base: Path | None) -> None:
         self.bundle = bundle
         self.public_key = public_key
-        self.base_sha256 = None if base is None else hashlib.sha256((base / MANIFEST).read_bytes()).hexdigest()
+        self.base_sha256 = None if base is None else _manifest_sha256(base)
         self.delta = None if base is None else difference(base, bundle)
 
     def whole(self) -> Iterator[bytes]:
         """The archive. Raises BundleError where the bundle is not whole."""
         with folder_source(self.bundle) as source:
             yield from archive_of(source, read_manifest(source.manifest).files)
+
+
+def _manifest_sha256(bundle: Path) -> str:
+    with folder_source(bundle) as source:
+        return hashlib.sha256(source.manifest).hexdigest()
 
 
 def _ship_one(update: _Update, target: Target) -> Shipped:

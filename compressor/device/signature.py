@@ -120,6 +120,12 @@ def verify_signature(content: bytes, manifest: bytes, keys: Mapping[str, Ed25519
     return signature
 
 
+def verify_by(public_key: Path, content: bytes, manifest: bytes) -> Signature:
+    """The signature of a manifest by the key in this file. Raises SignatureError."""
+    key = read_public_key(public_key)
+    return verify_signature(content, manifest, {key_id(key): key})
+
+
 def check_expiry(statement: Statement) -> None:
     """Raises SignatureError where the time to install this is over by the clock of this machine."""
     if statement.expires is not None and time.time() > statement.expires:

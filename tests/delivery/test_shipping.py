@@ -372,6 +372,30 @@ def test_a_login_that_greets(old: Path, signer: Signer, tmp_path: Path, monkeypa
         board.run("status")
 
 
+@pytest.mark.parametrize("there", ["signature", "manifest"])
+def test_what_the_key_did_not_sign_goes_nowhere(
+    there: str, old: Path, new: Path, signer: Signer, tmp_path: Path
+) -> None:
+    key = signer.public
+    if there == "signature":
+        shutil.copyfile(old / "signature.json", new / "signature.json")
+    else:
+        key = make_signer(tmp_path, "stranger").public
+    with pytest.raises(SignatureError):
+        ship(new, [OciLayout(tmp_path / "layout", "latest"), tmp_path / "root"], SILENT, key)
+    assert not (tmp_path / "layout").exists()
+    assert not (tmp_path / "root").exists()
+
+
+def test_what_is_not_there_is_said_to_be_not_there(new: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="found none"):
+        ship(tmp_path / "absent", [tmp_path / "root"], SILENT)
+    with pytest.raises(BundleError, match="found none"):
+        ship(new, [tmp_path / "root"], SILENT, base=tmp_path / "absent")
+    with pytest.raises(SignatureError, match="no such file"):
+        ship(new, [RemoteDevice(Device("board"), "/srv")], SILENT, tmp_path / "absent.pub")
+
+
 # Whatever stops it.
 
 

@@ -250,6 +250,25 @@ def _zstd_bomb(folder: Path) -> Path:
     return path
 
 
+def listing_3_gb(folder: Path) -> Path:
+    """An unsigned archive of 99 kB with a manifest that lists 3 GiB of zeros, which follow."""
+    bundle, size = honest(folder), 3 << 30
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    manifest["files"].insert(0, _entry("A_zeros", size))
+    content = json.dumps(manifest).encode()
+    path = folder / "bundle.tar.zst"
+    with path.open("wb") as file, zstandard.ZstdCompressor(level=1).stream_writer(file) as writer:
+        for name, length in (("manifest.json", len(content)), ("A_zeros", size)):
+            head = tarfile.TarInfo(name)
+            head.size, head.mode = length, 0o644
+            writer.write(head.tobuf(tarfile.USTAR_FORMAT))
+            if name == "manifest.json":
+                writer.write(content + bytes(-length % 512))
+        for _ in range(size >> 24):
+            writer.write(bytes(1 << 24))
+    return path
+
+
 def _zstd_window(folder: Path) -> Path:
     """A frame that asks its reader for 2 GB."""
     parameters = zstandard.ZstdCompressionParameters(window_log=31, format=zstandard.FORMAT_ZSTD1)
@@ -286,6 +305,7 @@ ARCHIVES: dict[str, MakeBundle] = {
     "20,000 members": _many,
     "16 GB of zeros": _zstd_bomb,
     "a window of 2 GB": _zstd_window,
+    "3 GB in 99 KB": listing_3_gb,
     "cut off": _cut,
     "empty": _content(b""),
     "text": _content(b"no archive" * 1000),
