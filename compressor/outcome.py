@@ -85,11 +85,20 @@ def publish(outcome: Outcome, decision: GateDecision, bundle: Bundle, at: Materi
 
 
 def withdraw(outcome: Outcome, refusal: GateError, at: Materials, run: Run) -> None:
-    """Nothing ships: result.json and report.html say why, and no bundle of an earlier recipe stays behind."""
-    shutil.rmtree(run.folder / "bundle", ignore_errors=True)
+    """Nothing ships: result.json and report.html say why, and no bundle of an earlier run stays behind."""
+    retract(run.folder)
     reason = str(refusal).removeprefix("nothing ships: ")
     objections = tuple(RefusedModel(model, why) for model, why in refusal.objections)
     _write(_result(outcome, None, reason, objections, at, run), run.folder)
+
+
+def retract(folder: Path) -> None:
+    """Removes what earlier runs in a run folder shipped and said, wherever it lies there."""
+    for bundle in (folder / "bundle", *folder.glob("stages/bundle-*")):
+        if bundle.exists():
+            shutil.rmtree(bundle)
+    for name in ("result.json", "report.html"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _write(result: Result, folder: Path) -> None:
