@@ -22,14 +22,10 @@ from compressor.artifacts import (
     TeacherSignals,
 )
 from compressor.distill import inside_signals, team
-from compressor.errors import ExportError, GateError, QuantizationError, UsageError
+from compressor.errors import ExportError, GateError, UsageError
 from compressor.materials import Materials
-<<<<<<< HEAD
-from compressor.outcome import Outcome, publish, withdraw
+from compressor.outcome import Outcome, publish, retract, withdraw
 from compressor.processor import measured_on
-=======
-from compressor.outcome import Outcome, measured_on, publish, retract, withdraw
->>>>>>> 35130b8114cf6ffd2971056677776c153393f8a9
 from compressor.progress import SILENT, Progress
 from compressor.recipe import ImageClassificationRecipe, Recipe, TokenClassificationRecipe
 from compressor.recipe_distill import ClassDistillation, NextTokenDistillation, TokenDistillation
@@ -60,8 +56,8 @@ def compress(
 
     Finished stages of earlier runs in the same folder are kept unless `fresh`, or from the stage `rerun_from` on.
     Raises a CompressorError; a GateError when nothing may ship: then result.json and report.html say why, and there is
-    no bundle. After an ExportError or a QuantizationError there is none of the three: a model that departs from the one
-    that it was made from takes back what an earlier run said.
+    no bundle. After an ExportError there is none of the three: a model that departs from the one that it was made from
+    takes back what an earlier run said.
     """
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(Path(recipe))
@@ -73,7 +69,7 @@ def compress(
         with run.held():
             try:
                 return _compress(recipe, run, at)
-            except (ExportError, QuantizationError):
+            except ExportError:
                 retract(run.folder)
                 raise
     finally:
