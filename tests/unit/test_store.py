@@ -289,7 +289,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", SILENT)
     code = (
         "import sys; from pathlib import Path; from compressor.progress import SILENT\n"
-        "from compressor.store import Run, StorageError\n"
+        "from compressor.errors import StorageError\nfrom compressor.store import Run\n"
         "try:\n    with Run(Path(sys.argv[1]), SILENT).held(): print('held')\n"
         "except StorageError as error: print(error)"
     )
