@@ -9,7 +9,7 @@ A model dominates another where it is no worse in size, speed and metric, and be
 by less than 1% are alike; so are speeds whose 95% intervals beside float32 overlap, and metrics where the 95% interval
 of the difference (a bootstrap over the held-out examples, both drawn together) has 0 in it. A model is on the front
 where no other tool's model dominates it. This program is ahead of a peer on a model where each result of that peer is
-dominated by one of this program's; of a peer that gives none that runs, too.
+dominated by one of this program's; of a peer that gives none that runs, too, which a row of its own then says.
 
 `--quick` takes EfficientNet-Lite0 alone, few images, and of each peer that is installed already one way.
 """
@@ -156,6 +156,11 @@ def _compared(work: Work, pythons: dict[str, Path], quick: bool) -> tuple[list[d
         **{one.name: dominating(one, ours, subject.metric) for one in others},
     }
     rows = [_row(subject, one, points, timed, beaten) for one in results]
+    rows += [
+        {"model": subject.name, "name": f"{peer}: all", "why_not": "none of its results runs: counts as beaten"}
+        for peer in pythons
+        if not any(one.tool == peer for one in others)
+    ]
     ahead = {peer for peer in pythons if all(beaten[one.name] for one in others if one.tool == peer)}
     return rows, sum(not beaten[one.name] for one in ours), ahead
 

@@ -9,7 +9,13 @@ import traceback
 from types import FrameType
 
 from compressor.cli import parse, run
-from compressor.errors import INTERNAL_ERROR_EXIT_CODE, INTERRUPTED_EXIT_CODE, CompressorError
+from compressor.errors import (
+    INTERNAL_ERROR_EXIT_CODE,
+    INTERRUPTED_EXIT_CODE,
+    CompressorError,
+    missing_extra,
+    storage_error,
+)
 
 _ERROR_LINE = "compressor: {}"
 
@@ -56,9 +62,6 @@ def _run(arguments: list[str] | None) -> int:
 
 def _known(error: BaseException) -> CompressorError | None:
     """The error itself when it is the user's; what a failing file system or a missing package means to them."""
-    from compressor.errors import missing_extra
-    from compressor.store import storage_error
-
     if isinstance(error, CompressorError):
         return error
     if isinstance(error, OSError):

@@ -86,8 +86,12 @@ def _compress(verbs: _Verbs) -> None:
     parser.add_argument("--data", metavar="FILE", help="training data")
     parser.add_argument("--eval", metavar="FILE", help="held-out data")
     parser.add_argument("--max-drop", metavar="SHARE", help="largest permitted loss of the metric, such as 2%%")
-    parser.add_argument("--max-mb", type=float, metavar="MB", help="search precisions: what the model may weigh")
-    parser.add_argument("--max-ms", type=float, metavar="MS", help="search precisions: what an inference may take here")
+    parser.add_argument(
+        "--max-mb", type=float, metavar="MB", help="search precisions: what the shipped model may weigh"
+    )
+    parser.add_argument(
+        "--max-ms", type=float, metavar="MS", help="search precisions: what its inference may take here"
+    )
     parser.add_argument("--hours", type=float, help="search precisions: for so long at most")
     parser.add_argument("--out", metavar="FOLDER", help="run folder")
     parser.add_argument("--cache", metavar="FOLDER", help="where run folders share what was recorded of their teachers")

@@ -126,7 +126,7 @@ def verify(options: argparse.Namespace) -> None:
     from compressor.bundle.verify import verify_bundle
 
     public_key = Path(options.public_key) if options.public_key else None
-    with as_folder(Path(options.bundle)) as folder:
+    with as_folder(Path(options.bundle), public_key) as folder:
         check = verify_bundle(folder, public_key)
     if options.json:
         _print_json({**asdict(check), "folder": options.bundle})

@@ -24,10 +24,33 @@ A message is one line and says what was expected, what came, and what to do.
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Sequence
 
 INTERNAL_ERROR_EXIT_CODE = 1
 INTERRUPTED_EXIT_CODE = 130
+
+_SPACE = "free some space there and run the same command again"
+_REMEDIES = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: "raise the file size limit (ulimit -f) and run the same command again",
+    errno.EROFS: "mount it so that it can be written, or choose another place",
+    errno.EACCES: "check the permissions there, or choose another place",
+    errno.EPERM: "check the permissions there, or choose another place",
+    errno.EXDEV: "put the whole folder on one file system",
+    errno.EIO: "check the disk",
+}
+# Of a name that the user gave: without one, something else is meant.
+_NAME_REMEDIES = {
+    errno.ENOENT: "name one that is there",
+    errno.ENOTDIR: "name a folder",
+    errno.EISDIR: "name a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "name the file itself",
+}
 
 
 class CompressorError(Exception):
@@ -111,6 +134,18 @@ class DeviceError(CompressorError):
 def first_line(error: BaseException) -> str:
     """What another library's error says, on one line; its name where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__).strip()
+
+
+def storage_error(error: OSError) -> StorageError | None:
+    """The user's error for a failed read or write of the file system; None where it is something else."""
+    if isinstance(error, shutil.Error):  # copytree gathers what failed, in words
+        _, destination, reason = error.args[0][0]
+        return StorageError(f"{destination}: {reason}; check the space and the permissions there")
+    remedies = _REMEDIES | _NAME_REMEDIES if error.filename else _REMEDIES
+    if error.errno not in remedies:
+        return None
+    name = f"{error.filename}: " if error.filename else ""
+    return StorageError(f"{name}{os.strerror(error.errno).lower()}; {remedies[error.errno]}")
 
 
 def missing_extra(package: str) -> MissingDependencyError:

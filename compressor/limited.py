@@ -87,4 +87,6 @@ def limited_main(work: Callable[[list[str]], str], arguments: list[str]) -> int:
 def _limit(kind: int, most: float) -> None:
     _, hard = resource.getrlimit(kind)
     limit = int(most) if hard == resource.RLIM_INFINITY else min(int(most), hard)
-    resource.setrlimit(kind, (limit, limit))
+    # A second later the kernel kills. Were both the same, it would at once, and nobody could tell why.
+    last = limit + (kind == resource.RLIMIT_CPU)
+    resource.setrlimit(kind, (limit, last if hard == resource.RLIM_INFINITY else min(last, hard)))

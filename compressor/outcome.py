@@ -7,7 +7,6 @@ import platform
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -27,6 +26,7 @@ from compressor.artifacts import (
 from compressor.errors import GateError
 from compressor.judging import CONTROL, Models
 from compressor.materials import Materials
+from compressor.processor import processor_name, version_of
 from compressor.recipe import Recipe
 from compressor.recipe_portable import portable
 from compressor.report.html import write_report
@@ -85,11 +85,20 @@ def publish(outcome: Outcome, decision: GateDecision, bundle: Bundle, at: Materi
 
 
 def withdraw(outcome: Outcome, refusal: GateError, at: Materials, run: Run) -> None:
-    """Nothing ships: result.json and report.html say why, and no bundle of an earlier recipe stays behind."""
-    shutil.rmtree(run.folder / "bundle", ignore_errors=True)
+    """Nothing ships: result.json and report.html say why, and no bundle of an earlier run stays behind."""
+    retract(run.folder)
     reason = str(refusal).removeprefix("nothing ships: ")
     objections = tuple(RefusedModel(model, why) for model, why in refusal.objections)
     _write(_result(outcome, None, reason, objections, at, run), run.folder)
+
+
+def retract(folder: Path) -> None:
+    """Removes what earlier runs in a run folder shipped and said, wherever it lies there."""
+    for bundle in (folder / "bundle", *folder.glob("stages/bundle-*")):
+        if bundle.exists():
+            shutil.rmtree(bundle)
+    for name in ("result.json", "report.html"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _write(result: Result, folder: Path) -> None:
@@ -167,35 +176,15 @@ def _step_to(model: OnnxModel) -> str:
     return "quantization-aware training" if model.name == QAT_STUDENT else "quantization"
 
 
-def measured_on() -> list[object]:
-    """What a timing belongs to: it is measured again on another machine, or with another onnxruntime."""
-    return [_processor(), len(os.sched_getaffinity(0)), _version("onnxruntime")]
-
-
 def environment(loss_kernel: str) -> Environment:
     """The machine and the packages, without names of hosts or users."""
     return Environment(
         machine=platform.machine(),
-        processor=_processor(),
+        processor=processor_name(),
         cores=len(os.sched_getaffinity(0)),
         memory_gib=round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
-        packages={name: found for name in _PACKAGES if (found := _version(name)) is not None},
+        packages={name: found for name in _PACKAGES if (found := version_of(name)) is not None},
         loss_kernel=loss_kernel,
     )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -22,9 +22,10 @@ from compressor.artifacts import (
     TeacherSignals,
 )
 from compressor.distill import inside_signals, team
-from compressor.errors import GateError, UsageError
+from compressor.errors import ExportError, GateError, UsageError
 from compressor.materials import Materials
-from compressor.outcome import Outcome, measured_on, publish, withdraw
+from compressor.outcome import Outcome, publish, retract, withdraw
+from compressor.processor import measured_on
 from compressor.progress import SILENT, Progress
 from compressor.recipe import ImageClassificationRecipe, Recipe, TokenClassificationRecipe
 from compressor.recipe_distill import ClassDistillation, NextTokenDistillation, TokenDistillation
@@ -34,7 +35,7 @@ from compressor.recipe_teacher import EndpointTeacher
 from compressor.result import Result
 from compressor.store import Keyed, Run, WorkAhead, key_of, sha256_file
 from compressor.timings import Latencies
-from compressor.verify.gate import check_examples, choose
+from compressor.verify.gate import Measured, check_examples, choose
 
 _ASKING = (
     "distill/*.py", "tasks/*.py", "teachers/*.py", "preprocess.py", "images.py", "materials.py", "learning.py",
@@ -55,7 +56,8 @@ def compress(
 
     Finished stages of earlier runs in the same folder are kept unless `fresh`, or from the stage `rerun_from` on.
     Raises a CompressorError; a GateError when nothing may ship: then result.json and report.html say why, and there is
-    no bundle.
+    no bundle. After an ExportError there is none of the three: a model that departs from the one that it was made from
+    takes back what an earlier run said.
     """
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(Path(recipe))
@@ -65,7 +67,11 @@ def compress(
     try:
         at.fingerprints  # noqa: B018 (what is missing or not permitted is refused before the run folder is made)
         with run.held():
-            return _compress(recipe, run, at)
+            try:
+                return _compress(recipe, run, at)
+            except ExportError:
+                retract(run.folder)
+                raise
     finally:
         team.dismiss()
 
@@ -145,7 +151,7 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
         QuantizedModels,
         lambda out: stages.quantize_student(at, distilled.value, small.value, out),
         (small, data),
-        recipe.quantize.model_dump(exclude={"qat"}),
+        recipe.quantize.model_dump(exclude={"qat": True, "search": {"study"}}),
     )
     few_bits, known = quantized.value.models, list[Parity]()
     written: tuple[Keyed[Any], ...] = (big, small, quantized)
@@ -183,7 +189,8 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
     found = Outcome(recipe, teacher.value, models, quantized.value, verified.value, timed.value)
     try:
         candidates = (models.student, *models.quantized)
-        decision = choose(models.teacher, candidates, found.qualities, found.latencies, found.parities, recipe.gate)
+        measured = Measured(found.qualities, found.latencies, found.parities, timed.value.timing)
+        decision = choose(models.teacher, candidates, measured, recipe.gate, recipe.quantize.search)
     except GateError as error:
         withdraw(found, error, at, run)
         raise

@@ -16,18 +16,19 @@ from compressor.attributing import asked_for, attribution, attributions
 from compressor.benchmark import BenchmarkSettings, Candidate, explained, time_models
 from compressor.certificate import certificate_beside
 from compressor.error_attribution import ErrorAttribution
-from compressor.errors import BundleError, QuantizationError, UsageError
+from compressor.errors import BundleError, GateError, QuantizationError, UsageError
 from compressor.intake.onnx_model import check_onnx
 from compressor.intake.trial import admit_onnx
 from compressor.likeness import closeness
-from compressor.locks import make_folder
+from compressor.locks import alone_in
 from compressor.model_inputs import ArrayExamples, check_comparable, check_same_interface, check_timed, read_examples
 from compressor.onnx_file import MOST_BYTES, describe_onnx, in_one_file
 from compressor.onnxrt import all_outputs
 from compressor.progress import Progress
 from compressor.quantize import Mixer, load_float_model, quantize
+from compressor.quantize.calibration_file import sha256_feeds
 from compressor.quantize.sites import assign, find_sites
-from compressor.recipe_quantize import Quantization
+from compressor.recipe_quantize import Quantization, Search
 from compressor.report.rows import remedy_line
 from compressor.searching import Judging, search_precisions
 from compressor.store import check_writable, write_atomic
@@ -41,7 +42,9 @@ _HELD_OUT, _MOST_HELD_OUT, _TIMED = 0.25, 256, 64
 
 @dataclass(frozen=True)
 class Judged:
-    """A candidate: `agreement` is that of its worst output with float32's, `faster` its speed beside it."""
+    """A candidate: `agreement` is that of its worst output with float32's, `faster` its speed beside it; `operators`
+    and `why` are as in `Latency`.
+    """
 
     name: str
     precision: str
@@ -50,6 +53,7 @@ class Judged:
     p50_ms: float
     faster: Interval
     operators: tuple[OperatorTime, ...]
+    why: str
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,16 @@ def quantize_file(
     most, and of the others as many calibrate as `settings` say. All outputs are judged, and the worst one counts. What
     is written is one file, also where the model keeps its weights in others.
 
-    Raises UsageError for `settings.qat`, DataError for inputs that do not fit, StorageError where `out` cannot be a
-    folder, QuantizationError for a model that cannot be quantized, that onnxruntime does not open or run, or that fails
-    its trial.
+    Raises UsageError for `settings.qat` or an agreement that none can have, DataError for inputs that do not fit,
+    StorageError where `out` cannot be a folder or another process is at work in it, QuantizationError for a model that
+    cannot be quantized, that onnxruntime does not open or run, or that fails its trial, GateError where nothing keeps
+    to the limits of `settings.search`: then no model is in `out`.
     """
     if settings.qat is not None:
         raise UsageError("quantize.qat trains a student, which an ONNX file is not: set it in a recipe")
+    if not 0 <= min_agreement <= 1:  # also when it is NaN
+        raise UsageError(f"--min-agreement: expected a number from 0 to 1, got {min_agreement:g}")
+    wanted = BenchmarkSettings(threads=threads, budget_s=budget_s)
     _check_size(model)
     admit_onnx(model, QuantizationError)
     assign(find_sites(load_float_model(model)), "float32", settings.overrides)
@@ -100,9 +108,8 @@ def quantize_file(
     count = len(next(iter(examples.arrays.values())))
     held_out = min(max(int(count * _HELD_OUT), 1), _MOST_HELD_OUT)
     calibration, judging = (examples.encode(range(*ends)) for ends in ((count - held_out,), (count - held_out, count)))
-    make_folder(out, "--out")
-    check_writable(out / MODEL)
-    with tempfile.TemporaryDirectory() as folder:
+    with alone_in(out), tempfile.TemporaryDirectory() as folder:
+        check_writable(out / MODEL)
         source = describe_onnx(
             in_one_file(model, Path(folder) / f"{FLOAT32}.onnx", QuantizationError), FLOAT32, FLOAT32
         )
@@ -113,7 +120,6 @@ def quantize_file(
         if settings.search is not None:
             mixtures += search_precisions(source, mixer, judge, settings.search, out, Path(folder), progress)
         models = (source, *(model for model, _ in mixtures))
-        wanted = BenchmarkSettings(threads=threads, budget_s=budget_s)
         timeable = [Candidate(one.name, one.path, judge.feeds) for one in models]
         timed = time_models(timeable, wanted, FLOAT32, progress)
         timed = explained(timed, timeable, wanted, FLOAT32, progress)
@@ -121,10 +127,16 @@ def quantize_file(
         candidates = tuple(
             _judged(one, timed, found.now.agreement) for one, found in zip(models[1:], errors, strict=True)
         )
-        chosen, reason = _choose(source, candidates, min_agreement)
+        certificate_beside(out / MODEL).unlink(missing_ok=True)  # of a model that was here before
+        try:
+            float32 = _judged(source, timed, 1.0)
+            chosen, reason = _choose(float32, candidates, min_agreement, timed.timing, settings.search)
+        except GateError:
+            for earlier in (MODEL, EVIDENCE):
+                (out / earlier).unlink(missing_ok=True)
+            raise
         found = Quantized(chosen, reason, candidates, errors, made.refused, timed.timing)
         best = next(one.path for one in models if one.name == chosen)
-        certificate_beside(out / MODEL).unlink(missing_ok=True)  # of a model that was here before
         write_atomic(out / MODEL, best.read_bytes())
         if certificate_beside(best).is_file():
             write_atomic(certificate_beside(out / MODEL), certificate_beside(best).read_bytes())
@@ -162,6 +174,7 @@ def quantized_lines(found: Quantized) -> list[str]:
             f"{mark} {one.name:22}  {one.bytes / 1e6:8.2f}  {one.p50_ms:8.3g}  {faster:>26}  {one.agreement:9.4f}"
         )
         lines += [f"    {part.share:6.1%} of its time in {part.nodes} {part.operator}" for part in one.operators]
+        lines += [f"    {one.why}"] if one.why else []
     lines += [f"  {remedy_line(one)}" for one in found.attributions if one.remedy]
     lines += [f"  {one.name}: {one.reason}" for one in found.refused]
     lines += [f"INVALID: {reason}" for reason in found.timing.reasons]
@@ -185,35 +198,68 @@ def _judging(float32: Path, examples: ArrayExamples, judged_on: Sequence[NDArray
         expected = all_outputs(float32, feeds)
     except BundleError as error:
         raise QuantizationError(f"the float32 model does not take these examples: {error}") from None
-    return Judging(lambda path: closeness(path, feeds, expected), feeds[:_TIMED], threads)
+    return Judging(lambda path: closeness(path, feeds, expected), sha256_feeds(feeds), feeds[:_TIMED], threads)
 
 
 def _judged(model: OnnxModel, timed: Latencies, agreement: float) -> Judged:
     latency = next(one for one in timed.models if one.name == model.name)
     return Judged(
-        model.name, model.precision, model.bytes, agreement, latency.p50_ms, latency.speedup, latency.operators
+        model.name,
+        model.precision,
+        model.bytes,
+        agreement,
+        latency.p50_ms,
+        latency.speedup,
+        latency.operators,
+        latency.why,
     )
 
 
-def _choose(source: OnnxModel, candidates: Sequence[Judged], min_agreement: float) -> tuple[str, str]:
-    passing = [one for one in candidates if one.faster.low > 1 and one.agreement >= min_agreement]
-    if passing:
-        best = max(passing, key=lambda one: one.faster.value / one.bytes)
+def _choose(
+    float32: Judged, candidates: Sequence[Judged], min_agreement: float, timing: Timing, limits: Search | None
+) -> tuple[str, str]:
+    """The name of what ships, and why. Raises GateError where nothing is within the limits."""
+    beyond = {
+        one.name: objection
+        for one in (float32, *candidates)
+        if limits is not None and (objection := limits.objection(one.bytes, one.p50_ms))
+    }
+    doubt = "" if timing.valid else f"; the timing is INVALID: {'; '.join(timing.reasons)}"
+    faster = [one for one in candidates if one.faster.low > 1 and one.agreement >= min_agreement]
+    if passing := [one for one in faster if one.name not in beyond]:
+        best = max(passing, key=_gain)
         return best.name, (
-            f"{source.bytes / best.bytes:.1f} times smaller and {best.faster.value:.2f} times faster than float32,"
-            f" agreement {best.agreement:.4f}"
+            f"{float32.bytes / best.bytes:.1f} times smaller and {best.faster.value:.2f} times faster than float32,"
+            f" agreement {best.agreement:.4f}{doubt}"
         )
-    alike = [one for one in candidates if one.agreement >= min_agreement]
+    if faster:
+        best = max(faster, key=_gain)
+        why = f"{best.name} {beyond[best.name]}"
+    else:
+        why = _why_none(candidates, min_agreement)
+    if FLOAT32 in beyond:
+        raise GateError(
+            f"nothing ships: float32 {beyond[FLOAT32]}; {why}; raise the limit, search longer, or try other precisions",
+            tuple(beyond.items()),
+        )
+    return FLOAT32, why + doubt
+
+
+def _gain(candidate: Judged) -> float:
+    """As large for the one as for the other: times smaller, times faster."""
+    return candidate.faster.value / candidate.bytes
+
+
+def _why_none(candidates: Sequence[Judged], min_agreement: float) -> str:
+    """Why none of the candidates may ship, whatever the limits."""
     if not candidates:
-        return FLOAT32, "nothing in this graph can be quantized as asked"
+        return "nothing in this graph can be quantized as asked"
+    alike = [one for one in candidates if one.agreement >= min_agreement]
     if not alike:
         closest = max(candidates, key=lambda one: one.agreement)
-        return (
-            FLOAT32,
-            f"none agrees with it by {min_agreement:g}; the closest, {closest.name}, by {closest.agreement:.4f}",
-        )
+        return f"none agrees with it by {min_agreement:g}; the closest, {closest.name}, by {closest.agreement:.4f}"
     fastest = max(alike, key=lambda one: one.faster.low)
-    return FLOAT32, (
+    return (
         f"no candidate is shown to be faster here; the fastest that agrees, {fastest.name}, takes"
         f" {1 / fastest.faster.value:.2f} times as long (speed {fastest.faster.low:.2f} to {fastest.faster.high:.2f})"
     )

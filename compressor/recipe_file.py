@@ -32,6 +32,7 @@ _PATHS = (
     ("data", "train"),
     ("data", "eval"),
     ("student", "folder"),
+    ("quantize", "search", "study"),
     ("out",),
     ("cache",),
 )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from compressor.recipe_base import Settings, Share, distinct
+from compressor.recipe_base import FilePath, Settings, Share, distinct
 
 Precision = Literal["dynamic-int8", "static-int8", "static-int16", "weight-int8", "weight-int4", "float16", "bfloat16"]
 NodePrecision = Literal[Precision, "float32"]
@@ -16,9 +16,22 @@ RangeMethod = Literal["minmax", "percentile", "entropy", "mse"]
 class Search(Settings):
     hours: float = Field(0.25, gt=0, description="no trial begins after so long; the best until then go on")
     trials: int = Field(40, ge=1, description="mixtures to try at most")
-    max_mb: float | None = Field(None, gt=0, description="megabytes that a mixture may weigh; null: any")
-    max_ms: float | None = Field(None, gt=0, description="milliseconds that an inference may take (median); null: any")
+    max_mb: float | None = Field(None, gt=0, description="megabytes that what ships may weigh; null: any")
+    max_ms: float | None = Field(
+        None, gt=0, description="milliseconds that an inference of what ships may take (median); null: any"
+    )
     seed: int = Field(0, ge=0, description="of what is tried next")
+    study: FilePath | None = Field(
+        None, description="folder of the trials, which several runs may share; null: in the run folder's cache"
+    )
+
+    def objection(self, size: int, p50_ms: float) -> str | None:
+        """Why a model of so many bytes and that median may not ship; None where it may."""
+        if self.max_mb is not None and size > self.max_mb * 1e6:
+            return f"weighs {size:,} bytes; quantize.search.max_mb permits {self.max_mb:g} MB"
+        if self.max_ms is not None and p50_ms > self.max_ms:
+            return f"takes {p50_ms:.4g} ms; quantize.search.max_ms permits {self.max_ms:g} ms"
+        return None
 
 
 class QuantizationAware(Settings):

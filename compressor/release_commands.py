@@ -61,7 +61,7 @@ def ship(options: argparse.Namespace) -> None:
     targets = [target_of(text, options.python) for text in options.targets]
     public_key = Path(options.public_key) if options.public_key else None
     with ExitStack() as opened:
-        bundle = opened.enter_context(as_folder(Path(options.bundle)))
+        bundle = opened.enter_context(as_folder(Path(options.bundle), public_key))
         base = opened.enter_context(as_folder(Path(options.base))) if options.base else None
         shipped = ship_to(bundle, targets, Progress(quiet=options.quiet), public_key, base)
     if options.json:

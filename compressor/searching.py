@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor import __version__
 from compressor.artifacts import OnnxModel
 from compressor.benchmark import BenchmarkSettings, Candidate, time_models
 from compressor.error_attribution import Closeness
@@ -18,10 +20,13 @@ from compressor.metrics import same_top1, snr_between_db
 from compressor.onnx_file import describe_onnx
 from compressor.onnxrt import first_outputs
 from compressor.preprocess import Feed, Preprocessor
+from compressor.processor import measured_on
 from compressor.progress import SILENT, Progress
 from compressor.quantize import Mixer
+from compressor.quantize.calibration_file import sha256_feeds
+from compressor.quantize.sites import assign, sharing
 from compressor.recipe_quantize import NodePrecision, Search
-from compressor.store import key_of, sha256_file
+from compressor.store import key_of
 
 if TYPE_CHECKING:
     from compressor.materials import Materials
@@ -39,9 +44,12 @@ Mixture = tuple[OnnxModel, Mapping[str, NodePrecision]]
 
 @dataclass(frozen=True)
 class Judging:
-    """`closeness(path)` of a model's answers to float32's; what an inference is fed to time it."""
+    """`closeness(path)` of a model's answers to float32's on what has the hash `judged_on`; what an inference is fed to
+    time it.
+    """
 
     closeness: Callable[[Path], Closeness]
+    judged_on: str
     feeds: tuple[Feed, ...]
     threads: int
 
@@ -61,7 +69,10 @@ def judging_of(at: Materials, exported: OnnxModel, preprocessor: Preprocessor) -
     expected = outputs(exported.path)
     feeds = tuple(at.task.timed(preprocessor, one) for one in preprocessor.encode(at.sample(BENCHMARK_INPUTS, 2)))
     return Judging(
-        lambda path: closeness_of(path, outputs(path), expected, agreement), feeds, at.recipe.benchmark.threads
+        lambda path: closeness_of(path, outputs(path), expected, agreement),
+        sha256_feeds(preprocessor.collate([one]) for one in examples),
+        feeds,
+        at.recipe.benchmark.threads,
     )
 
 
@@ -78,8 +89,9 @@ def search_precisions(
 ) -> tuple[Mixture, ...]:
     """The best mixtures of precisions that the time allows, written into `folder`, the closest to float32 first.
 
-    Trials are kept in `cache`: a search that was interrupted, or is given more time, goes on there. Raises
-    MissingDependencyError without Optuna.
+    Trials are kept in `cache`, or where `settings.study` says: a search that was interrupted, or is given more time,
+    goes on there. Raises MissingDependencyError without Optuna, QuantizationError where the mixer's overrides name
+    nothing, or more examples than permitted cannot be calibrated on.
     """
     try:
         from compressor.quantize import search as searching
@@ -93,17 +105,35 @@ def search_precisions(
         mixture = time_models(both, short, exported.name, SILENT).models[1]
         return searching.Timed(mixture.p50_ms, mixture.speedup.value)
 
-    max_bytes = None if settings.max_mb is None else int(settings.max_mb * 1e6)
+    max_bytes = None if settings.max_mb is None else settings.max_mb * 1e6
     limits = searching.Limits(settings.hours, settings.trials, max_bytes, settings.max_ms)
-    wanted = mixer.settings
-    made_by = wanted.block, wanted.calibration, len(mixer.calibration), wanted.migrate, wanted.correct_bias
-    kept = cache / f"search-{key_of(sha256_file(exported.path), made_by)[:16]}"
+    overrides = mixer.settings.overrides
+    assigned = assign(mixer.sites, "float32", overrides)
+    settled = [site for site in mixer.sites if {site.node, site.operator} & overrides.keys()]
+    fixed = {one.node: assigned[one.node] for site in settled for one in sharing(mixer.sites, site)}
+    bench = searching.Bench(mixer.start, mixer.write, lambda path: judging.closeness(path).agreement, timed)
+    kept = (settings.study or cache) / f"search-{_study_key(mixer, judging)[:16]}"
     kept.mkdir(parents=True, exist_ok=True)
-    bench = searching.Bench(mixer.write, lambda path: judging.closeness(path).agreement, timed)
+    space = searching.Space(mixer.sites, fixed)
+    found = searching.search(space, bench, limits, kept, settings.seed, progress)
+    if not found:
+        progress.log("  no mixture that was tried is faster than float32, close to it and within the limits")
     mixtures: list[Mixture] = []
-    for number, trial in enumerate(searching.search(mixer.sites, bench, limits, kept, settings.seed, progress), 1):
+    for number, trial in enumerate(found, 1):
         name = f"{exported.name}-mixed-{number}"
         path = folder / f"{name}.onnx"
         mixer.ship(trial.chosen, path)
         mixtures.append((describe_onnx(path, name, "mixed", exported.parameters), trial.chosen))
     return tuple(mixtures)
+
+
+def _study_key(mixer: Mixer, judging: Judging) -> str:
+    """Of all that a trial's agreement, size and times depend on."""
+    examples = [mixer.preprocessor.collate([one]) for one in mixer.held_out]
+    return key_of(
+        __version__,
+        hashlib.sha256(mixer.source.SerializeToString(deterministic=True)).hexdigest(),
+        mixer.settings.model_dump(exclude={"precisions", "search", "qat"}),
+        [sha256_feeds(mixer.batches()), sha256_feeds(examples), judging.judged_on, sha256_feeds(judging.feeds)],
+        [judging.threads, *measured_on()],
+    )

@@ -13,7 +13,6 @@ folder that several run folders share.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
 import os
@@ -28,7 +27,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, TypeAdapter
 
 from compressor import __version__
-from compressor.errors import DataError, StorageError
+from compressor.errors import DataError
 from compressor.locks import alone_in, alone_with
 from compressor.progress import Progress
 from compressor.result import StageTime
@@ -37,24 +36,6 @@ T = TypeVar("T")
 
 _SEAL = "artifact.json"
 CHECKPOINT = "checkpoint.pt"  # what an unfinished stage continues from; a finished one has none
-
-_STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-
-
-def storage_error(error: OSError) -> StorageError | None:
-    """The user's error for a failed write or read of the file system; None when it is something else."""
-    if isinstance(error, shutil.Error):  # copytree gathers what failed, in words
-        _, destination, reason = error.args[0][0]
-        return StorageError(f"{destination}: {reason}; check the space and the permissions there")
-    if error.errno not in _STORAGE_ERRNOS:
-        return None
-    remedy = {
-        errno.ENOSPC: "free some space and run the same command again: finished stages are kept",
-        errno.EDQUOT: "free some space and run the same command again: finished stages are kept",
-        errno.EFBIG: "raise the file size limit (ulimit -f) and run the same command again",
-    }.get(error.errno, "check the folder's permissions, or choose another with --out")
-    name = f"{error.filename}: " if error.filename else ""
-    return StorageError(f"{name}{os.strerror(error.errno).lower()}; {remedy}")
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -37,7 +37,7 @@ class Latency:
     (baseline time / this time), with its interval, and `verdict` what it amounts to; 1 for the baseline. `over_float32`
     is the same against the float32 student; null for models that came before it. `session_ms` and `peak_memory_mib`
     come from a fresh process that holds this model alone. `operators` are those that take most of the time, where no
-    candidate was faster than float32: they say why.
+    candidate was faster than float32; `why` is what they and the processor say of that.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Latency:
     batch: int
     runtime: str
     operators: tuple[OperatorTime, ...] = ()
+    why: str = ""
 
 
 @dataclass(frozen=True)

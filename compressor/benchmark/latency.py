@@ -9,7 +9,9 @@ from compressor.artifacts import Interval
 from compressor.benchmark.measure import measure
 from compressor.benchmark.request import BenchmarkSettings, Candidate
 from compressor.benchmark.result import ComparisonFound, ModelFound, OperatorShare, RunFound
+from compressor.benchmark.slower import why_not_faster
 from compressor.errors import BenchmarkError
+from compressor.processor import instruction_sets
 from compressor.progress import Progress
 from compressor.timings import Latencies, Latency, OperatorTime, TimesShown, Timing
 
@@ -31,7 +33,8 @@ def time_models(
 def explained(
     timed: Latencies, candidates: Sequence[Candidate], settings: BenchmarkSettings, float32: str, progress: Progress
 ) -> Latencies:
-    """The same, with the operators that take the time where none of what came after `float32` is shown to be faster.
+    """The same, with the operators that take the time, and what of it says why, where none of what came after `float32`
+    is shown to be faster.
 
     Raises what `measure` raises.
     """
@@ -40,7 +43,13 @@ def explained(
         return timed
     profiled = replace(settings, profile=True, min_samples=50, budget_s=min(settings.budget_s, _PROFILE_S))
     shares = {model.name: model.profile or () for model in measure(candidates, profiled, progress).models}
-    return replace(timed, models=tuple(replace(one, operators=_most(shares[one.name])) for one in timed.models))
+    whys = {one.name: why_not_faster(shares[one.name], shares[float32], instruction_sets()) for one in later}
+    return replace(
+        timed,
+        models=tuple(
+            replace(one, operators=_most(shares[one.name]), why=whys.get(one.name, "")) for one in timed.models
+        ),
+    )
 
 
 def _most(profile: Sequence[OperatorShare]) -> tuple[OperatorTime, ...]:

@@ -6,6 +6,7 @@ The same bundle gives the same bytes with the same version of zstd, and always t
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +17,12 @@ import zstandard
 
 from compressor.device import disk
 from compressor.device.manifest import MANIFEST, read_manifest
+from compressor.device.signature import verify_by
 from compressor.device.source import archive_of, folder_source, open_source, write_files
-from compressor.errors import UsageError
+from compressor.errors import BundleError, StorageError, UsageError
 
 _SUFFIXES = (".tar", ".tar.zst")
+_PLENTY_BYTES, _TIMES = 1 << 30, 32  # what an archive may unpack to, or so many times its size
 _LEVEL = 9  # int8 weights hardly shrink, and each level above takes twice the time
 
 
@@ -65,15 +68,22 @@ def _compressed(pieces: Iterator[bytes]) -> Iterator[bytes]:
     yield compressor.flush()
 
 
-def unpack(path: Path, folder: Path) -> None:
-    """Writes the bundle of an archive into a new folder, each file checked against the manifest. Raises BundleError;
-    UsageError where the folder is there already."""
+def unpack(path: Path, folder: Path, public_key: Path | None = None) -> None:
+    """Writes the bundle of an archive into a new folder, each file checked against the manifest. Before the first of
+    them the signature by this key is, where one is given, and the room for all of them.
+
+    Raises BundleError, SignatureError, StorageError; UsageError where the folder is there already.
+    """
     if folder.exists():
         raise UsageError(f"{folder}: it is there already; choose another with --out")
     new = disk.unfinished(folder.parent)
     try:
         with open_source(path) as source:
-            write_files(source, read_manifest(source.manifest).files, new)
+            if public_key is not None:
+                verify_by(public_key, source.signature, source.manifest)
+            manifest = read_manifest(source.manifest)
+            _check_room(path, manifest.bytes, folder.parent)
+            write_files(source, manifest.files, new)
         disk.move(new, folder)
     except BaseException:
         if new.exists():
@@ -81,14 +91,24 @@ def unpack(path: Path, folder: Path) -> None:
         raise
 
 
+def _check_room(path: Path, listed: int, where: Path) -> None:
+    if listed > max(_PLENTY_BYTES, _TIMES * (packed := path.stat().st_size)):
+        raise BundleError(
+            f"{path}: {packed:,} bytes that unpack to {listed:,}; expected at most {_PLENTY_BYTES:,}, or {_TIMES} times"
+            " as many"
+        )
+    if listed > (free := shutil.disk_usage(where).free):
+        raise StorageError(f"{path}: unpacks to {listed:,} bytes, and {where} has room for {free:,}; free some space")
+
+
 @contextmanager
-def as_folder(path: Path) -> Iterator[Path]:
-    """A bundle as a folder: itself, or a `.tar.zst` or `.tar` file unpacked for as long as this lasts. Raises
-    BundleError."""
+def as_folder(path: Path, public_key: Path | None = None) -> Iterator[Path]:
+    """A bundle as a folder: itself, or a `.tar.zst` or `.tar` file unpacked for as long as this lasts, its signature by
+    this key verified before, where one is given. Raises what `unpack` raises."""
     if not path.name.endswith(_SUFFIXES) or path.is_dir():
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="compressor-") as temporary:
         folder = Path(temporary) / path.name.removesuffix(".zst").removesuffix(".tar")
-        unpack(path, folder)
+        unpack(path, folder, public_key)
         yield folder

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 from compressor.bundle.manifest import check_files, open_bundle
 from compressor.device.manifest import MANIFEST
 from compressor.device.signature import (
+    MAX_KEY_BYTES,
     SIGNATURE,
     Signature,
     Statement,
@@ -28,6 +29,7 @@ from compressor.device.signature import (
     signed_message,
 )
 from compressor.errors import SignatureError, UsageError
+from compressor.intake.files import open_regular
 from compressor.store import write_atomic
 
 _OTHERS_BITS = 0o077
@@ -60,14 +62,13 @@ def make_keys(name: Path) -> KeyPair:
 
 def read_private_key(path: Path) -> Ed25519PrivateKey:
     """An Ed25519 private key in PEM, in a file that nobody else may read. Raises SignatureError."""
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            content = file.read(4096)
-        if mode & _OTHERS_BITS:
+    with open_regular(path, SignatureError) as file:
+        if os.fstat(file.fileno()).st_mode & _OTHERS_BITS:
             raise SignatureError(f"{path}: others may read this private key; run: chmod 600 {path}")
+        content = file.read(MAX_KEY_BYTES)
+    try:
         key = load_pem_private_key(content, None)
-    except (FileNotFoundError, IsADirectoryError, ValueError, TypeError, UnsupportedAlgorithm):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PrivateKey):
         raise SignatureError(f"{path}: expected an Ed25519 private key in PEM; `compressor keys` makes one") from None

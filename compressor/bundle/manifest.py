@@ -17,6 +17,7 @@ from compressor.device.manifest import (
     FileEntry,
     GoldenCheck,
     Requirements,
+    check_cases,
     check_listing,
     manifest_json,
 )
@@ -72,6 +73,7 @@ def open_bundle(folder: Path) -> OpenedBundle:
         first = error.errors(include_url=False)[0]
         raise BundleError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
     check_listing(manifest.files, str(path))
+    check_cases(manifest.golden, len(manifest.inputs), len(manifest.outputs), str(path))
     return OpenedBundle(folder, manifest)
 
 

@@ -1,24 +1,34 @@
-"""Checking a bundle where it lies: hashes, then the golden cases through onnxruntime, from raw input to output."""
+"""Checking a bundle where it lies: hashes, then the golden cases through onnxruntime, from raw input to output.
+
+    python -P -m compressor.bundle.verify CPU_SECONDS BYTES FOLDER
+
+is the child process that runs the golden cases, so that what crashes, hangs or exhausts memory ends there.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from compressor.bundle.manifest import Manifest, OpenedBundle, check_files, open_bundle
+from compressor.bundle.manifest import OpenedBundle, check_files, open_bundle
 from compressor.bundle.predictor import bundle_preprocessor
 from compressor.certificate import CERTIFICATE, read_certificate, summary
-from compressor.device.golden import check_output, golden_array, read_golden
-from compressor.device.signature import Statement, key_id, read_public_key, verify_signature
+from compressor.device.golden import golden_array, read_golden
+from compressor.device.selftest import SelfTest, run_cases
+from compressor.device.signature import Statement, verify_by
 from compressor.device.source import folder_source
 from compressor.errors import BundleError
-from compressor.intake.trial import admit_onnx
-from compressor.onnxrt import open_session, run_one
+from compressor.intake.files import read_bounded
+from compressor.intake.json_text import strict_json
+from compressor.intake.onnx_model import check_onnx
+from compressor.intake.trial import tried
+from compressor.limited import limited_main
+
+_MOST_TEXT_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -43,44 +53,29 @@ def verify_bundle(folder: Path, public_key: Path | None = None) -> BundleCheck:
     bundle = open_bundle(folder)
     check_files(bundle)
     manifest = bundle.manifest
-    arrays = read_golden(folder)
-    _check_encoding(bundle, arrays)
-    feeds = [
-        {spec.name: golden_array(arrays, f"{case}.in.{spec.name}", folder) for spec in manifest.inputs}
-        for case in range(manifest.golden.cases)
-    ]
-    facts = admit_onnx(folder / manifest.model, BundleError, next(iter(feeds), None))
+    facts = check_onnx(folder / manifest.model, BundleError)
     said, found = (manifest.requires.ir_version, manifest.opset), (facts.ir_version, facts.opset)
     if said != found:
         raise BundleError(f"{folder}: its manifest says IR version and opset {said}, its model {found}; build it again")
-    session = open_session(folder / manifest.model)
-    _check_interface(session, manifest, folder)
-    cosines, errors = [], []
-    for case, feed in enumerate(feeds):
-        for spec, got in zip(manifest.outputs, run_one(session, feed), strict=True):
-            expected = golden_array(arrays, f"{case}.out.{spec.name}", folder)
-            cosine, error = check_output(got, expected, f"{folder}: golden case {case}, {spec.name}", manifest.golden)
-            cosines.append(cosine)
-            errors.append(error)
-    if not cosines:
-        raise BundleError(f"{folder}: the bundle has no golden cases, so nothing shows that it answers right")
+    tested = SelfTest(
+        **json.loads(tried("compressor.bundle.verify", folder, facts.bytes, BundleError, "build it again"))
+    )
     return BundleCheck(
         folder,
         manifest.task,
         manifest.precision,
         len(manifest.files),
-        manifest.golden.cases,
-        min(cosines),
-        max(errors),
+        tested.cases,
+        tested.min_cosine,
+        tested.max_abs_error,
         signed,
         certified(bundle),
     )
 
 
 def _signed(folder: Path, public_key: Path) -> Statement:
-    key = read_public_key(public_key)
     with folder_source(folder) as source:
-        return verify_signature(source.signature, source.manifest, {key_id(key): key}).statement
+        return verify_by(public_key, source.signature, source.manifest).statement
 
 
 def certified(bundle: OpenedBundle) -> dict[str, str]:
@@ -96,22 +91,31 @@ def certified(bundle: OpenedBundle) -> dict[str, str]:
     return summary(found)
 
 
-def _check_encoding(bundle: OpenedBundle, arrays: dict[str, NDArray[Any]]) -> None:
+def _try_cases(folder: Path) -> str:
+    """The child's work: the golden cases from raw input to output, and what it saw as JSON."""
+    bundle = open_bundle(folder)
+    if (texts := folder / "golden_texts.json").is_file():
+        _check_encoding(bundle, texts)
+    return json.dumps(asdict(run_cases(folder)))
+
+
+def _check_encoding(bundle: OpenedBundle, path: Path) -> None:
     """The tokenizer of the bundle must still turn the golden texts into the golden inputs."""
-    path = bundle.folder / "golden_texts.json"
-    if not path.is_file():
-        return
-    preprocessor = bundle_preprocessor(bundle)
-    for case, example in enumerate(preprocessor.encode(json.loads(path.read_text(encoding="utf-8")))):
+    texts = strict_json(read_bounded(path, _MOST_TEXT_BYTES, BundleError), str(path), BundleError)
+    cases = bundle.manifest.golden.cases
+    if not isinstance(texts, list) or len(texts) != cases or not all(map(_is_text, texts)):
+        raise BundleError(f"{path}: expected a list of {cases} texts, one for each golden case")
+    preprocessor, arrays = bundle_preprocessor(bundle), read_golden(bundle.folder)
+    for case, example in enumerate(preprocessor.encode(texts)):
         for name, array in preprocessor.collate([example]).items():
             if not np.array_equal(array, golden_array(arrays, f"{case}.in.{name}", bundle.folder)):
-                raise BundleError(
-                    f"{bundle.folder}: the tokenizer encodes golden text {case} otherwise than when it was built"
-                )
+                raise BundleError(f"the tokenizer encodes golden text {case} otherwise than when it was built")
 
 
-def _check_interface(session: Any, manifest: Manifest, folder: Path) -> None:
-    got = ([value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()])
-    expected = ([spec.name for spec in manifest.inputs], [spec.name for spec in manifest.outputs])
-    if got != expected:
-        raise BundleError(f"{folder}: expected a model with inputs and outputs {expected}, got {got}")
+def _is_text(value: object) -> bool:
+    """A text, or its words."""
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(word, str) for word in value))
+
+
+if __name__ == "__main__":
+    sys.exit(limited_main(lambda given: _try_cases(Path(given[0])), sys.argv[1:]))

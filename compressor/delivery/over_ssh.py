@@ -21,12 +21,14 @@ from typing import Any
 
 from compressor import errors
 from compressor.device import SOURCES
+from compressor.device.signature import public_pem
 from compressor.errors import CompressorError, DeviceError
 from compressor.ssh import SSH_FAILED, Device, last_said, running_script, write
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _KEY = "release.pub"
 _PREFIX = "compressor: "  # of the line that says what went wrong
+ANSWER = "-- compressor's answer --"  # after which stdout is the answer: a login may greet before
 
 # Only what POSIX and busybox have, and tar. In braces, so that nothing is run of a script that is cut off.
 _SCRIPT = r"""{{
@@ -44,6 +46,7 @@ $parent on the device"
 command -v {python} >/dev/null || fail "the device needs Python 3.11 or newer, and has no "{python}"; \
 name another with --python"
 export PYTHONPATH="$folder" PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1
+printf '\n%s\n' {answer}
 {command}
 }}
 """
@@ -66,13 +69,16 @@ class RemoteDevice:
     ) -> dict[str, Any]:
         """What a verb of `compressor.device` says as JSON; `bundle` goes to its standard input, the key beside it.
 
-        Raises the error that the device had, with its name; DeviceError where it cannot be reached or used.
+        Raises the error that the device had, with its name; DeviceError where it cannot be reached or used;
+        SignatureError where the key is no public one.
         """
         root = self.root.removeprefix("/~/")  # in the home folder, where ssh begins
         command = [self.python, "-P", "-m", "compressor.device", verb, *flags, "--root", root, "--json"]
         line = shlex.join(command) + (f' --public-key "$folder/{_KEY}"' if public_key else "")
-        sources = _packed({**_sources(), **({_KEY: public_key.read_bytes()} if public_key else {})})
-        script = _SCRIPT.format(size=len(sources), python=shlex.quote(self.python), command=line).encode()
+        sources = _packed({**_sources(), **({_KEY: public_pem(public_key)} if public_key else {})})
+        script = _SCRIPT.format(
+            size=len(sources), python=shlex.quote(self.python), command=line, answer=shlex.quote(ANSWER)
+        ).encode()
         with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
             stderr_path = Path(folder) / "stderr.txt"
             with running_script(self.device, script, stderr_path) as running:
@@ -85,9 +91,15 @@ class RemoteDevice:
                 stdout = running.stdout.read()
                 code = running.child.wait()
             said = last_said(stderr_path.read_text(errors="replace"))
-        if code == 0:
-            return dict(json.loads(stdout))
-        raise self._error(code, said)
+        if code:
+            raise self._error(code, said)
+        try:
+            return dict(json.loads(stdout.partition(f"\n{ANSWER}\n".encode())[2]))
+        except ValueError:
+            raise DeviceError(
+                f"{self.name}: its answer cannot be read, and it may have been updated;"
+                f" `{self.device.login} true` must print nothing"
+            ) from None
 
     def _error(self, code: int, said: str) -> CompressorError:
         if code < 0:

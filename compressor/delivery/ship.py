@@ -13,11 +13,10 @@ from compressor.delivery.oci import write_layout
 from compressor.delivery.over_ssh import RemoteDevice
 from compressor.delivery.registry import REFERENCE, push
 from compressor.device import versions
-from compressor.device.disk import storage_error
-from compressor.device.manifest import MANIFEST, read_manifest
-from compressor.device.signature import SIGNATURE
+from compressor.device.manifest import read_manifest
+from compressor.device.signature import SIGNATURE, verify_by
 from compressor.device.source import archive_of, folder_source
-from compressor.errors import BundleError, CompressorError, DeviceError, SignatureError, UsageError
+from compressor.errors import BundleError, CompressorError, DeviceError, SignatureError, UsageError, storage_error
 from compressor.progress import Progress
 from compressor.ssh import device_and_path
 
@@ -93,24 +92,26 @@ def ship(
     public_key: Path | None = None,
     base: Path | None = None,
 ) -> list[Shipped]:
-    """Installs a signed bundle, a folder, on every target, in their order.
+    """Installs a signed bundle, a folder, on every target, in their order; where a public key is given, it must be the
+    signer's.
 
     A target that fails keeps what it had; no further one is begun, and those that this call updated go back. Devices
     whose current version is `base` get the difference where that is small. Raises what the target raised.
     """
-    if not (bundle / SIGNATURE).is_file():
-        raise SignatureError(
-            f"{bundle}: expected a signed bundle, got one without {SIGNATURE}; `compressor sign` signs it"
-        )
+    with folder_source(bundle) as source:
+        if not source.signature:
+            raise SignatureError(
+                f"{bundle}: expected a signed bundle, got one without {SIGNATURE}; `compressor sign` signs it"
+            )
+        if public_key is not None:
+            verify_by(public_key, source.signature, source.manifest)
     update = _Update(bundle, public_key, base)
     done: list[tuple[Target, Shipped]] = []
     for target in targets:
         try:
             shipped = _ship_one(update, target)
-        except CompressorError as error:
-            if not done:
-                raise
-            raise type(error)(f"{error}; {_taken_back(done)}") from None
+        except BaseException as error:
+            raise _with_what_became(error, target, done) from None
         progress.log(f"{shipped.target}: {shipped.how}, {shipped.sent_bytes:,} bytes")
         done.append((target, shipped))
     return [shipped for _, shipped in done]
@@ -122,7 +123,7 @@ class _Update:
     def __init__(self, bundle: Path, public_key: Path | None, base: Path | None) -> None:
         self.bundle = bundle
         self.public_key = public_key
-        self.base_sha256 = None if base is None else hashlib.sha256((base / MANIFEST).read_bytes()).hexdigest()
+        self.base_sha256 = None if base is None else _manifest_sha256(base)
         self.delta = None if base is None else difference(base, bundle)
 
     def whole(self) -> Iterator[bytes]:
@@ -131,13 +132,18 @@ class _Update:
             yield from archive_of(source, read_manifest(source.manifest).files)
 
 
+def _manifest_sha256(bundle: Path) -> str:
+    with folder_source(bundle) as source:
+        return hashlib.sha256(source.manifest).hexdigest()
+
+
 def _ship_one(update: _Update, target: Target) -> Shipped:
     if isinstance(target, OciLayout):
         digest = write_layout(update.bundle, target.folder, target.tag)
-        return Shipped(f"oci:{target.folder}:{target.tag}", "whole", 0, {"digest": digest})
+        return Shipped(name_of(target), "whole", 0, {"digest": digest})
     if isinstance(target, Registry):
         digest = push(update.bundle, target.host, target.repository, target.tag)
-        return Shipped(f"oci://{target.host}/{target.repository}:{target.tag}", "whole", 0, {"digest": digest})
+        return Shipped(name_of(target), "whole", 0, {"digest": digest})
     if isinstance(target, Path):
         return _installed_here(update, target)
     if update.delta is not None and _has_base(target, update):
@@ -149,13 +155,10 @@ def _ship_one(update: _Update, target: Target) -> Shipped:
 
 
 def _installed_here(update: _Update, root: Path) -> Shipped:
-    try:
-        with folder_source(update.bundle) as source:
-            installed = versions.install(source, root, update.public_key)
-    except OSError as error:
-        raise (storage_error(error) or error) from None
+    with folder_source(update.bundle) as source:
+        installed = versions.install(source, root, update.public_key)
     found = versions.described(installed.status, installed.self_test)
-    return Shipped(str(root), "whole" if installed.self_test else "there", 0, found)
+    return Shipped(name_of(root), "whole" if installed.self_test else "there", 0, found)
 
 
 def _sent(update: _Update, target: RemoteDevice, flags: list[str], pieces: Iterable[bytes], how: str) -> Shipped:
@@ -168,7 +171,7 @@ def _sent(update: _Update, target: RemoteDevice, flags: list[str], pieces: Itera
             sent += len(piece)
 
     found = target.run("install", flags, counted(), update.public_key)
-    return Shipped(target.name, how if found["self_test"] else "there", sent, found)
+    return Shipped(name_of(target), how if found["self_test"] else "there", sent, found)
 
 
 def _has_base(target: RemoteDevice, update: _Update) -> bool:
@@ -178,6 +181,24 @@ def _has_base(target: RemoteDevice, update: _Update) -> bool:
         return False
     except DeviceError:  # nothing was ever installed; or it cannot be reached, which the next will say
         return False
+
+
+def _with_what_became(error: BaseException, target: Target, done: Sequence[tuple[Target, Shipped]]) -> BaseException:
+    """Takes back what was updated, whatever stopped the roll-out, and says so where the error says more to a user."""
+    back = f"; {_taken_back(done)}" if done else ""
+    if isinstance(error, KeyboardInterrupt):
+        return KeyboardInterrupt(f"{name_of(target)} was under way, and may have been updated{back}")
+    known = storage_error(error) if isinstance(error, OSError) else error
+    return type(known)(f"{known}{back}") if isinstance(known, CompressorError) else error
+
+
+def name_of(target: Target) -> str:
+    """As messages have it."""
+    if isinstance(target, OciLayout):
+        return f"oci:{target.folder}:{target.tag}"
+    if isinstance(target, Registry):
+        return f"oci://{target.host}/{target.repository}:{target.tag}"
+    return str(target) if isinstance(target, Path) else target.name
 
 
 def _taken_back(done: Sequence[tuple[Target, Shipped]]) -> str:
@@ -192,7 +213,7 @@ def _taken_back(done: Sequence[tuple[Target, Shipped]]) -> str:
             else:
                 target.run("rollback")
             back.append(shipped.target)
-        except CompressorError as error:
+        except (CompressorError, OSError) as error:
             not_back.append(str(error))
     said = f"stopped, and rolled back: {', '.join(back) or 'none'}"
     return f"{said}; could not be rolled back: {', '.join(not_back)}" if not_back else said

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compressor.errors import storage_error
+
 if TYPE_CHECKING:
     from compressor.device.selftest import SelfTest
     from compressor.device.source import Source
@@ -30,8 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs one verb and prints what it did. Raises what it raises, and StorageError where the file system refuses."""
-    from compressor.device.disk import storage_error
-
     try:
         _run(options)
     except OSError as error:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from compressor.device.manifest import DeviceManifest, Requirements
 from compressor.errors import DeviceError, MissingDependencyError, StorageError
+from compressor.processor import instruction_sets
 
 DISK_RESERVE_BYTES = 1 << 20  # for folders, links, the state
-_FLAGS = re.compile(r"^(?:flags|Features)\s*:(.*)$", re.MULTILINE)
 _AVAILABLE = re.compile(r"^MemAvailable:\s*(\d+) kB$", re.MULTILINE)
 
 
@@ -37,13 +37,12 @@ def this_machine() -> Machine:
         raise MissingDependencyError(
             "a device needs the package 'onnxruntime', which is not installed; run: pip install onnxruntime"
         ) from None
-    flags = _FLAGS.search(_text(Path("/proc/cpuinfo")))
     available = _AVAILABLE.search(_text(Path("/proc/meminfo")))
     return Machine(
         onnxruntime.__version__,
         tuple(onnxruntime.get_available_providers()),
         platform.machine(),
-        frozenset(flags[1].split() if flags else ()),
+        instruction_sets(),
         int(available[1]) * 1024 if available else None,
     )
 

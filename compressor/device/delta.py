@@ -71,14 +71,15 @@ def patched(old: bytes, patch: bytes, limit: int) -> bytes:
     control = _Unpacked(patch[_HEADER_BYTES:added_at])
     added, inserted = _Unpacked(patch[added_at : added_at + added_bytes]), _Unpacked(patch[added_at + added_bytes :])
     source, new = np.frombuffer(old, np.uint8), np.zeros(size, np.uint8)
-    at, place, left = 0, 0, 2 * size + 2  # triples that do nothing but skip stand alone, so there are no more of them
+    at, place, idle = 0, 0, False
     try:
         while at < size:
-            left -= 1
             triple = control.read(_TRIPLE_BYTES)
             add, insert, skip = (_number(triple[i : i + 8]) for i in (0, 8, 16))
-            if min(add, insert, left) < 0 or add + insert > size - at:
+            # Triples that do nothing but skip stand alone, or there could be any number of them.
+            if min(add, insert) < 0 or add + insert > size - at or (idle and not add + insert):
                 raise wrong
+            idle = not add + insert
             new[at : at + add] = np.frombuffer(added.read(add), np.uint8)
             _add_old(new[at : at + add], source, place)
             new[at + add : at + add + insert] = np.frombuffer(inserted.read(insert), np.uint8)

@@ -6,33 +6,12 @@ is synced before anything relies on that. All goes through `os`, so that a test 
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
-from compressor.errors import StorageError
-
 UNFINISHED = ".unfinished-"  # how everything is called that a killed process leaves
-_REMEDIES = {
-    errno.ENOSPC: "free some space there and install again",
-    errno.EDQUOT: "free some space there and install again",
-    errno.EFBIG: "raise the file size limit (ulimit -f) and install again",
-    errno.EROFS: "mount it so that it can be written",
-    errno.EACCES: "check the permissions there",
-    errno.EPERM: "check the permissions there",
-    errno.EXDEV: "put the whole folder on one file system",
-    errno.EIO: "check the disk",
-}
-
-
-def storage_error(error: OSError) -> StorageError | None:
-    """The user's error for a failed read or write of the file system; None where it is something else."""
-    if error.errno not in _REMEDIES:
-        return None
-    name = f"{error.filename}: " if error.filename else ""
-    return StorageError(f"{name}{os.strerror(error.errno).lower()}; {_REMEDIES[error.errno]}")
 
 
 def unfinished(folder: Path) -> Path:

@@ -106,9 +106,19 @@ def read_manifest(content: bytes, what: str = MANIFEST) -> DeviceManifest:
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{what}: a key is missing or of another type: {error}; build the bundle again") from None
     check_listing(manifest.files, what)
+    check_cases(manifest.golden, len(manifest.inputs), len(manifest.outputs), what)
     if manifest.model not in {entry.name for entry in manifest.files}:
         raise BundleError(f"{what}: {manifest.model} is no file of the bundle; build it again")
     return manifest
+
+
+def check_cases(golden: GoldenCheck, inputs: int, outputs: int, what: str) -> None:
+    """There is something to try: inputs, outputs, golden cases, and not endlessly many. Raises BundleError."""
+    if not 0 < golden.cases <= MAX_CASES or not inputs or not outputs:
+        raise BundleError(
+            f"{what}: expected inputs, outputs and from 1 to {MAX_CASES:,} golden cases, got {inputs}, {outputs} and"
+            f" {golden.cases}; build the bundle again"
+        )
 
 
 def check_listing(files: tuple[FileEntry, ...], what: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.device.golden import check_output, golden_array, read_golden
-from compressor.device.manifest import MANIFEST, MAX_CASES, DeviceManifest, read_manifest
+from compressor.device.manifest import MANIFEST, DeviceManifest, read_manifest
 from compressor.errors import BundleError, DeviceError
 from compressor.limited import RUNTIME_BYTES, Limits, limited_main, run_limited
 
@@ -51,10 +51,6 @@ def run_cases(folder: Path) -> SelfTest:
     started = time.monotonic()
     manifest = read_manifest((folder / MANIFEST).read_bytes())
     arrays = read_golden(folder)
-    if not 0 < manifest.golden.cases <= MAX_CASES:
-        raise BundleError(
-            f"the bundle has {manifest.golden.cases} golden cases, so nothing shows that it answers right"
-        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.errors import BundleError, SignatureError
+from compressor.intake.files import read_bounded
 from compressor.intake.json_text import strict_json
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 SIGNATURE = "signature.json"
 SIGNATURE_VERSION = 1
 MAX_SIGNATURE_BYTES = 4096
-_MAX_KEY_BYTES = 4096
+MAX_KEY_BYTES = 4096
 _PRODUCT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 
 
@@ -119,6 +120,12 @@ def verify_signature(content: bytes, manifest: bytes, keys: Mapping[str, Ed25519
     return signature
 
 
+def verify_by(public_key: Path, content: bytes, manifest: bytes) -> Signature:
+    """The signature of a manifest by the key in this file. Raises SignatureError."""
+    key = read_public_key(public_key)
+    return verify_signature(content, manifest, {key_id(key): key})
+
+
 def check_expiry(statement: Statement) -> None:
     """Raises SignatureError where the time to install this is over by the clock of this machine."""
     if statement.expires is not None and time.time() > statement.expires:
@@ -139,14 +146,21 @@ def read_public_key(path: Path) -> Ed25519PublicKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+    content = read_bounded(path, MAX_KEY_BYTES, SignatureError)
     try:
-        with path.open("rb") as file:
-            key = load_pem_public_key(file.read(_MAX_KEY_BYTES))
-    except (FileNotFoundError, IsADirectoryError, ValueError, UnsupportedAlgorithm):
+        key = load_pem_public_key(content)
+    except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
         raise SignatureError(f"{path}: expected an Ed25519 public key in PEM; `compressor keys` makes one") from None
     return key
+
+
+def public_pem(path: Path) -> bytes:
+    """A public key as PEM, and nothing else that its file may hold. Raises SignatureError."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    return read_public_key(path).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _of(kind: type[Any], value: Any) -> Any:

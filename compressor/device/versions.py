@@ -33,6 +33,7 @@ from compressor.device.signature import (
     Statement,
     check_expiry,
     key_id,
+    public_pem,
     read_public_key,
     read_signature,
     verify_signature,
@@ -212,7 +213,7 @@ def _trusted(root: Path, offered: Path | None) -> dict[str, Ed25519PublicKey]:
 def _keep_key(root: Path, public_key: Path) -> None:
     kept = root / KEYS / f"{key_id(read_public_key(public_key))}.pub"
     if not kept.exists():
-        disk.replace_file(kept, public_key.read_bytes())
+        disk.replace_file(kept, public_pem(public_key))
 
 
 def _check_permitted(statement: Statement, version_id: str, state: State) -> None:

@@ -1,8 +1,9 @@
-"""JSON from outside: of a bounded size, each key once."""
+"""JSON from outside: of a bounded size, each key once, its texts such that they can be written again."""
 
 from __future__ import annotations
 
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 from compressor.errors import CompressorError
 from compressor.intake.files import state_of
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape of half a character
+
 
 def strict_json(content: bytes, what: str, error: type[CompressorError], *, constants: bool = False) -> Any:
     """The value of a JSON text without duplicate keys; NaN and infinity only with `constants`.
 
-    Raises `error`, which names `what`; also where it nests deeper than Python's recursion goes.
+    Raises `error`, which names `what`; also where it nests deeper than Python's recursion goes, and where a text holds
+    half a character (a lone surrogate), which nothing can print.
     """
     try:
         return _parsed(content, constants)
@@ -48,16 +52,20 @@ def _check_json(path: Path, state: tuple[int, ...]) -> None:
 def _parsed(content: bytes, constants: bool) -> Any:
     constant = None if constants else _no_constant
     try:
-        return json.loads(content.decode(), object_pairs_hook=_without_duplicates, parse_constant=constant)
+        found = json.loads(content.decode(), object_pairs_hook=_without_duplicates, parse_constant=constant)
+        if _SURROGATE.search(content):
+            json.dumps(found, ensure_ascii=False).encode()  # both halves of one character are one by now
+        return found
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)[:80]!r}")
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"duplicate key {key[:80]!r}")
+        found[key] = value
     return found
 
 

@@ -46,19 +46,27 @@ def admit_onnx(path: Path, error: type[CompressorError], feed: Mapping[str, NDAr
     time are allowed, and otherwise 4, beside what the file's size takes. Raises UsageError where that is no number.
     """
     facts = check_onnx(path, error)
+    said = tried("compressor.intake.trial", path, facts.bytes, error, "export it again", _packed(feed))
+    if said:
+        raise error(f"{path}: onnxruntime does not open it: {said}")
+    return facts
+
+
+def tried(module: str, path: Path, size: int, error: type[CompressorError], remedy: str, stdin: bytes = b"") -> str:
+    """The last line that a module prints of a file or folder whose model has so many bytes, in a child process; before
+    it onnxruntime may print something of its own. Raises `error`, with the remedy, where the child fails; UsageError.
+    """
     seconds = _seconds()
     limits = Limits(
-        _PATIENCE * seconds + facts.bytes / _DISK_BYTES_A_SECOND,
-        round(seconds + facts.bytes / _BYTES_A_SECOND),
-        RUNTIME_BYTES + _COPIES * facts.bytes,
+        _PATIENCE * seconds + size / _DISK_BYTES_A_SECOND,
+        round(seconds + size / _BYTES_A_SECOND),
+        RUNTIME_BYTES + _COPIES * size,
     )
-    ended = run_limited("compressor.intake.trial", [str(path)], limits, _packed(feed))
+    ended = run_limited(module, [str(path)], limits, stdin)
     if ended.failure:
-        remedy = "COMPRESSOR_TRIAL_S=60 allows more time" if "end within" in ended.failure else "export it again"
+        remedy = "COMPRESSOR_TRIAL_S=60 allows more time" if "end within" in ended.failure else remedy
         raise error(f"{path}: a trial in a child process {ended.failure}; it is not opened here: {remedy}")
-    if refusal := ended.stdout.splitlines()[-1]:  # before it onnxruntime may have printed something of its own
-        raise error(f"{path}: onnxruntime does not open it: {refusal}")
-    return facts
+    return ended.stdout.splitlines()[-1]
 
 
 def _seconds() -> float:

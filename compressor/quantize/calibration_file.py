@@ -72,12 +72,17 @@ def kept(
     return found
 
 
-def _key(model: onnx.ModelProto, batches: Iterable[Feed], operators: Sequence[str]) -> str:
+def sha256_feeds(feeds: Iterable[Feed]) -> str:
+    """Hex SHA-256 of the names, types, shapes and numbers of feeds, in their order."""
     fed = hashlib.sha256()
-    for feed in batches:
+    for feed in feeds:
         for name, array in sorted(feed.items()):
             fed.update(f"{name} {array.dtype} {array.shape}\n".encode())
             fed.update(np.ascontiguousarray(array).data)
         fed.update(b"\n")
+    return fed.hexdigest()
+
+
+def _key(model: onnx.ModelProto, batches: Iterable[Feed], operators: Sequence[str]) -> str:
     bytes_of_model = hashlib.sha256(model.SerializeToString(deterministic=True))
-    return key_of(SCHEMA, __version__, bytes_of_model.hexdigest(), fed.hexdigest(), list(operators))
+    return key_of(SCHEMA, __version__, bytes_of_model.hexdigest(), sha256_feeds(batches), list(operators))

@@ -11,27 +11,38 @@ The study is in Optuna's own journal beside the trials: several processes that n
 
 from __future__ import annotations
 
-import json
 import math
-import os
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from compressor.errors import BundleError, QuantizationError
 from compressor.progress import Progress
 from compressor.quantize.sites import Site, applies, settled, sharing
+from compressor.quantize.trials import (
+    Chosen,
+    Sensitivity,
+    Trial,
+    Unfit,
+    claimed,
+    mixture_key,
+    record,
+    sensitivities_in,
+    trials_in,
+    tried_in,
+)
 from compressor.recipe_quantize import NodePrecision
-from compressor.store import write_atomic
 
-Chosen = Mapping[str, NodePrecision]
-
-JOURNAL, SENSITIVITY, TRIALS, PARETO = "study.journal", "sensitivity.jsonl", "trials.jsonl", "pareto.json"
+JOURNAL = "study.journal"
 _BASES: tuple[NodePrecision, ...] = ("dynamic-int8", "static-int8", "weight-int8")
 _TABLES: tuple[NodePrecision, ...] = ("dynamic-int8", "weight-int8", "weight-int4", "float32")
 # A site that is slower than this beside float32 loses; below it is the noise of a short timing.
@@ -49,31 +60,21 @@ class Timed:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A mixture and what came of it. `agreement`: with float32, 1 is equal."""
+class Space:
+    """What is searched: a precision for each of the sites, but for those that have a `fixed` one, by node."""
 
-    chosen: dict[str, NodePrecision]
-    agreement: float
-    bytes: int
-    p50_ms: float
-    speed: float
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """What one node alone in few bits does to the whole: agreement with float32, and times as fast."""
-
-    node: str
-    operator: str
-    precision: NodePrecision
-    agreement: float
-    speed: float
+    sites: tuple[Site, ...]
+    fixed: Mapping[str, NodePrecision]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """How mixtures are made and measured: `write(chosen, path)`, `agreement(path)`, `timed(path)`."""
+    """How mixtures are made and measured: `write(chosen, path)`, `agreement(path)`, `timed(path)`.
 
+    `start(chosen)` comes first: what it raises is no fault of the mixture, and ends the search.
+    """
+
+    start: Callable[[Chosen], object]
     write: Callable[[Chosen, Path], None]
     agreement: Callable[[Path], float]
     timed: Callable[[Path], Timed]
@@ -85,43 +86,35 @@ class Limits:
 
     hours: float
     trials: int
-    max_bytes: int | None = None
+    max_bytes: float | None = None
     max_ms: float | None = None
 
 
 def search(
-    sites: tuple[Site, ...], bench: Bench, limits: Limits, folder: Path, seed: int, progress: Progress
+    space: Space, bench: Bench, limits: Limits, folder: Path, seed: int, progress: Progress
 ) -> tuple[Trial, ...]:
     """The trials that go on: of each tier of agreement the one with the largest (times smaller) x (times faster).
 
-    `folder` keeps the study, every trial, and after each the Pareto set of agreement, bytes and speed.
+    `folder` keeps the study, every trial, and after each the Pareto set of agreement, bytes and speed. The time counts
+    from the call on: what the ranking has not come to by then stays unknown, and one trial is made in any case.
     """
     ends = time.monotonic() + 3600 * limits.hours
-    ranking = _rank(sites, bench, folder, progress)
-    known = _trials(folder)
-    study = _study(folder / JOURNAL, ranking, seed)
+    ranking = _rank(space, bench, folder, ends, progress)
+    if not ranking.products and not ranking.tables:
+        return ()
+    study = _study(folder, ranking, seed)
     with progress.bar("search", limits.trials, "trial") as bar:
         bar.advance(min(_done(study), limits.trials))
-        while _done(study) < limits.trials and (not known or time.monotonic() < ends):
+        while _done(study) < limits.trials and (not trials_in(folder) or time.monotonic() < ends):
             trial = study.ask()
-            chosen = ranking.mixture(trial)
-            found = known.get(_key(chosen))
-            if found is None:
-                found = _measured(chosen, bench, folder)
-                _append(folder / TRIALS, found)
-                known = _trials(folder)  # with those of other processes
-                front = [asdict(one) for one in pareto(known.values())]
-                write_atomic(folder / PARETO, json.dumps(front, indent=2).encode())
-            study.tell(trial, [found.agreement, found.bytes, found.speed])
-            bar.advance(1, f"{found.bytes / 1e6:.2f} MB, {found.speed:.2f}x, agreement {found.agreement:.4f}")
-    return finalists(_trials(folder).values(), limits)
-
-
-def pareto(trials: Iterable[Trial]) -> tuple[Trial, ...]:
-    """Those that no other matches in agreement, bytes and speed and beats in one; the best agreement first."""
-    all_trials = tuple(trials)
-    front = [one for one in all_trials if not any(_dominates(other, one) for other in all_trials)]
-    return tuple(sorted(front, key=lambda one: -one.agreement))
+            found = _tried(ranking.mixture(trial), bench, folder)
+            if isinstance(found, Unfit):
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                bar.advance(1, "cannot be")
+            else:
+                study.tell(trial, [found.agreement, found.bytes, found.speed])
+                bar.advance(1, f"{found.bytes / 1e6:.2f} MB, {found.speed:.2f}x, agreement {found.agreement:.4f}")
+    return finalists(trials_in(folder).values(), limits)
 
 
 def finalists(trials: Iterable[Trial], limits: Limits) -> tuple[Trial, ...]:
@@ -135,25 +128,21 @@ def finalists(trials: Iterable[Trial], limits: Limits) -> tuple[Trial, ...]:
     for tier in _TIERS:
         if within := [one for one in fit if one.agreement >= tier]:
             winner = max(within, key=lambda one: one.speed / one.bytes)
-            best.setdefault(_key(winner.chosen), winner)
+            best.setdefault(mixture_key(winner.chosen), winner)
     return tuple(best.values())
-
-
-def _dominates(one: Trial, other: Trial) -> bool:
-    better = (one.agreement - other.agreement, other.bytes - one.bytes, one.speed - other.speed)
-    return min(better) >= 0 and max(better) > 0
 
 
 @dataclass(frozen=True)
 class _Ranking:
     """All sites; of them the products that int8 applies to, the least sensitive first, and the tables; which nodes lose
-    time in few bits.
+    time in few bits; what is settled.
     """
 
     sites: tuple[Site, ...]
     products: tuple[Site, ...]
     tables: tuple[Site, ...]
     losing: frozenset[str]
+    fixed: Mapping[str, NodePrecision]
 
     @property
     def bases(self) -> tuple[NodePrecision, ...]:
@@ -161,12 +150,20 @@ class _Ranking:
 
     def mixture(self, trial: optuna.Trial) -> dict[str, NodePrecision]:
         """What Optuna proposes, as a precision for every node."""
+        chosen = dict(self.fixed)
+        if self.tables:
+            tables = cast(NodePrecision, trial.suggest_categorical("tables", _TABLES))
+            chosen |= {site.node: tables for site in self.tables}
+        if self.products:
+            chosen |= self._of_products(trial)
+        return settled(self.sites, chosen)
+
+    def _of_products(self, trial: optuna.Trial) -> dict[str, NodePrecision]:
         base = cast(NodePrecision, trial.suggest_categorical("base", self.bases))
-        tables = cast(NodePrecision, trial.suggest_categorical("tables", _TABLES))
         revert = trial.suggest_categorical("revert", [True, False])
         in_four_bits = trial.suggest_int("in_four_bits", 0, len(self.products))
         in_float32 = trial.suggest_int("in_float32", 0, len(self.products))
-        chosen: dict[str, NodePrecision] = {site.node: tables for site in self.tables}
+        chosen: dict[str, NodePrecision] = {}
         for rank, site in enumerate(self.products):
             precision = base
             if rank < in_four_bits and applies("weight-int4", site):
@@ -174,7 +171,7 @@ class _Ranking:
             if rank >= len(self.products) - in_float32 or (revert and site.node in self.losing):
                 precision = "float32"
             chosen[site.node] = precision
-        return settled(self.sites, chosen)
+        return chosen
 
     def starts(self) -> list[dict[str, object]]:
         """Where a search begins: each base everywhere, then with tables in four bits, then with most in four bits."""
@@ -187,78 +184,120 @@ class _Ranking:
         return [*plain, {"base": self.bases[0], **half}] if self.bases else []
 
 
-def _rank(sites: tuple[Site, ...], bench: Bench, folder: Path, progress: Progress) -> _Ranking:
-    """Each product alone in the first base that applies to it. Nodes of one operator and shape take the same time."""
-    products = [site for site in sites if site.operator != "Gather" and any(applies(one, site) for one in _BASES)]
-    known = {row["node"]: Sensitivity(**row) for row in _rows(folder / SENSITIVITY)}
-    speeds = {(site.operator, site.shape): known[site.node].speed for site in products if site.node in known}
+def _rank(space: Space, bench: Bench, folder: Path, ends: float, progress: Progress) -> _Ranking:
+    """As far as the time goes. What it does not come to is ranked as if it were the most sensitive."""
+    free = [site for site in space.sites if site.node not in space.fixed]
+    products = [site for site in free if site.operator != "Gather" and any(applies(one, site) for one in _BASES)]
     with progress.bar("sensitivity", len(products), "node") as bar:
-        for site in products:
-            if site.node not in known:
-                base = next(one for one in _BASES if applies(one, site))
-                chosen = settled(sites, {one.node: base for one in sharing(sites, site)})
-                path = _scratch(folder)
-                bench.write(chosen, path)
-                alike = (site.operator, site.shape)
-                speed = speeds[alike] = speeds.get(alike) or bench.timed(path).speed
-                found = Sensitivity(site.node, site.operator, base, bench.agreement(path), speed)
-                path.unlink()
-                known[site.node] = found
-                _append(folder / SENSITIVITY, found)
-            bar.advance(1)
-    tables = tuple(site for site in sites if site.operator == "Gather")
-    losing = frozenset(site.node for site in products if known[site.node].speed < _LOSES_BELOW)
-    return _Ranking(sites, tuple(sorted(products, key=lambda site: -known[site.node].agreement)), tables, losing)
-
-
-def _study(journal: Path, ranking: _Ranking, seed: int) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(
-        study_name="precisions",
-        directions=["maximize", "minimize", "maximize"],
-        sampler=optuna.samplers.TPESampler(seed=seed),
-        storage=JournalStorage(JournalFileBackend(str(journal))),
-        load_if_exists=True,
+        busy = products
+        for wait in (False, True):  # first those that no other process is at
+            left = []
+            for site in busy:
+                if time.monotonic() >= ends:
+                    break
+                if _sensed(site, space, bench, folder, wait=wait):
+                    bar.advance(1)
+                else:
+                    left.append(site)
+            busy = left
+    known = sensitivities_in(folder)
+    stay: dict[str, NodePrecision] = {
+        site.node: "float32" for site in products if site.node in known and known[site.node].precision == "float32"
+    }
+    ranked = sorted(
+        (site for site in products if site.node not in stay),
+        key=lambda site: -known[site.node].agreement if site.node in known else math.inf,
     )
-    if not study.trials:
-        for start in ranking.starts():
-            study.enqueue_trial(start)
+    losing = frozenset(site.node for site in ranked if site.node in known and known[site.node].speed < _LOSES_BELOW)
+    tables = tuple(site for site in free if site.operator == "Gather")
+    return _Ranking(space.sites, tuple(ranked), tables, losing, {**space.fixed, **stay})
+
+
+def _sensed(site: Site, space: Space, bench: Bench, folder: Path, *, wait: bool) -> bool:
+    """A product alone in the first base that it can have, all else float32. False where another process is at it."""
+    with claimed(folder, site.node, wait=wait) as mine:
+        if mine and site.node not in sensitivities_in(folder):
+            record(_sensitivity(site, space, bench, folder), folder)
+        return mine
+
+
+def _sensitivity(site: Site, space: Space, bench: Bench, folder: Path) -> Sensitivity:
+    """Nodes of one operator and shape take the same time."""
+    known = sensitivities_in(folder)
+    for base in (one for one in _BASES if applies(one, site)):
+        chosen = settled(space.sites, {one.node: base for one in sharing(space.sites, site)})
+        bench.start(chosen)
+        speed = next(
+            (
+                known[one.node].speed
+                for one in space.sites
+                if one.node in known
+                and (one.operator, one.shape, known[one.node].precision) == (site.operator, site.shape, base)
+            ),
+            None,
+        )
+        with _scratch() as path:
+            try:
+                bench.write(chosen, path)
+                agreement = bench.agreement(path)
+            except (QuantizationError, BundleError):  # which the next may not be
+                continue
+            return Sensitivity(site.node, site.operator, base, agreement, speed or bench.timed(path).speed)
+    return Sensitivity(site.node, site.operator, "float32", 1.0, 1.0)
+
+
+def _study(folder: Path, ranking: _Ranking, seed: int) -> optuna.Study:
+    """Each process that joins proposes by a seed of its own: two with the same would propose the same."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    with claimed(folder, JOURNAL, wait=True):
+        study = optuna.create_study(
+            study_name="precisions",
+            directions=["maximize", "minimize", "maximize"],
+            storage=storage,
+            load_if_exists=True,
+        )
+        joined = study.user_attrs.get("joined", 0)
+        if joined == 0:
+            for start in ranking.starts():
+                study.enqueue_trial(start, skip_if_exists=True)
+        study.set_user_attr("joined", joined + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # so long as constant_liar is new
+        study.sampler = optuna.samplers.TPESampler(seed=seed + joined, constant_liar=True)
     return study
 
 
 def _done(study: optuna.Study) -> int:
-    return len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)))
+    done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
+    return len(study.get_trials(deepcopy=False, states=done))
 
 
-def _measured(chosen: dict[str, NodePrecision], bench: Bench, folder: Path) -> Trial:
-    path = _scratch(folder)
-    bench.write(chosen, path)
-    timed = bench.timed(path)
-    found = Trial(chosen, bench.agreement(path), path.stat().st_size, timed.p50_ms, timed.speed)
-    path.unlink()
+def _tried(chosen: dict[str, NodePrecision], bench: Bench, folder: Path) -> Trial | Unfit:
+    """What is known of a mixture, or is found now; after another process that is at it."""
+    key = mixture_key(chosen)
+    with claimed(folder, key, wait=True):
+        found = tried_in(folder).get(key)
+        if found is None:
+            found = _measured(chosen, bench)
+            record(found, folder)
     return found
 
 
-def _trials(folder: Path) -> dict[str, Trial]:
-    return {_key(one.chosen): one for one in (Trial(**row) for row in _rows(folder / TRIALS))}
+def _measured(chosen: dict[str, NodePrecision], bench: Bench) -> Trial | Unfit:
+    bench.start(chosen)
+    with _scratch() as path:
+        try:
+            bench.write(chosen, path)
+            agreement = bench.agreement(path)
+        except (QuantizationError, BundleError) as error:
+            return Unfit(chosen, str(error).removeprefix(f"{path}: "))
+        timed = bench.timed(path)
+        return Trial(chosen, agreement, path.stat().st_size, timed.p50_ms, timed.speed)
 
 
-def _scratch(folder: Path) -> Path:
-    """Several processes may share the folder."""
-    return folder / f"trial-{os.getpid()}.onnx"
-
-
-def _key(chosen: Chosen) -> str:
-    return json.dumps(chosen, sort_keys=True)
-
-
-def _append(path: Path, row: Trial | Sensitivity) -> None:
-    """A line of its own also after half a line, which a process that died has left."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n" + json.dumps(asdict(row)) + "\n")
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file, which may not be there yet; of a process that died while it wrote, not the half of one."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """Where a mixture is written to be measured: not in the folder, which may be another machine's."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / "mixture.onnx"

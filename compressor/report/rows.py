@@ -118,12 +118,15 @@ def reference_line(result: Result) -> str:
 
 
 def time_words(result: Result, name: str) -> str:
-    """Which operators take a model's time; empty where that was not asked."""
+    """Which operators take a model's time, and why it is not faster; empty where that was not asked."""
     timed = next((model.latency for model in result.models if model.name == name), None)
     shares = (
         [f"{percent(one.share)} in {one.nodes} {printable(one.operator)}" for one in timed.operators] if timed else []
     )
-    return f"its time goes, by operator, {', '.join(shares)}" if shares else ""
+    if timed is None or not shares:
+        return ""
+    why = f"; {printable(timed.why)}" if timed.why else ""
+    return f"its time goes, by operator, {', '.join(shares)}{why}"
 
 
 def remedy_line(found: ErrorAttribution) -> str:

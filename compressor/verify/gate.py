@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from compressor.artifacts import GateDecision, OnnxModel, Parity, Quality, RefusedModel
 from compressor.errors import DataError, GateError
 from compressor.recipe import Gate
-from compressor.timings import Latency
+from compressor.recipe_quantize import Search
+from compressor.timings import Latency, Timing
 from compressor.verify.parity import first_at
 
 # Below, a bootstrap cannot show what it has not drawn: three right answers of three would be certainty.
 MIN_EXAMPLES = 30
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of every model, by its name; whether the machine let the times be."""
+
+    qualities: Mapping[str, Quality]
+    latencies: Mapping[str, Latency]
+    parities: Mapping[str, Parity]
+    timing: Timing
 
 
 def check_examples(count: int, gate: Gate) -> None:
@@ -26,52 +38,52 @@ def check_examples(count: int, gate: Gate) -> None:
 def choose(
     teacher: OnnxModel | None,
     candidates: Sequence[OnnxModel],
-    qualities: Mapping[str, Quality],
-    latencies: Mapping[str, Latency],
-    parities: Mapping[str, Parity],
+    found: Measured,
     gate: Gate,
+    limits: Search | None = None,
 ) -> GateDecision:
     """The candidate with the largest (times smaller) x (times faster) among those that pass.
 
     `teacher` is None where its size and speed are unknown: what the float32 student was made into is then compared
-    with it. `candidates` are the float32 student, then the quantized ones; the mappings go by name.
-    Raises GateError naming the closest candidate when none passes.
+    with it. `candidates` are the float32 student, then the quantized ones. `limits` bind whatever ships, whether a
+    search found it or not. Raises GateError naming the closest candidate when none passes.
     """
     student = candidates[0]
     whole = teacher or student
     passed_over: list[RefusedModel] = []
     passing: list[OnnxModel] = []
     for model in candidates:
-        reason = _objection(model, teacher, student, qualities[model.name], latencies, parities[model.name], gate)
+        reason = _objection(model, teacher, student, found, gate, limits)
         if reason:
             passed_over.append(RefusedModel(model.name, reason))
         else:
             passing.append(model)
     if not passing:
         objections = tuple((model.name, model.reason) for model in passed_over)
-        raise GateError(_nothing_passes(qualities, candidates, objections, gate), objections)
+        raise GateError(_nothing_passes(found.qualities, candidates, objections, gate), objections)
 
     def gain(model: OnnxModel) -> float:
-        return whole.bytes / model.bytes * latencies[model.name].speedup.value
+        return whole.bytes / model.bytes * found.latencies[model.name].speedup.value
 
     best = max(passing, key=gain)
     passed_over += [
-        RefusedModel(model.name, f"passes, but gains less: {_gain_words(teacher, student, model, latencies)}")
+        RefusedModel(model.name, f"passes, but gains less: {_gain_words(teacher, student, model, found.latencies)}")
         for model in passing
         if model is not best
     ]
-    return GateDecision(best.name, _gain_words(teacher, student, best, latencies), tuple(passed_over))
+    doubt = "" if found.timing.valid else f"; the timing is INVALID: {'; '.join(found.timing.reasons)}"
+    return GateDecision(best.name, _gain_words(teacher, student, best, found.latencies) + doubt, tuple(passed_over))
 
 
 def _objection(
     model: OnnxModel,
     teacher: OnnxModel | None,
     student: OnnxModel,
-    quality: Quality,
-    latencies: Mapping[str, Latency],
-    parity: Parity,
+    found: Measured,
     gate: Gate,
+    limits: Search | None,
 ) -> str | None:
+    quality, parity, latency = found.qualities[model.name], found.parities[model.name], found.latencies[model.name]
     if gate.judge == "lower-bound" and quality.examples < MIN_EXAMPLES:
         return f"judged on {quality.examples} examples; an interval needs at least {MIN_EXAMPLES}, or gate.judge value"
     kept = quality.kept.low if gate.judge == "lower-bound" else quality.kept.value
@@ -85,9 +97,11 @@ def _objection(
             f"departs from {parity.reference}: mean cosine {parity.mean_cosine:.4f}, expected {parity.bound}"
             f"{first_at(parity)}"
         )
-    faster = latencies[model.name].over_float32
+    if limits is not None and (beyond := limits.objection(model.bytes, latency.p50_ms)):
+        return beyond
+    faster = latency.over_float32
     if model is not student and (faster is None or not faster.low > 1):
-        own_ms, float_ms = latencies[model.name].p50_ms, latencies[student.name].p50_ms
+        own_ms, float_ms = latency.p50_ms, found.latencies[student.name].p50_ms
         times = (
             "" if faster is None else f"{faster.value:.2f} times its speed ({faster.low:.2f} to {faster.high:.2f}), "
         )
@@ -105,7 +119,8 @@ def _nothing_passes(
     needed = 1 - gate.max_drop
     if (best.kept.low if gate.judge == "lower-bound" else best.kept.value) >= needed:
         why = dict(objections)[best.name]  # its quality is not what stands in the way
-        return f"nothing ships: the best candidate, {best.name}: {why}; choose a smaller student or other precisions"
+        remedy = "choose a smaller student, other precisions or wider limits"
+        return f"nothing ships: the best candidate, {best.name}: {why}; {remedy}"
     if gate.judge == "lower-bound" and best.kept.value >= needed:
         remedy = "evaluate on more data to narrow the interval, train longer, or set gate.judge to value"
     else:

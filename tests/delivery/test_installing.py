@@ -27,7 +27,7 @@ from compressor.device import SOURCES, versions
 from compressor.device.compatible import Machine, check_compatible, this_machine
 from compressor.device.manifest import read_manifest
 from compressor.device.selftest import self_test
-from compressor.errors import CompressorError, DeviceError, StorageError
+from compressor.errors import BundleError, CompressorError, DeviceError, StorageError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -264,11 +264,6 @@ def no_model(bundle: Path) -> None:
     edit_manifest(bundle)
 
 
-def no_cases(bundle: Path) -> None:
-    golden = json.loads((bundle / "manifest.json").read_text())["golden"]
-    edit_manifest(bundle, golden={**golden, "cases": 0})
-
-
 def no_golden(bundle: Path) -> None:
     (bundle / "golden.npz").write_bytes(b"PK rubbish")
     edit_manifest(bundle)
@@ -282,7 +277,6 @@ def no_golden(bundle: Path) -> None:
         (crashing, "ended by SIGSEGV"),
         (greedy, "the self-test fails"),
         (no_model, "the self-test fails"),
-        (no_cases, "0 golden cases"),
         (no_golden, "cannot be read"),
     ],
 )
@@ -293,6 +287,16 @@ def test_a_model_that_fails_its_self_test_is_not_installed(
     spoil(new)
     serving.refuses(signer.sign(new, 2), 16, words)
     assert answers(serving.root / "current") == answers(old)
+
+
+@pytest.mark.parametrize("cases", [0, -1, 10_001])
+def test_of_a_bundle_something_is_tried_and_not_too_much(new: Path, signer: Signer, cases: int) -> None:
+    golden = json.loads((new / "manifest.json").read_text())["golden"]
+    edit_manifest(new, golden={**golden, "cases": cases})
+    with pytest.raises(BundleError, match="golden cases"):
+        signer.sign(new, 2)
+    with pytest.raises(BundleError, match=f"and {cases}; build"):
+        read_manifest((new / "manifest.json").read_bytes())
 
 
 def test_a_model_that_never_ends_is_ended(new: Path, signer: Signer) -> None:
@@ -459,7 +463,7 @@ def test_its_modules_import_nothing_else() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     loaded = {name.split(".")[1] for name in done.stdout.split() if "." in name}
-    assert loaded == {"device", "errors", "intake", "limited", "metrics"}
+    assert loaded == {"device", "errors", "intake", "limited", "metrics", "processor"}
 
 
 def test_what_is_trusted_is_the_device_s_own(serving: Device) -> None:

@@ -19,7 +19,7 @@ from compressor.device import disk, versions
 from compressor.device.manifest import DeviceManifest
 from compressor.device.selftest import SelfTest
 from compressor.device.source import folder_source
-from compressor.errors import CompressorError
+from compressor.errors import CompressorError, storage_error
 
 POWER_CUTS, EACH = 1000, 8  # in all, and at each change
 
@@ -164,7 +164,7 @@ def test_a_disk_that_fails_at_any_change(root: Path, third: Path, number: int, l
             with recorded(device, fail):
                 install(third, device)
         except OSError as error:
-            said = disk.storage_error(error)
+            said = storage_error(error)
             assert said is not None
             assert said.exit_code == 13
             outcomes.add(served(device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import getpass
 import hashlib
 import io
@@ -10,6 +11,7 @@ import os
 import random
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import urllib.request
@@ -27,13 +29,16 @@ from loopback_sshd import LIMIT_S, free_port, make_key, require_sshd, start_sshd
 from made_bundles import Signer, answers, edit_manifest, make_bundle, make_signer
 
 from compressor.bundle.archive import pack, unpack
+from compressor.bundle.keys import make_keys
 from compressor.delivery.difference import difference
-from compressor.delivery.ship import OciLayout, Registry, RemoteDevice, target_of
+from compressor.delivery.over_ssh import ANSWER
+from compressor.delivery.ship import OciLayout, Registry, RemoteDevice, ship, target_of
 from compressor.device.archive import archive_bytes
 from compressor.device.delta import delta_source, patched
 from compressor.device.manifest import read_manifest
 from compressor.device.source import archive_of
-from compressor.errors import BundleError, UsageError
+from compressor.errors import BundleError, DeviceError, SignatureError, StorageError, UsageError
+from compressor.progress import SILENT
 from compressor.ssh import Device
 
 Servers = tuple[list[tuple[subprocess.Popen[bytes], int]], Path]
@@ -284,6 +289,19 @@ def test_patches_that_are_none_are_refused() -> None:
             patched(old, content, 4000)
 
 
+def test_a_patch_that_does_nothing_for_long_is_refused() -> None:
+    """Of 2 idle triples for each byte that comes out a few packed bytes made hours."""
+
+    def patch(triples: list[tuple[int, int, int]], size: int) -> bytes:
+        control = bz2.compress(b"".join(struct.pack("<3q", *triple) for triple in triples))
+        added = bz2.compress(b"\1\1")
+        return struct.pack("<8s3q", b"BSDIFF40", len(control), len(added), size) + control + added + bz2.compress(b"")
+
+    assert patched(b"abcd", patch([(0, 0, 1), (1, 0, 0), (0, 0, 1), (1, 0, 0)], 2), 2) == b"ce"
+    with pytest.raises(BundleError):
+        patched(b"abcd", patch([(0, 0, 0), (0, 0, 0), (1, 0, 0), (1, 0, 0)], 2), 2)
+
+
 def test_a_difference_makes_the_bundle_and_nothing_else(large: tuple[Path, Path]) -> None:
     first, second = large
     made = difference(first, second)
@@ -306,6 +324,101 @@ def test_a_difference_makes_the_bundle_and_nothing_else(large: tuple[Path, Path]
     for content in (made[:-600], b"".join(archive_bytes((n, len(c), [c]) for n, c in more))):
         with pytest.raises(BundleError):
             whole(content, first)
+
+
+# What goes over ssh.
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where an ssh that reaches nobody leaves what was sent to it."""
+    monkeypatch.setenv(
+        "COMPRESSOR_SSH", made_ssh(tmp_path, f"cat > recorded; printf '\\n%s\\n{{}}' {shlex.quote(ANSWER)}")
+    )
+    return tmp_path / "recorded"
+
+
+def made_ssh(folder: Path, script: str) -> str:
+    """A command to take instead of ssh; the script runs in the folder, where "$*" is what ssh would run elsewhere."""
+    program = folder / "ssh"
+    program.write_text(
+        f'#!/bin/sh\ncd {shlex.quote(str(folder))}\nwhile [ "$1" != -- ]; do shift; done\nshift 2\n{script}\n'
+    )
+    program.chmod(0o755)
+    return shlex.quote(str(program))
+
+
+def test_a_private_key_goes_nowhere(recorded: Path, tmp_path: Path) -> None:
+    """Neither in place of the public one, nor behind it."""
+    pair, board = make_keys(tmp_path / "release"), RemoteDevice(Device("board"), "/srv/model")
+    with pytest.raises(SignatureError, match="expected an Ed25519 public key"):
+        board.run("install", ["-"], [], pair.private)
+    assert not recorded.exists()
+    both = tmp_path / "both.pub"
+    both.write_bytes(pair.public.read_bytes() + pair.private.read_bytes())
+    board.run("install", ["-"], [], both)
+    sent = recorded.read_bytes()
+    assert pair.public.read_bytes() in sent
+    assert b"PRIVATE" not in sent
+
+
+def test_a_login_that_greets(old: Path, signer: Signer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMPRESSOR_SSH", made_ssh(tmp_path, 'echo "{ Welcome }"; exec sh -c "$*"'))
+    board = RemoteDevice(Device("board"), str(tmp_path / "root"), sys.executable)
+    (shipped,) = ship(old, [board], SILENT, signer.public)
+    assert shipped.found["version"] == 1
+    monkeypatch.setenv("COMPRESSOR_SSH", made_ssh(tmp_path, "cat > recorded; echo Welcome"))
+    with pytest.raises(DeviceError, match="cannot be read, and it may have been updated; `ssh board true` must print"):
+        board.run("status")
+
+
+@pytest.mark.parametrize("there", ["signature", "manifest"])
+def test_what_the_key_did_not_sign_goes_nowhere(
+    there: str, old: Path, new: Path, signer: Signer, tmp_path: Path
+) -> None:
+    key = signer.public
+    if there == "signature":
+        shutil.copyfile(old / "signature.json", new / "signature.json")
+    else:
+        key = make_signer(tmp_path, "stranger").public
+    with pytest.raises(SignatureError):
+        ship(new, [OciLayout(tmp_path / "layout", "latest"), tmp_path / "root"], SILENT, key)
+    assert not (tmp_path / "layout").exists()
+    assert not (tmp_path / "root").exists()
+
+
+def test_what_is_not_there_is_said_to_be_not_there(new: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="found none"):
+        ship(tmp_path / "absent", [tmp_path / "root"], SILENT)
+    with pytest.raises(BundleError, match="found none"):
+        ship(new, [tmp_path / "root"], SILENT, base=tmp_path / "absent")
+    with pytest.raises(SignatureError, match="no such file"):
+        ship(new, [RemoteDevice(Device("board"), "/srv")], SILENT, tmp_path / "absent.pub")
+
+
+# Whatever stops it.
+
+
+def test_what_was_updated_goes_back_when_a_file_is_in_the_way(
+    old: Path, new: Path, signer: Signer, tmp_path: Path
+) -> None:
+    root, file = tmp_path / "root", tmp_path / "file"
+    file.touch()
+    ship(old, [root], SILENT, signer.public)
+    with pytest.raises(StorageError, match=f"not a directory; .* rolled back: {root}"):
+        ship(new, [root, OciLayout(file, "latest")], SILENT)
+    assert answers(root / "current") == answers(old)
+
+
+def test_what_was_updated_goes_back_after_a_ctrl_c(
+    old: Path, new: Path, signer: Signer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    ship(old, [root], SILENT, signer.public)
+    monkeypatch.setenv("COMPRESSOR_SSH", made_ssh(tmp_path, "kill -INT $PPID; sleep 60"))
+    with pytest.raises(KeyboardInterrupt, match=f"board:/srv was under way.*rolled back: {root}"):
+        ship(new, [root, RemoteDevice(Device("board"), "/srv")], SILENT)
+    assert answers(root / "current") == answers(old)
 
 
 # Targets.

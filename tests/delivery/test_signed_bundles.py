@@ -92,8 +92,15 @@ def test_what_is_no_key_is_refused(tmp_path: Path, content: bytes) -> None:
     for read in (read_private_key, read_public_key):
         with pytest.raises(SignatureError, match="expected an Ed25519"):
             read(path)
-        with pytest.raises(SignatureError, match="expected an Ed25519"):
+        with pytest.raises(SignatureError, match="no such file"):
             read(tmp_path / "absent")
+
+
+def test_a_key_is_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "key", 0o600)
+    for read in (read_private_key, read_public_key):
+        with pytest.raises(SignatureError, match="expected a regular file, got a pipe"):
+            read(tmp_path / "key")
 
 
 def test_a_private_key_is_nowhere_in_what_it_signs(tmp_path: Path, old: Path) -> None:

@@ -102,6 +102,18 @@ def test_a_failing_gate_leaves_evidence_and_no_bundle(
     assert_whole(out)
 
 
+def test_a_limit_that_nothing_keeps_to(begun: Begun, run: Run, tmp_path: Path) -> None:
+    """Not even the float32 student, which no search found."""
+    out = tmp_path / "out"
+    recipe = begun(out, quantize__precisions=[])
+    flags = ("--max-mb", "0.001", "--hours", "1e-9", "--set", "quantize.search.trials=1")
+    line = assert_one_clear_line(run("compress", recipe, *flags), 10)
+    assert "nothing ships" in line
+    assert "quantize.search.max_mb permits 0.001 MB" in line
+    assert not (out / "bundle").exists()
+    assert json.loads((out / "result.json").read_text())["shipped"] is None
+
+
 def test_a_loss_that_is_not_finite(begun: Begun, run: Run, tmp_path: Path) -> None:
     recipe = begun(tmp_path / "out", "distill", distill__learning_rate=1e30)
     line = assert_one_clear_line(run("compress", recipe), 7)

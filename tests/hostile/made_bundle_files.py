@@ -12,10 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import zstandard
 from made_arrays import HOSTILE as ARRAYS
-from made_bundles import make_bundle
+from made_bundles import edit_manifest, make_bundle
 from made_onnx import HOSTILE as HOSTILE_MODELS
+from made_onnx import looping_body
+from onnx import TensorProto, helper, numpy_helper
 
 MakeBundle = Callable[[Path], Path]
 
@@ -66,6 +70,54 @@ def _replaced(name: str, make_file: Callable[[Path], Path]) -> MakeBundle:
     return make
 
 
+def _more(content: bytes, **changes: Any) -> MakeBundle:
+    """A bundle with golden texts."""
+
+    def make(folder: Path) -> Path:
+        bundle = honest(folder)
+        (bundle / "golden_texts.json").write_bytes(content)
+        edit_manifest(bundle, **changes)
+        return bundle
+
+    return make
+
+
+def _endless_later(folder: Path) -> Path:
+    """A Loop that goes on as long as the sum of the input is above 0.5: for ever in the golden case 1."""
+    bundle = honest(folder)
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+            helper.make_node("Greater", ["sum", "half"], ["on"]),
+            helper.make_node("Loop", ["", "on", "x"], ["y"], body=looping_body(8)),
+        ],
+        "later",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 8])],
+        [numpy_helper.from_array(np.array(0.5, np.float32), "half")],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), bundle / "model.onnx"
+    )
+    little, ones = np.full((1, 8), 0.01, np.float32), np.ones((1, 8), np.float32)
+    cases = {f"{case}.{kind}": array for case, array in enumerate((little, ones)) for kind in ("in.x", "out.y")}
+    np.savez(bundle / "golden.npz", allow_pickle=False, **cases)
+    golden = json.loads((bundle / "manifest.json").read_bytes())["golden"]
+    edit_manifest(bundle, golden={**golden, "cases": 2})
+    return bundle
+
+
+def _panicking(folder: Path) -> Path:
+    """A pattern that gives up after so many steps: the library of tokenizers panics, which is no Exception."""
+    bundle = honest(folder)
+    split = {"type": "Split", "pattern": {"Regex": "^(?:(.|..)+)+$(?<=ZZZ)"}, "behavior": "Isolated", "invert": False}
+    model = {"type": "WordLevel", "vocab": {"a": 0, "[UNK]": 1}, "unk_token": "[UNK]"}
+    (bundle / "tokenizer.json").write_text(json.dumps({"version": "1.0", "pre_tokenizer": split, "model": model}))
+    (bundle / "golden_texts.json").write_text(json.dumps(["a" * 40] * 3))
+    edit_manifest(bundle, task="sentence-embedding", answer={"max_length": 16})
+    return bundle
+
+
 def _linked(folder: Path) -> Path:
     bundle = honest(folder)
     (bundle / "golden.npz").rename(folder / "golden.npz")
@@ -103,6 +155,10 @@ def _entry(name: str, size: int = 1) -> dict[str, Any]:
 
 BUNDLES: dict[str, MakeBundle] = {
     "manifest: key twice": _text(lambda text: text.replace("{", '{"task": "own",', 1)),
+    "manifest: key twice after 300,000": _text(
+        lambda _: "{" + "".join(f'"k{i}":0,' for i in range(300_000)) + '"last":0,"last":0}'
+    ),
+    "manifest: half a character": _spoilt(lambda m: m["evidence"].update(metric="\ud800")),
     "manifest: nested": _text(lambda _: "[" * 100_000 + "]" * 100_000),
     "manifest: 9 MB": _text(lambda text: text + " " * (9 << 20)),
     "manifest: NaN": _text(lambda text: text.replace('"min_cosine": ', '"min_cosine": NaN, "x": ', 1)),
@@ -116,6 +172,9 @@ BUNDLES: dict[str, MakeBundle] = {
     "manifest: negative size": _spoilt(lambda m: m["files"][0].update(bytes=-1)),
     "manifest: 100,000 files": _spoilt(lambda m: m["files"].extend(_entry(f"z{i:06}") for i in range(100_000))),
     "manifest: 10^18 golden cases": _spoilt(lambda m: m["golden"].update(cases=10**18)),
+    "manifest: 10^9 golden cases of no inputs": _spoilt(
+        lambda m: (m.update(inputs=[]), m["golden"].update(cases=10**9))
+    ),
     "manifest: opset of another": _spoilt(lambda m: m.update(opset=18)),
     "manifest: IR version of another": _spoilt(lambda m: m["requires"].update(ir_version=8)),
     "manifest: format 99": _spoilt(lambda m: m.update(format_version=99)),
@@ -125,6 +184,13 @@ BUNDLES: dict[str, MakeBundle] = {
     "model.onnx: flipped bit": _flipped,
     "model.onnx: crash": _replaced("model.onnx", HOSTILE_MODELS["crash: LayerNormalization without bias"]),
     "model.onnx: external data": _replaced("model.onnx", HOSTILE_MODELS["external: absolute path"]),
+    "model.onnx: endless in the second golden case": _endless_later,
+    "tokenizer.json: panic": _panicking,
+    "golden_texts.json: nested": _more(b"[" * 100_000 + b"]" * 100_000),
+    "golden_texts.json: no UTF-8": _more(b'["\xff"]'),
+    "golden_texts.json: a number": _more(b"5"),
+    "golden_texts.json: of numbers": _more(b"[1, 2, 3]"),
+    "golden_texts.json: 9 MB": _more(b'["a", "b", "c"]' + b" " * (9 << 20)),
     "a file too many": _extra,
 }
 
@@ -184,6 +250,25 @@ def _zstd_bomb(folder: Path) -> Path:
     return path
 
 
+def listing_3_gb(folder: Path) -> Path:
+    """An unsigned archive of 99 kB with a manifest that lists 3 GiB of zeros, which follow."""
+    bundle, size = honest(folder), 3 << 30
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    manifest["files"].insert(0, _entry("A_zeros", size))
+    content = json.dumps(manifest).encode()
+    path = folder / "bundle.tar.zst"
+    with path.open("wb") as file, zstandard.ZstdCompressor(level=1).stream_writer(file) as writer:
+        for name, length in (("manifest.json", len(content)), ("A_zeros", size)):
+            head = tarfile.TarInfo(name)
+            head.size, head.mode = length, 0o644
+            writer.write(head.tobuf(tarfile.USTAR_FORMAT))
+            if name == "manifest.json":
+                writer.write(content + bytes(-length % 512))
+        for _ in range(size >> 24):
+            writer.write(bytes(1 << 24))
+    return path
+
+
 def _zstd_window(folder: Path) -> Path:
     """A frame that asks its reader for 2 GB."""
     parameters = zstandard.ZstdCompressionParameters(window_log=31, format=zstandard.FORMAT_ZSTD1)
@@ -220,6 +305,7 @@ ARCHIVES: dict[str, MakeBundle] = {
     "20,000 members": _many,
     "16 GB of zeros": _zstd_bomb,
     "a window of 2 GB": _zstd_window,
+    "3 GB in 99 KB": listing_3_gb,
     "cut off": _cut,
     "empty": _content(b""),
     "text": _content(b"no archive" * 1000),

@@ -214,16 +214,18 @@ def expand_to_4_gb(folder: Path) -> Path:
 
 
 def endless_loop(folder: Path) -> Path:
-    values = [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in _LOOP]
-    steps = [helper.make_node("Identity", ["c"], ["c2"]), helper.make_node("Identity", ["v"], ["v2"])]
-    body = helper.make_graph(steps, "body", values[:3], values[3:])
-    loop = helper.make_node("Loop", ["", "t", "x"], ["y"], body=body)
+    loop = helper.make_node("Loop", ["", "t", "x"], ["y"], body=looping_body(4))
     return saved(folder, model([loop], [numpy_helper.from_array(np.array(True), "t")]))
 
 
-_LOOP: list[tuple[str, int, list[Any]]] = [
-    ("i", INT64, []), ("c", BOOL, []), ("v", FLOAT, ["n", 4]), ("c2", BOOL, []), ("v2", FLOAT, ["n", 4]),
-]  # fmt: skip
+def looping_body(width: int) -> onnx.GraphProto:
+    """Goes on where it began to."""
+    shapes: list[tuple[str, int, list[Any]]] = [
+        ("i", INT64, []), ("c", BOOL, []), ("v", FLOAT, ["n", width]), ("c2", BOOL, []), ("v2", FLOAT, ["n", width]),
+    ]  # fmt: skip
+    values = [helper.make_tensor_value_info(*value) for value in shapes]
+    steps = [helper.make_node("Identity", ["c"], ["c2"]), helper.make_node("Identity", ["v"], ["v2"])]
+    return helper.make_graph(steps, "body", values[:3], values[3:])
 
 
 def deep_branches(folder: Path) -> Path:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 from chosen import chosen
-from made_bundle_files import ARCHIVES, BUNDLES, honest
+from made_bundle_files import ARCHIVES, BUNDLES, honest, listing_3_gb
+from made_bundles import make_signer
 from measured import assert_refused, run_measured
 
-from compressor.bundle.archive import pack, unpack
+from compressor.bundle.archive import as_folder, pack, unpack
 from compressor.bundle.predictor import load
 from compressor.bundle.verify import verify_bundle
-from compressor.errors import BundleError, CompressorError
+from compressor.errors import BundleError, CompressorError, SignatureError
 
 
 @pytest.mark.parametrize("case", BUNDLES)
@@ -38,6 +39,13 @@ def test_a_hostile_archive_is_refused(case: str, folder: Path) -> None:
         unpack(archive, folder / "unpacked")
     assert "\n" not in str(raised.value)
     assert sorted(folder.parent.rglob("*")) == before
+
+
+def test_nothing_of_an_archive_is_unpacked_before_its_signature(folder: Path) -> None:
+    archive, public = listing_3_gb(folder), make_signer(folder).public
+    for key, error, words in ((None, BundleError, "that unpack to 3,2"), (public, SignatureError, "expected a signed")):
+        with pytest.raises(error, match=words), as_folder(archive, key):
+            pass
 
 
 def test_an_honest_bundle_passes(folder: Path) -> None:

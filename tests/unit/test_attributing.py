@@ -81,7 +81,7 @@ def judging_of(student: OnnxModel) -> Judging:
         got = answers(path)
         return Closeness(mean_cosine(got, expected), snr_between_db(got, expected), path.stat().st_size)
 
-    return Judging(closeness, FEEDS, threads=1)
+    return Judging(closeness, "", FEEDS, threads=1)
 
 
 @pytest.mark.parametrize("precision", ["dynamic-int8", "static-int8", "static-int16", "weight-int8", "weight-int4"])

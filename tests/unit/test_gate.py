@@ -10,8 +10,9 @@ import pytest
 from compressor.artifacts import GateDecision, Interval, OnnxModel, Parity, Quality
 from compressor.errors import GateError
 from compressor.recipe import Gate
-from compressor.timings import Latency
-from compressor.verify.gate import choose
+from compressor.recipe_quantize import Search
+from compressor.timings import Latency, Timing
+from compressor.verify.gate import Measured, choose
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,29 @@ STUDENT = Model("student", 30, 4.0)
 INT8 = Model("student-int8", 8, 3.0)
 
 
-def decide(*models: Model, gate: Gate | None = None, seen: bool = True) -> GateDecision:
+QUIET = Timing(True, (), (), ())
+
+
+def decide(
+    *models: Model,
+    gate: Gate | None = None,
+    seen: bool = True,
+    limits: Search | None = None,
+    timing: Timing = QUIET,
+) -> GateDecision:
     chosen = (TEACHER, *models)
     teacher, *candidates = (OnnxModel(m.name, "", Path(m.name), m.megabytes * 10**6, 1, 20, (), ()) for m in chosen)
     return choose(
         teacher if seen else None,
         candidates,
-        {m.name: Quality(m.name, "AUROC", Interval(0.9, 0.89, 0.91), kept(m), 0.9, 100) for m in chosen},
-        {m.name: latency(m) for m in chosen},
-        {
-            m.name: Parity(m.name, "student", 9, 1, 0.1, 0.5, None, m.parity, "mean cosine >= 0.9", "MatMul odd")
-            for m in chosen
-        },
+        Measured(
+            {m.name: Quality(m.name, "AUROC", Interval(0.9, 0.89, 0.91), kept(m), 0.9, 100) for m in chosen},
+            {m.name: latency(m) for m in chosen},
+            {m.name: parity(m) for m in chosen},
+            timing,
+        ),
         gate or Gate(),
+        limits,
     )
 
 
@@ -173,3 +184,35 @@ def test_a_teacher_out_of_reach_is_no_measure() -> None:
     assert decide(large, seen=False).reason == "the float32 student; the teacher's size and speed are unknown"
     with pytest.raises(GateError):
         decide(large)
+
+
+@pytest.mark.parametrize(
+    ("limits", "ships", "beyond"),
+    [
+        ({"max_mb": 8}, "student-int8", {"student": "weighs 30,000,000 bytes; quantize.search.max_mb permits 8 MB"}),
+        ({"max_ms": 3.0}, "student-int8", {"student": "takes 4 ms; quantize.search.max_ms permits 3 ms"}),
+        ({"max_mb": 30, "max_ms": 4.0}, "student-int8", {}),
+        ({"max_mb": 30, "max_ms": 2.9}, None, {"student": "takes 4 ms", "student-int8": "takes 3 ms"}),
+        ({"max_mb": 7.9}, None, {"student": "weighs 30,000,000", "student-int8": "weighs 8,000,000"}),
+    ],
+)
+def test_limits_bind_whatever_ships(limits: dict[str, float], ships: str | None, beyond: dict[str, str]) -> None:
+    """Also the float32 student, and the candidates that no search found."""
+    search = Search.model_validate(limits)
+    if ships is None:
+        with pytest.raises(GateError, match=r"^nothing ships: the best candidate, \S+: (weighs|takes)") as raised:
+            decide(STUDENT, INT8, limits=search)
+        told = dict(raised.value.objections)
+        assert "\n" not in str(raised.value)
+    else:
+        decision = decide(STUDENT, INT8, limits=search)
+        assert decision.shipped == ships
+        told = {name: reason for name, reason in reasons(decision).items() if not reason.startswith("passes")}
+    assert told.keys() == beyond.keys()
+    assert all(told[name].startswith(reason) for name, reason in beyond.items())
+
+
+def test_what_an_invalid_timing_decides_says_so() -> None:
+    disturbed = Timing(False, ("the machine was busy",), (), ())
+    assert decide(STUDENT, INT8, timing=disturbed).reason.endswith("; the timing is INVALID: the machine was busy")
+    assert "INVALID" not in decide(STUDENT, INT8).reason

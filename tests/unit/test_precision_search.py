@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
+from compressor.errors import QuantizationError
 from compressor.progress import SILENT
-from compressor.quantize.search import (
-    PARETO,
-    SENSITIVITY,
-    TRIALS,
-    Bench,
-    Chosen,
-    Limits,
-    Timed,
-    Trial,
-    finalists,
-    pareto,
-    search,
-)
+from compressor.quantize.search import Bench, Limits, Space, Timed, finalists, search
 from compressor.quantize.sites import Site
+from compressor.quantize.trials import PARETO, SENSITIVITY, TRIALS, UNFIT, Chosen, Trial, pareto, trials_in
 from compressor.recipe_quantize import NodePrecision
 
 SITES = (
@@ -30,8 +23,22 @@ SITES = (
     *(Site(f"product_{i}", "MatMul", f"w{i}", (32, 32)) for i in range(6)),
     Site("slow", "MatMul", "slow", (64, 8)),
 )
-BYTES = {"float32": 400, "dynamic-int8": 100, "static-int8": 100, "weight-int8": 110, "weight-int4": 60}
-MS = {"float32": 1.0, "dynamic-int8": 0.5, "static-int8": 0.45, "weight-int8": 0.6, "weight-int4": 0.4}
+BYTES = {
+    "float32": 400,
+    "static-int16": 110,
+    "dynamic-int8": 100,
+    "static-int8": 100,
+    "weight-int8": 110,
+    "weight-int4": 60,
+}
+MS = {
+    "float32": 1.0,
+    "static-int16": 0.5,
+    "dynamic-int8": 0.5,
+    "static-int8": 0.45,
+    "weight-int8": 0.6,
+    "weight-int4": 0.4,
+}
 
 
 class World:
@@ -39,8 +46,13 @@ class World:
 
     def __init__(self, dies_at: int | None = None) -> None:
         self.timings, self.dies_at = 0, dies_at
+        self.written: list[Chosen] = []
+
+    def start(self, chosen: Chosen) -> None:
+        """Nothing is calibrated."""
 
     def write(self, chosen: Chosen, path: Path) -> None:
+        self.written.append(dict(chosen))
         path.write_bytes(json.dumps(dict(chosen)).encode().ljust(sum(BYTES[one] for one in chosen.values())))
 
     def agreement(self, path: Path) -> float:
@@ -65,14 +77,15 @@ class World:
 
     @property
     def bench(self) -> Bench:
-        return Bench(self.write, self.agreement, self.timed)
+        return Bench(self.start, self.write, self.agreement, self.timed)
 
 
+SPACE = Space(SITES, {})
 LIMITS = Limits(hours=1.0, trials=30)
 
 
 def test_the_node_that_loses_is_reverted_and_the_sensitive_ones_keep_more_bits(tmp_path: Path) -> None:
-    found = search(SITES, World().bench, LIMITS, tmp_path, 0, SILENT)
+    found = search(SPACE, World().bench, LIMITS, tmp_path, 0, SILENT)
     assert [one.agreement for one in found] == sorted((one.agreement for one in found), reverse=True)
     plain = World()
     uniform = dict.fromkeys((site.node for site in SITES), "static-int8")
@@ -85,7 +98,7 @@ def test_the_node_that_loses_is_reverted_and_the_sensitive_ones_keep_more_bits(t
 
 
 def test_every_trial_is_on_disk_and_the_front_is_theirs(tmp_path: Path) -> None:
-    search(SITES, World().bench, LIMITS, tmp_path, 0, SILENT)
+    search(SPACE, World().bench, LIMITS, tmp_path, 0, SILENT)
     trials = [Trial(**json.loads(line)) for line in (tmp_path / TRIALS).read_text().splitlines() if line]
     front = [Trial(**row) for row in json.loads((tmp_path / PARETO).read_text())]
     assert tuple(front) == pareto(trials)
@@ -93,19 +106,27 @@ def test_every_trial_is_on_disk_and_the_front_is_theirs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dies_at", [2, 5, 15])
-def test_an_interrupted_search_measures_nothing_twice(tmp_path: Path, dies_at: int) -> None:
+def test_an_interrupted_search_measures_nothing_twice(
+    tmp_path: Path, dies_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
     first = World(dies_at)
     with pytest.raises(KeyboardInterrupt):
-        search(SITES, first.bench, LIMITS, tmp_path, 0, SILENT)
+        search(SPACE, first.bench, LIMITS, tmp_path, 0, SILENT)
+    assert first.written
+    assert not list(tmp_path.rglob("*.onnx"))
+    assert not list(scratch.iterdir())
     written = [line for line in (tmp_path / TRIALS).read_text().splitlines() if line] if dies_at > 2 else []
     second = World()
-    search(SITES, second.bench, LIMITS, tmp_path, 0, SILENT)
+    search(SPACE, second.bench, LIMITS, tmp_path, 0, SILENT)
     trials = [line for line in (tmp_path / TRIALS).read_text().splitlines() if line]
     keys = [json.dumps(json.loads(line)["chosen"], sort_keys=True) for line in trials]
     assert len(keys) == len(set(keys)), "no mixture is measured twice"
     assert trials[: len(written)] == written
     third = World()
-    assert search(SITES, third.bench, LIMITS, tmp_path, 0, SILENT)
+    assert search(SPACE, third.bench, LIMITS, tmp_path, 0, SILENT)
     assert third.timings == 0, "what is done is done"
 
 
@@ -120,7 +141,7 @@ def test_what_shares_a_weight_changes_as_one_and_what_cannot_have_int8_stays(tmp
         Site("nothing", "MatMul", "nothing", (24, 24), (*per_channel, *blocks)),
     )
     sites = (Site("embed", "Gather", "table", (1000, 32), per_channel), *SITES[1:], *odd)
-    search(sites, World().bench, LIMITS, tmp_path, 0, SILENT)
+    search(Space(sites, {}), World().bench, LIMITS, tmp_path, 0, SILENT)
     trials = [Trial(**json.loads(line)).chosen for line in (tmp_path / TRIALS).read_text().splitlines() if line]
     assert all(chosen.keys() == {site.node for site in sites} for chosen in trials)
     assert {chosen["embed"] for chosen in trials} == {"weight-int8", "weight-int4", "float32"}
@@ -133,15 +154,129 @@ def test_what_shares_a_weight_changes_as_one_and_what_cannot_have_int8_stays(tmp
 
 
 def test_half_a_line_of_a_process_that_died_is_not_read(tmp_path: Path) -> None:
-    first = search(SITES, World().bench, LIMITS, tmp_path, 0, SILENT)
+    first = search(SPACE, World().bench, LIMITS, tmp_path, 0, SILENT)
     with (tmp_path / TRIALS).open("a") as file:
         file.write('{"chosen": {"emb')
-    assert search(SITES, World().bench, LIMITS, tmp_path, 0, SILENT) == first
+    assert search(SPACE, World().bench, LIMITS, tmp_path, 0, SILENT) == first
 
 
 def test_without_time_there_is_still_a_best(tmp_path: Path) -> None:
-    found = search(SITES, World().bench, Limits(hours=0.0, trials=30), tmp_path, 0, SILENT)
+    found = search(SPACE, World().bench, Limits(hours=0.0, trials=30), tmp_path, 0, SILENT)
     assert len(found) == 1
+
+
+def ranked(folder: Path) -> list[str]:
+    path = folder / SENSITIVITY
+    return [json.loads(line)["node"] for line in path.read_text().splitlines() if line] if path.is_file() else []
+
+
+def test_the_ranking_keeps_to_the_time_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second for each timing: of seven products three are ranked, then one trial is made, and no more."""
+    world = World()
+    monkeypatch.setattr("time.monotonic", lambda: float(world.timings))
+    sites = tuple(Site(f"product_{i}", "MatMul", f"w{i}", (32, 32 + i)) for i in range(7))  # none is timed for another
+    short = Limits(hours=3 / 3600, trials=30)
+    assert len(search(Space(sites, {}), world.bench, short, tmp_path, 0, SILENT)) == 1
+    assert ranked(tmp_path) == ["product_0", "product_1", "product_2"]
+    assert world.timings == 4
+    monkeypatch.undo()
+    search(Space(sites, {}), world.bench, LIMITS, tmp_path, 0, SILENT)
+    assert ranked(tmp_path) == [f"product_{i}" for i in range(7)], "it goes on where it was"
+
+
+def test_what_is_fixed_is_so_in_every_mixture(tmp_path: Path) -> None:
+    world = World()
+    fixed: dict[str, NodePrecision] = {"product_1": "float32", "embed": "weight-int8", "product_2": "static-int16"}
+    assert search(Space(SITES, fixed), world.bench, LIMITS, tmp_path, 0, SILENT)
+    trials = trials_in(tmp_path).values()
+    assert len(trials) > 5
+    for one in trials:
+        assert {node: one.chosen[node] for node in fixed} == fixed
+        assert one.chosen.keys() == {site.node for site in SITES}
+    assert not fixed.keys() & set(ranked(tmp_path))
+
+
+def test_where_all_is_fixed_nothing_is_tried(tmp_path: Path) -> None:
+    world = World()
+    fixed: dict[str, NodePrecision] = {site.node: "float32" for site in SITES}
+    assert search(Space(SITES, fixed), world.bench, LIMITS, tmp_path, 0, SILENT) == ()
+    assert not world.written
+
+
+def test_a_graph_of_tables_alone(tmp_path: Path) -> None:
+    found = search(Space(SITES[:1], {}), World().bench, LIMITS, tmp_path, 0, SILENT)
+    assert [one.chosen for one in found] == [{"embed": "weight-int4"}], (
+        "the smallest, the fastest, and it costs nothing"
+    )
+
+
+class Picky(World):
+    """The table has no blocks of four bits, product_3 nothing but static, `slow` nothing at all."""
+
+    def write(self, chosen: Chosen, path: Path) -> None:
+        if chosen["embed"] == "weight-int4":
+            raise QuantizationError("no whole blocks")
+        if chosen["product_3"] not in ("float32", "static-int8") or chosen["slow"] != "float32":
+            raise QuantizationError("a Gemm with alpha")
+        super().write(chosen, path)
+
+
+def test_what_cannot_be_is_passed_over_and_not_tried_again(tmp_path: Path) -> None:
+    first = Picky()
+    found = search(SPACE, first.bench, LIMITS, tmp_path, 0, SILENT)
+    assert found[0].chosen["slow"] == "float32"
+    assert any(one.chosen["product_3"] == "static-int8" for one in trials_in(tmp_path).values())
+    unfit = [json.loads(line) for line in (tmp_path / UNFIT).read_text().splitlines() if line]
+    assert {row["reason"] for row in unfit} == {"no whole blocks", "a Gemm with alpha"}
+    keys = [json.dumps(row["chosen"], sort_keys=True) for row in unfit]
+    assert len(keys) == len(set(keys))
+    assert len(ranked(tmp_path)) == 7, "what nothing fits is known too"
+    again = Picky()
+    assert search(SPACE, again.bench, LIMITS, tmp_path, 0, SILENT) == found
+    assert not again.written
+
+
+def test_what_the_examples_do_not_permit_ends_the_search(tmp_path: Path) -> None:
+    def start(chosen: Chosen) -> None:
+        if "static-int8" in chosen.values():
+            raise QuantizationError("calibration: NaN in batch 3")
+
+    world = World()
+    bench = Bench(start, world.write, world.agreement, world.timed)
+    with pytest.raises(QuantizationError, match="NaN in batch 3"):
+        search(SPACE, bench, LIMITS, tmp_path, 0, SILENT)
+
+
+def test_processes_that_share_a_folder_measure_no_mixture_twice(tmp_path: Path) -> None:
+    """Each writes down what it measured; each sees the other's."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        workers = [pool.submit(search_slowly, tmp_path) for _ in range(2)]
+        timed = [worker.result(timeout=120) for worker in workers]
+    rows = [json.loads(line)["chosen"] for line in (tmp_path / TRIALS).read_text().splitlines() if line]
+    keys = [json.dumps(row, sort_keys=True) for row in rows]
+    assert len(keys) == len(set(keys))
+    nodes = ranked(tmp_path)
+    assert sorted(nodes) == sorted(set(nodes))
+    assert len(nodes) == len(SITES) - 1
+    assert min(timed) > 2, "both had their share"
+    assert not list(tmp_path.glob(".*.claim"))
+    last = World()
+    assert search(SPACE, last.bench, LIMITS, tmp_path, 0, SILENT)
+    assert last.timings == 0, "together they made all the trials"
+
+
+class Slow(World):
+    """As slow as a timing is, so that two processes meet."""
+
+    def timed(self, path: Path) -> Timed:
+        time.sleep(0.1)
+        return super().timed(path)
+
+
+def search_slowly(folder: Path) -> int:
+    world = Slow()
+    search(SPACE, world.bench, LIMITS, folder, 0, SILENT)
+    return world.timings
 
 
 def trial(agreement: float, size: int, speed: float, ms: float = 1.0, name: str = "") -> Trial:

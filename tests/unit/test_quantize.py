@@ -329,6 +329,22 @@ def test_judging_large_numbers_overflows_nothing(make_onnx: MakeOnnx, tmp_path: 
     assert not any("nan" in line or "inf" in line for line in said)
 
 
+def test_what_this_graph_cannot_be_is_refused_and_the_others_are_made(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    """A table with rows of 24 numbers has no blocks of 16."""
+    table = helper.make_node("Gather", ["w", "ids"], ["out"], name="table")
+    interface = {"ids": (TensorProto.INT64, ["batch", 7])}, {"out": (TensorProto.FLOAT, ["batch", 7, 24])}
+    path = make_onnx(tmp_path / "s.onnx", [table], *interface, {"w": weights(500, 24)})
+    model = describe_onnx(path, "student", "float32")
+    found = quantize(model, ids(), Rows(), settings("weight-int4", "dynamic-int8"), tmp_path)
+    assert [one.name for one in found.models] == ["student-dynamic-int8"]
+    (refused,) = found.refused
+    assert refused.name == "student-weight-int4"
+    assert "whole blocks of 16" in refused.reason
+    asked = settings("dynamic-int8").model_copy(update={"overrides": {"table": "weight-int4"}})
+    with pytest.raises(QuantizationError, match="whole blocks of 16"):
+        quantize(model, ids(), Rows(), asked, tmp_path)
+
+
 def test_no_candidates_asked_for(text_model: OnnxModel, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     found = quantize(text_model, ids(), Rows(), settings(), tmp_path)

@@ -15,7 +15,7 @@ import pytest
 
 from compressor import store
 from compressor.artifacts import Student
-from compressor.errors import DataError, StorageError
+from compressor.errors import DataError, StorageError, storage_error
 from compressor.progress import SILENT, Progress
 from compressor.recipe import Gate
 from compressor.store import (
@@ -27,7 +27,6 @@ from compressor.store import (
     replace_folder,
     sha256_file,
     sha256_tree,
-    storage_error,
     write_atomic,
 )
 
@@ -290,7 +289,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", SILENT)
     code = (
         "import sys; from pathlib import Path; from compressor.progress import SILENT\n"
-        "from compressor.store import Run, StorageError\n"
+        "from compressor.errors import StorageError\nfrom compressor.store import Run\n"
         "try:\n    with Run(Path(sys.argv[1]), SILENT).held(): print('held')\n"
         "except StorageError as error: print(error)"
     )
@@ -318,7 +317,10 @@ def test_a_run_folder_that_is_a_file(tmp_path: Path) -> None:
         (errno.ENOSPC, "no space left on device; free some space"),
         (errno.EDQUOT, "free some space"),
         (errno.EFBIG, "ulimit -f"),
-        (errno.EROFS, "check the folder's permissions"),
+        (errno.EROFS, "mount it so that it can be written"),
+        (errno.ENOENT, "no such file or directory; name one that is there"),
+        (errno.ENOTDIR, "name a folder"),
+        (errno.ENAMETOOLONG, "choose a shorter name"),
         (errno.EACCES, "permission denied"),
     ],
 )

@@ -1,0 +1,85 @@
+"""Why fewer bits are not faster, from the profiles of a model and of its float32 original: what was seen, no guess."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from compressor.benchmark.result import OperatorShare
+
+_IN_FLOAT32 = frozenset(
+    ("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Conv", "FusedConv", "Attention", "MultiHeadAttention")
+)
+_IN_FEW_BITS = frozenset(
+    (
+        *("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm"),
+        *("ConvInteger", "QLinearConv", "QAttention", "MatMulNBits"),
+    )
+)
+_ROUNDING = frozenset(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"))
+# Of a processor of the first kind, the second multiplies 8-bit integers with sums of 32 bits.
+_DOT_PRODUCTS = (("sse2", ("avx512_vnni", "avx_vnni"), "VNNI"), ("asimd", ("asimddp",), "dot product instructions"))
+# Rounding is worth a word from this share of the time on, and what nodes cost where they take so little each.
+_MUCH, _SHORT_US = 0.1, 10.0
+
+
+def why_not_faster(
+    profile: Sequence[OperatorShare], float32: Sequence[OperatorShare], instruction_sets: Collection[str]
+) -> str:
+    """One line; empty where the profiles show nothing. `instruction_sets` are those of the processor that ran them."""
+    seen = (
+        _products(profile, float32, instruction_sets),
+        _rounding(profile),
+        _not_fused(profile),
+        _nodes(profile, float32),
+    )
+    return "; ".join(one for one in seen if one)
+
+
+def _products(
+    profile: Sequence[OperatorShare], float32: Sequence[OperatorShare], instruction_sets: Collection[str]
+) -> str:
+    """Whether products take longer in few bits than those in float32 that they stand for."""
+    few = [one for one in profile if one.operator in _IN_FEW_BITS]
+    before_ms = _ms(_of(float32, _IN_FLOAT32)) - _ms(_of(profile, _IN_FLOAT32))
+    if not few or before_ms <= 0 or _ms(few) < before_ms:
+        return ""
+    names = ", ".join(one.operator for one in few)
+    lacks = [
+        f", and this processor has no {name}"
+        for kind, needed, name in _DOT_PRODUCTS
+        if kind in instruction_sets and not set(needed) & set(instruction_sets)
+    ]
+    return f"{names}: {_ms(few):.3g} ms an inference, the same products in float32 {before_ms:.3g} ms{''.join(lacks)}"
+
+
+def _rounding(profile: Sequence[OperatorShare]) -> str:
+    found = _of(profile, _ROUNDING)
+    share = sum(one.share for one in found)
+    if share < _MUCH:
+        return ""
+    return f"{share:.1%} of its time rounds numbers: {', '.join(f'{one.nodes} {one.operator}' for one in found)}"
+
+
+def _not_fused(profile: Sequence[OperatorShare]) -> str:
+    """Products behind DequantizeLinear that the runtime has made no integer product of."""
+    left = _of(profile, _IN_FLOAT32)
+    if not left or not any(one.operator == "DequantizeLinear" for one in profile):
+        return ""
+    return f"{', '.join(f'{one.nodes} {one.operator}' for one in left)} run in float32, behind DequantizeLinear"
+
+
+def _nodes(profile: Sequence[OperatorShare], float32: Sequence[OperatorShare]) -> str:
+    """Where nodes are short, more of them cost more than what they compute."""
+    count, before = (sum(one.nodes for one in found) for found in (profile, float32))
+    if count <= before or (each_us := 1e3 * _ms(profile) / count) >= _SHORT_US:
+        return ""
+    return f"{count} nodes of {each_us:.2g} us each, {before} in float32"
+
+
+def _of(profile: Sequence[OperatorShare], operators: Collection[str]) -> list[OperatorShare]:
+    return [one for one in profile if one.operator in operators]
+
+
+def _ms(profile: Sequence[OperatorShare]) -> float:
+    """Of one inference."""
+    return sum(one.total_ms * one.nodes / one.calls for one in profile)
