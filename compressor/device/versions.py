@@ -14,6 +14,7 @@ the next command finishes the commit, should this one be killed.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -111,7 +112,8 @@ def alone_on(root: Path) -> Iterator[None]:
 
 
 def install(source: Source, root: Path, public_key: Path | None = None, test: Test = self_test) -> Installed:
-    """Makes a signed bundle the current version of a device; whatever goes wrong, the old version stays current.
+    """Makes a signed bundle the current version of a device; whatever goes wrong, the old version stays current. Where
+    it is current already, and not whole, it is put there anew.
 
     `public_key` is trusted where the device trusts none yet. Raises SignatureError, BundleError, DeviceError,
     StorageError; OSError as the file system gives it.
@@ -122,16 +124,18 @@ def install(source: Source, root: Path, public_key: Path | None = None, test: Te
         statement = verify_signature(source.signature, source.manifest, keys).statement
         manifest = read_manifest(source.manifest)
         version_id = hashlib.sha256(source.signature).hexdigest()
-        if version_id == _current(root):
-            _check_whole(root, version_id)
+        repairs = version_id == _current(root)
+        if repairs and _is_whole(root, version_id):
             return Installed(status(root), None)
-        check_expiry(statement)
-        _check_permitted(statement, version_id, state)
+        if not repairs:
+            check_expiry(statement)
+            _check_permitted(statement, version_id, state)
         check_compatible(manifest, this_machine(), shutil.disk_usage(root).free)
         tested = _staged(source, manifest, root, version_id, test)
         if public_key is not None:
             _keep_key(root, public_key)
-        _swap(root, state, version_id, statement)
+        if not repairs:
+            _swap(root, state, version_id, statement)
         _prune(root, _read_state(root))
         return Installed(status(root), tested)
 
@@ -158,9 +162,8 @@ def status(root: Path) -> Status:
     current, state = _current(root), _settled(root)
     if current is None:
         return Status(None, state.product, None, None, state.floor, None)
-    folder = root / VERSIONS / current
-    said = read_signature((folder / SIGNATURE).read_bytes()).statement
-    sha256 = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    with folder_source(root / VERSIONS / current) as source:
+        said, sha256 = read_signature(source.signature).statement, hashlib.sha256(source.manifest).hexdigest()
     return Status(current, said.product, said.version, sha256, state.floor, state.previous)
 
 
@@ -180,6 +183,10 @@ def _current(root: Path) -> str | None:
         target = (root / CURRENT).readlink()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise StorageError(f"{root / CURRENT}: expected a link into {VERSIONS}, got none; remove it") from None
     if str(target.parent) != VERSIONS:
         raise StorageError(f"{root / CURRENT}: expected a link into {VERSIONS}, got one to {target}; remove it")
     return target.name
@@ -192,6 +199,14 @@ def _check_whole(root: Path, version_id: str) -> None:
             raise BundleError(f"{folder}: its {SIGNATURE} is not what was installed; roll back, or install another")
         verify_signature(source.signature, source.manifest, _trusted(root, None))
         check_folder(folder, read_manifest(source.manifest, str(folder / MANIFEST)).files)
+
+
+def _is_whole(root: Path, version_id: str) -> bool:
+    try:
+        _check_whole(root, version_id)
+    except (BundleError, SignatureError):
+        return False
+    return True
 
 
 # What is trusted.
@@ -235,12 +250,23 @@ def _staged(source: Source, manifest: DeviceManifest, root: Path, version_id: st
     try:
         write_files(source, manifest.files, folder)
         tested = test(folder, manifest)
-        disk.move(folder, root / VERSIONS / version_id)
+        _place(folder, root / VERSIONS / version_id)
     except BaseException:
         with suppress(OSError):  # what is left over, the next install sweeps
             disk.remove(folder)
         raise
     return tested
+
+
+def _place(new: Path, final: Path) -> None:
+    """Gives a version its name, which a damaged one may have: for a moment there is then none, as good as that."""
+    if not final.exists():
+        disk.move(new, final)
+        return
+    damaged = disk.unfinished(final.parent)
+    disk.move(final, damaged)
+    disk.move(new, final)
+    disk.remove(damaged)
 
 
 def _swap(root: Path, state: State, version_id: str, statement: Statement) -> None:
@@ -279,7 +305,8 @@ def _settled(root: Path) -> State:
     state, current = _read_state(root), _current(root)
     if state.pending is not None and state.pending == current:
         folder = root / VERSIONS / current
-        state = _committed(state, read_signature((folder / SIGNATURE).read_bytes()).statement)
+        with folder_source(folder) as source:
+            state = _committed(state, read_signature(source.signature).statement)
     state = replace(state, pending=None, replaced=None)
     return replace(state, previous=None) if state.previous == current else state
 
@@ -308,11 +335,13 @@ def _read_state(root: Path) -> State:
     try:
         found = strict_json(path.read_bytes(), str(path), BundleError)
     except FileNotFoundError:
-        return State()
+        if _current(root) is None:
+            return State()
+        found = None  # the floor is lost: not to be begun anew
     except BundleError:
         found = None
     if not isinstance(found, dict) or set(found) != set(asdict(State())) or found["format_version"] != STATE_VERSION:
-        raise StorageError(f"{path}: expected the state of a device, got something else; it must be restored by hand")
+        raise StorageError(f"{path}: expected the state of a device, got none; it must be restored by hand")
     return State(**found)
 
 
