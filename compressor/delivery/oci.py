@@ -16,6 +16,8 @@ from compressor.bundle.archive import pack
 from compressor.device.manifest import FORMAT_VERSION
 from compressor.device.signature import SIGNATURE, read_signature
 from compressor.errors import StorageError, UsageError
+from compressor.intake.files import read_bounded
+from compressor.intake.json_text import strict_json
 from compressor.store import write_atomic
 
 ARTIFACT_TYPE = f"application/vnd.compressor.bundle.v{FORMAT_VERSION}"
@@ -23,6 +25,7 @@ LAYER_TYPE = f"{ARTIFACT_TYPE}.tar+zstd"
 _MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 _EMPTY_TYPE, _EMPTY = "application/vnd.oci.empty.v1+json", b"{}"
 _TAG_KEY = "org.opencontainers.image.ref.name"
+_MOST_INDEX_BYTES = 8 << 20
 _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 
 Json = dict[str, Any]
@@ -73,13 +76,18 @@ def _index(folder: Path) -> Json:
     path = folder / "index.json"
     if not folder.exists() or not any(folder.iterdir()):
         return {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []}
-    try:
-        found = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        found = None
-    if not isinstance(found, dict) or not isinstance(found.get("manifests"), list):
-        raise StorageError(f"{folder}: expected an OCI image layout or an empty folder, got something else")
-    return found
+    wrong = StorageError(f"{folder}: expected an OCI image layout or an empty folder, got something else")
+    if not path.is_file():
+        raise wrong
+    found = strict_json(read_bounded(path, _MOST_INDEX_BYTES, StorageError), str(path), StorageError)
+    manifests = found.get("manifests") if isinstance(found, dict) else None
+    if not isinstance(manifests, list) or not all(map(_is_entry, manifests)):
+        raise wrong
+    return dict(found)
+
+
+def _is_entry(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("annotations", {}), dict)
 
 
 def _blob(blobs: Path, content: bytes, media_type: str) -> Json:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import islice
 
 from compressor.intake.protobuf import FIXED32, FIXED64, LENGTH, VARINT, Budget, Buffer, fields, signed, text, varints
 
@@ -21,7 +22,7 @@ _WIRES = {
     _DOUBLES: (FIXED64, LENGTH),
 }
 _FIXED_BYTES = {_FLOATS: 4, _DOUBLES: 8}
-_MOST_DIMS, _MOST_VARINT_BYTES = 64, 10
+_MOST_DIMS = 64
 _PIECE = 1 << 20
 _MOST_ELEMENTS = 1 << 40
 
@@ -70,9 +71,7 @@ def read_tensor(data: Buffer, start: int, end: int, budget: Budget) -> Tensor:
         if wire not in _WIRES.get(number, (wire,)):
             raise ValueError(f"tensor {tensor.name}: its field {number} has the wire type {wire}")
         if number == _DIMS:
-            if wire == LENGTH and to - at > _MOST_DIMS * _MOST_VARINT_BYTES:
-                raise ValueError(f"tensor {tensor.name}: more than {_MOST_DIMS} dimensions")
-            tensor.dims += [signed(at)] if wire == VARINT else [signed(one) for one in varints(data, at, to)]
+            tensor.dims += map(signed, [at] if wire == VARINT else islice(varints(data, at, to), _MOST_DIMS + 1))
             budget.spend(len(tensor.dims))
         elif number == _TYPE:
             tensor.kind = at

@@ -433,6 +433,7 @@ def test_what_targets_mean() -> None:
     assert target_of("oci:a/layout:v3") == OciLayout(Path("a/layout"), "v3")
     assert target_of("oci://localhost:5000/models/a:v1") == Registry("localhost:5000", "models/a", "v1")
     assert target_of("/srv/model") == Path("/srv/model")
+    assert target_of("./a:b") == Path("a:b")
     for text in (
         "ssh://board",
         "ssh://board/",
@@ -443,9 +444,25 @@ def test_what_targets_mean() -> None:
         "ssh://-oProxy=x/y",
         "oci://host",
         "oci://host/Name",
+        "pi@board:/srv/model",
+        "board:model",
+        "",
     ):
         with pytest.raises(UsageError):
             target_of(text)
+
+
+@pytest.mark.parametrize("index", ['{"manifests": [1]}', '{"manifests": [{"annotations": 1}]}', "[" * 100_000, "[]"])
+def test_an_index_that_is_none_is_refused(index: str, old: Path, tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text(index)
+    with pytest.raises(StorageError):
+        ship(old, [OciLayout(tmp_path, "latest")], SILENT)
+    assert (tmp_path / "index.json").read_text() == index
+
+
+def test_a_folder_may_begin_with_a_hyphen(recorded: Path) -> None:
+    RemoteDevice(Device("board"), "/~/-x").run("status")
+    assert b"--root=-x" in recorded.read_bytes()
 
 
 def test_an_oci_layout_holds_the_bundle(fleet: Fleet, old: Path, new: Path, tmp_path: Path) -> None:
