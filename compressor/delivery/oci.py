@@ -22,7 +22,7 @@ from compressor.store import write_atomic
 
 ARTIFACT_TYPE = f"application/vnd.compressor.bundle.v{FORMAT_VERSION}"
 LAYER_TYPE = f"{ARTIFACT_TYPE}.tar+zstd"
-_MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 _EMPTY_TYPE, _EMPTY = "application/vnd.oci.empty.v1+json", b"{}"
 _TAG_KEY = "org.opencontainers.image.ref.name"
 _MOST_INDEX_BYTES = 8 << 20
@@ -48,7 +48,7 @@ def write_layout(bundle: Path, folder: Path, tag: str) -> str:
     new.replace(blobs / packed.sha256)
     manifest: Json = {
         "schemaVersion": 2,
-        "mediaType": _MANIFEST_TYPE,
+        "mediaType": MANIFEST_TYPE,
         "artifactType": ARTIFACT_TYPE,
         "config": _blob(blobs, _EMPTY, _EMPTY_TYPE),
         "layers": [
@@ -64,7 +64,7 @@ def write_layout(bundle: Path, folder: Path, tag: str) -> str:
             "org.opencontainers.image.version": str(said.version),
         },
     }
-    entry = _blob(blobs, _json(manifest), _MANIFEST_TYPE)
+    entry = _blob(blobs, _json(manifest), MANIFEST_TYPE)
     entry |= {"artifactType": ARTIFACT_TYPE, "annotations": {_TAG_KEY: tag}}
     others = [other for other in index["manifests"] if other.get("annotations", {}).get(_TAG_KEY) != tag]
     write_atomic(folder / "oci-layout", _json({"imageLayoutVersion": "1.0.0"}))

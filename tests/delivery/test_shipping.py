@@ -14,9 +14,11 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -536,3 +538,35 @@ def test_a_registry_holds_the_bundle(fleet: Fleet, registry: str, old: Path, tmp
     unpack(tmp_path / "pulled.tar.zst", tmp_path / "pulled")
     assert answers(tmp_path / "pulled") == answers(old)
     assert "the registry cannot be used" in fleet.refuses(16, old, f"oci://127.0.0.1:{free_port()}/models/thermometer")
+
+
+class _Agreeable(BaseHTTPRequestHandler):
+    """Answers 200 and a page to everything, and keeps nothing."""
+
+    def _answer(self) -> None:
+        page = b"<html>welcome"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(page)))
+        self.send_header("Location", "/upload")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(page)
+
+    do_GET = do_HEAD = do_PATCH = do_POST = do_PUT = _answer  # noqa: N815 (as http.server has them)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_server_that_keeps_nothing_is_no_registry(old: Path) -> None:
+    pytest.importorskip("oras")
+    server = HTTPServer(("127.0.0.1", 0), _Agreeable)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        with pytest.raises(DeviceError, match="took the bundle, and does not have it"):
+            ship(old, [Registry(f"127.0.0.1:{server.server_port}", "models/thermometer", "v1")], SILENT)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
