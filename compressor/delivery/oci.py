@@ -6,15 +6,19 @@ Any tool that copies image layouts brings it to a registry. Trust stays with the
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from compressor.bundle.archive import pack
 from compressor.device.manifest import FORMAT_VERSION
-from compressor.device.signature import SIGNATURE, read_signature
+from compressor.device.signature import SIGNATURE, Statement, read_signature
 from compressor.errors import StorageError, UsageError
 from compressor.intake.files import read_bounded
 from compressor.intake.json_text import strict_json
@@ -40,6 +44,24 @@ def write_layout(bundle: Path, folder: Path, tag: str) -> str:
     if not _TAG.fullmatch(tag):
         raise UsageError(f"oci:{folder}:{tag}: expected a tag of letters, digits, '.', '_' and '-'")
     said = read_signature((bundle / SIGNATURE).read_bytes()).statement
+    with _held(folder):
+        return _added(bundle, said, folder, tag)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Makes the folder and holds it, after whoever else adds to it, without a file for that in it."""
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _added(bundle: Path, said: Statement, folder: Path, tag: str) -> str:
     index = _index(folder)
     blobs = folder / "blobs" / "sha256"
     blobs.mkdir(parents=True, exist_ok=True)
@@ -74,7 +96,7 @@ def write_layout(bundle: Path, folder: Path, tag: str) -> str:
 
 def _index(folder: Path) -> Json:
     path = folder / "index.json"
-    if not folder.exists() or not any(folder.iterdir()):
+    if not any(folder.iterdir()):
         return {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []}
     wrong = StorageError(f"{folder}: expected an OCI image layout or an empty folder, got something else")
     if not path.is_file():

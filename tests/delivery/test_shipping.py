@@ -17,6 +17,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -33,6 +34,7 @@ from made_bundles import Signer, answers, edit_manifest, make_bundle, make_signe
 from compressor.bundle.archive import pack, unpack
 from compressor.bundle.keys import make_keys
 from compressor.delivery.difference import difference
+from compressor.delivery.oci import write_layout
 from compressor.delivery.over_ssh import ANSWER
 from compressor.delivery.ship import OciLayout, Registry, RemoteDevice, ship, target_of
 from compressor.device.archive import archive_bytes
@@ -493,6 +495,16 @@ def test_an_oci_layout_holds_the_bundle(fleet: Fleet, old: Path, new: Path, tmp_
         assert answers(tmp_path / tag) == answers(bundle)
     (layout / "index.json").write_text("[]")
     assert "expected an OCI image layout" in fleet.refuses(13, old, f"oci:{layout}")
+
+
+def test_what_is_added_to_a_layout_at_once_is_all_in_it(old: Path, new: Path, tmp_path: Path) -> None:
+    layout, tags = tmp_path / "layout", {f"v{n}": (old, new)[n % 2] for n in range(8)}
+    with ThreadPoolExecutor(len(tags)) as pool:
+        digests = dict(zip(tags, pool.map(lambda tag: write_layout(tags[tag], layout, tag), tags), strict=True))
+    entries = json.loads((layout / "index.json").read_text())["manifests"]
+    assert {entry["annotations"]["org.opencontainers.image.ref.name"]: entry["digest"] for entry in entries} == digests
+    blobs = list((layout / "blobs" / "sha256").iterdir())
+    assert {blob.name for blob in blobs} == {hashlib.sha256(blob.read_bytes()).hexdigest() for blob in blobs}
 
 
 @pytest.fixture
