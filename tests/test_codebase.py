@@ -26,7 +26,7 @@ GROUND = (
     "native", "store", "locks", "artifacts", "result", "recipe", "recipe_base", "recipe_data", "recipe_teacher",
     "recipe_student", "recipe_distill", "recipe_quantize", "recipe_portable", "recipe_file", "recipe_template",
     "preprocess", "answered", "images", "onnx_file", "onnxrt", "metrics", "progress", "own_task", "token_map", "xray",
-    "certificate", "error_attribution", "timings", "ssh", "intake", "limited",
+    "tokenizer_file", "certificate", "error_attribution", "timings", "ssh", "intake", "limited",
 )  # fmt: skip
 STAGE_PACKAGES = ("students", "distill", "export", "quantize", "verify", "benchmark", "bundle", "report")
 LAYERS = (

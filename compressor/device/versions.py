@@ -14,10 +14,8 @@ the next command finishes the commit, should this one be killed.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -40,32 +38,15 @@ from compressor.device.signature import (
     verify_signature,
 )
 from compressor.device.source import Source, check_folder, folder_source, write_files
+from compressor.device.state import CURRENT, VERSIONS, State, current_version, read_state, write_state
 from compressor.errors import BundleError, DeviceError, SignatureError, StorageError
-from compressor.intake.json_text import strict_json
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-CURRENT, VERSIONS, KEYS, STATE, LOCK = "current", "versions", "keys", "state.json", ".lock"
-STATE_VERSION = 1
+KEYS, LOCK = "keys", ".lock"
 
 Test = Callable[[Path, DeviceManifest], SelfTest]
-
-
-@dataclass(frozen=True)
-class State:
-    """What must be remembered. `floor`: the highest version that was committed, `floor_id` the one that had it.
-
-    `previous` is what a rollback goes to. `pending`: a swap to it was about to happen, away from `replaced`.
-    """
-
-    format_version: int = STATE_VERSION
-    product: str | None = None
-    floor: int = 0
-    floor_id: str | None = None
-    previous: str | None = None
-    pending: str | None = None
-    replaced: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +105,7 @@ def install(source: Source, root: Path, public_key: Path | None = None, test: Te
         statement = verify_signature(source.signature, source.manifest, keys).statement
         manifest = read_manifest(source.manifest)
         version_id = hashlib.sha256(source.signature).hexdigest()
-        repairs = version_id == _current(root)
+        repairs = version_id == current_version(root)
         if repairs and _is_whole(root, version_id):
             return Installed(status(root), None)
         if not repairs:
@@ -136,7 +117,7 @@ def install(source: Source, root: Path, public_key: Path | None = None, test: Te
             _keep_key(root, public_key)
         if not repairs:
             _swap(root, state, version_id, statement)
-        _prune(root, _read_state(root))
+        _prune(root, read_state(root))
         return Installed(status(root), tested)
 
 
@@ -151,7 +132,7 @@ def rollback(root: Path) -> Status:
         _check_whole(root, state.previous)
         disk.replace_link(root / CURRENT, f"{VERSIONS}/{state.previous}")
         settled = replace(state, previous=None)
-        _write_state(root, settled)
+        write_state(root, settled)
         _prune(root, settled)
         return status(root)
 
@@ -159,7 +140,7 @@ def rollback(root: Path) -> Status:
 def status(root: Path) -> Status:
     """What a device has, without changing anything. Raises BundleError or StorageError where that is damaged."""
     _expect_device(root)
-    current, state = _current(root), _settled(root)
+    current, state = current_version(root), _settled(root)
     if current is None:
         return Status(None, state.product, None, None, state.floor, None)
     with folder_source(root / VERSIONS / current) as source:
@@ -169,27 +150,13 @@ def status(root: Path) -> Status:
 
 def check_current(root: Path) -> None:
     """The current version is whole: its id, its hashes. Raises BundleError; nothing where none is installed."""
-    if (current := _current(root)) is not None:
+    if (current := current_version(root)) is not None:
         _check_whole(root, current)
 
 
 def _expect_device(root: Path) -> None:
     if not (root / VERSIONS).is_dir():
         raise DeviceError(f"{root}: nothing was ever installed there; `compressor device install` does")
-
-
-def _current(root: Path) -> str | None:
-    try:
-        target = (root / CURRENT).readlink()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        raise StorageError(f"{root / CURRENT}: expected a link into {VERSIONS}, got none; remove it") from None
-    if str(target.parent) != VERSIONS:
-        raise StorageError(f"{root / CURRENT}: expected a link into {VERSIONS}, got one to {target}; remove it")
-    return target.name
 
 
 def _check_whole(root: Path, version_id: str) -> None:
@@ -271,12 +238,12 @@ def _place(new: Path, final: Path) -> None:
 
 def _swap(root: Path, state: State, version_id: str, statement: Statement) -> None:
     """From the old version to the new one, and the floor with it; back again where the last of it fails."""
-    old = _current(root)
+    old = current_version(root)
     pending = replace(state, pending=version_id, replaced=old)
     try:
-        _write_state(root, pending)
+        write_state(root, pending)
         disk.replace_link(root / CURRENT, f"{VERSIONS}/{version_id}")
-        _write_state(root, _committed(pending, statement))
+        write_state(root, _committed(pending, statement))
     except OSError:
         with suppress(OSError):  # where even that fails the new version serves, which is whole and tested
             _go_back(root, version_id, old)
@@ -284,7 +251,7 @@ def _swap(root: Path, state: State, version_id: str, statement: Statement) -> No
 
 
 def _go_back(root: Path, version_id: str, old: str | None) -> None:
-    if _current(root) == version_id:
+    if current_version(root) == version_id:
         if old is None:
             disk.remove(root / CURRENT)
         else:
@@ -302,7 +269,7 @@ def _committed(state: State, statement: Statement) -> State:
 
 def _settled(root: Path) -> State:
     """The state, with what a killed update or rollback had left to do to it."""
-    state, current = _read_state(root), _current(root)
+    state, current = read_state(root), current_version(root)
     if state.pending is not None and state.pending == current:
         folder = root / VERSIONS / current
         with folder_source(folder) as source:
@@ -316,34 +283,15 @@ def _recovered(root: Path) -> State:
     for folder in (root, root / VERSIONS, root / KEYS):
         disk.sweep(folder)
     state = _settled(root)
-    if state != _read_state(root):
-        _write_state(root, state)
+    if state != read_state(root):
+        write_state(root, state)
     _prune(root, state)
     return state
 
 
 def _prune(root: Path, state: State) -> None:
     """Removes versions that are neither current nor previous."""
-    kept = {_current(root), state.previous}
+    kept = {current_version(root), state.previous}
     for folder in (root / VERSIONS).iterdir():
         if folder.name not in kept:
             disk.remove(folder)
-
-
-def _read_state(root: Path) -> State:
-    path = root / STATE
-    try:
-        found = strict_json(path.read_bytes(), str(path), BundleError)
-    except FileNotFoundError:
-        if _current(root) is None:
-            return State()
-        found = None  # the floor is lost: not to be begun anew
-    except BundleError:
-        found = None
-    if not isinstance(found, dict) or set(found) != set(asdict(State())) or found["format_version"] != STATE_VERSION:
-        raise StorageError(f"{path}: expected the state of a device, got none; it must be restored by hand")
-    return State(**found)
-
-
-def _write_state(root: Path, state: State) -> None:
-    disk.replace_file(root / STATE, (json.dumps(asdict(state), indent=1) + "\n").encode())
