@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from compressor.errors import DataError
 from compressor.preprocess import CausalPreprocessor
+from compressor.tokenizer_file import tokenizing
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ class AnswerPreprocessor(CausalPreprocessor):
     def _answers(self, answers: Sequence[Answer]) -> list[NDArray[np.int64]]:
         if not all(isinstance(answer, Answer) for answer in answers):
             raise DataError("expected a prompt, or a prompt with its Answer")
-        encodings = self._tokenizer.encode_batch_fast([answer.text for answer in answers], add_special_tokens=False)
+        texts = [answer.text for answer in answers]
+        with tokenizing(self.tokenizer_file):
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [
             np.array([*encoding.ids, *([self.end_id] if answer.ended else [])], dtype=np.int64)
             for encoding, answer in zip(encodings, answers, strict=True)

@@ -39,7 +39,7 @@ from compressor.verify.gate import Measured, check_examples, choose
 
 _ASKING = (
     "distill/*.py", "tasks/*.py", "teachers/*.py", "preprocess.py", "images.py", "materials.py", "learning.py",
-    "token_map.py", "students/vocabulary.py", "students/subwords.py",
+    "token_map.py", "tokenizer_file.py", "students/vocabulary.py", "students/subwords.py",
 )  # fmt: skip
 # Recorded signals are used for long, so they depend on the code that makes them, and not on the version alone.
 _CODE = key_of([sha256_file(path) for part in _ASKING for path in sorted(Path(__file__).parent.glob(part))])

@@ -17,10 +17,9 @@ from tokenizers import Encoding, Tokenizer
 
 from compressor.errors import DataError
 from compressor.images import decode_image
-from compressor.intake.json_text import check_json
 from compressor.recipe_data import Resize
+from compressor.tokenizer_file import open_tokenizer, tokenizing
 
-_MOST_TOKENIZER_BYTES = 1 << 27  # one of 262,000 tokens has 33 MB
 _MOST_TOKENS = 1 << 24
 Feed = dict[str, NDArray[Any]]
 # What is kept of one example's output (without the batch's dimension): float32 [rows, width].
@@ -65,12 +64,7 @@ class TextPreprocessor:
     _pad_id: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.tokenizer_file.exists():
-            check_json(self.tokenizer_file, _MOST_TOKENIZER_BYTES, DataError)
-        try:
-            tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
-        except Exception as error:  # the library raises nothing narrower
-            raise DataError(f"{self.tokenizer_file}: expected a tokenizer.json that loads: {error}") from None
+        tokenizer = open_tokenizer(self.tokenizer_file)
         pad_id = (tokenizer.padding or {}).get("pad_id")
         if pad_id is None:
             pad_id = next((i for token in ("[PAD]", "<pad>") if (i := tokenizer.token_to_id(token)) is not None), 0)
@@ -83,7 +77,8 @@ class TextPreprocessor:
         """Texts to int64 token ids, each [length]."""
         if not all(isinstance(text, str) for text in inputs):
             raise DataError(f"expected text, got {next(type(t).__name__ for t in inputs if not isinstance(t, str))}")
-        return [np.asarray(e.ids, dtype=np.int64) for e in self._tokenizer.encode_batch_fast(list(inputs))]
+        with tokenizing(self.tokenizer_file):
+            return [np.asarray(e.ids, dtype=np.int64) for e in self._tokenizer.encode_batch_fast(list(inputs))]
 
     def tokens(self) -> NDArray[np.str_]:
         """Every token's text by its id: [vocabulary size]; "" where no token has that id."""
@@ -106,7 +101,8 @@ class TextPreprocessor:
         """The token that the model of the tokenizer begins `text` with, which is written as its tokens are; -1 where it
         has none for it.
         """
-        pieces = self._tokenizer.model.tokenize(text)
+        with tokenizing(self.tokenizer_file):
+            pieces = self._tokenizer.model.tokenize(text)
         return int(pieces[0].id) if pieces else -1
 
     def vocabulary_size(self) -> int:
@@ -146,7 +142,8 @@ class CausalPreprocessor(TextPreprocessor):
 
     def passages(self, text: str) -> list[str]:
         """The text in pieces that `encode` takes whole, one after the other, nothing left out."""
-        first = self._tokenizer.encode(text)
+        with tokenizing(self.tokenizer_file):
+            first = self._tokenizer.encode(text)
         parts = [_tokens_in(encoding) for encoding in (first, *first.overflowing)]
         # A character of several tokens may lie on both sides: it goes to the second.
         cuts = [min(before[-1][1], after[0][0]) for before, after in itertools.pairwise(filter(None, parts))]
@@ -168,7 +165,8 @@ class CausalPreprocessor(TextPreprocessor):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens, without the special ones."""
-        text: str = self._tokenizer.decode(list(ids))
+        with tokenizing(self.tokenizer_file):
+            text: str = self._tokenizer.decode(list(ids))
         return text
 
 
@@ -183,8 +181,10 @@ class WordPreprocessor(TextPreprocessor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        apart = self._tokenizer.encode(["one", "two"], is_pretokenized=True)
-        if apart.ids != self._tokenizer.encode("one two").ids:
+        with tokenizing(self.tokenizer_file):
+            apart = self._tokenizer.encode(["one", "two"], is_pretokenized=True)
+            together = self._tokenizer.encode("one two")
+        if apart.ids != together.ids:
             raise DataError(
                 f"{self.tokenizer_file}: cuts a word otherwise when it is given alone than within a text; of byte-level"
                 " BPE its pre_tokenizer needs add_prefix_space: true"
@@ -196,7 +196,8 @@ class WordPreprocessor(TextPreprocessor):
         for text in texts:
             if not isinstance(text, list | tuple) or not all(isinstance(word, str) for word in text):
                 raise DataError(f"expected a text or a list of words, got {str(text)[:80]}")
-        encodings = self._tokenizer.encode_batch(texts, is_pretokenized=True)  # the fast one forgets words
+        with tokenizing(self.tokenizer_file):
+            encodings = self._tokenizer.encode_batch(texts, is_pretokenized=True)  # the fast one forgets words
         return [self._example(e.ids, e.word_ids, len(text)) for e, text in zip(encodings, texts, strict=True)]
 
     def _example(self, ids: list[int], word_of: list[int | None], words: int) -> NDArray[np.int64]:

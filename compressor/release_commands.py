@@ -9,7 +9,10 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
+from compressor.errors import UsageError
 from compressor.progress import Progress
+
+_MOST_DAYS = 36_500
 
 
 def keys(options: argparse.Namespace) -> None:
@@ -30,10 +33,16 @@ def sign(options: argparse.Namespace) -> None:
     statement = Statement(
         options.product or open_bundle(folder).manifest.task,
         now if options.release is None else options.release,
-        None if options.expires_days is None else now + int(options.expires_days * 86400),
+        None if options.expires_days is None else now + int(_days(options.expires_days) * 86400),
     )
     signature = sign_bundle(folder, read_private_key(Path(options.key)), statement)
     print(f"{folder / SIGNATURE}: {statement.product} version {statement.version}, key {signature.key[:16]}")
+
+
+def _days(days: float) -> float:
+    if not 0 < days <= _MOST_DAYS:  # NaN is not either
+        raise UsageError(f"--expires-days {days}: expected days from now, above 0 and at most {_MOST_DAYS:,}")
+    return days
 
 
 def pack(options: argparse.Namespace) -> None:

@@ -26,8 +26,8 @@ GROUND = (
     "native", "store", "locks", "artifacts", "result", "recipe", "recipe_base", "recipe_data", "recipe_teacher",
     "recipe_student", "recipe_distill", "recipe_quantize", "recipe_portable", "recipe_file", "recipe_template",
     "preprocess", "answered", "images", "onnx_file", "onnxrt", "metrics", "progress", "own_task", "token_map", "xray",
-    "tensor_roles", "likeness", "model_inputs", "certificate", "error_attribution", "timings", "ssh", "intake",
-    "limited", "processor",
+    "tokenizer_file", "tensor_roles", "likeness", "model_inputs", "certificate", "error_attribution", "timings", "ssh",
+    "intake", "limited", "processor",
 )  # fmt: skip
 STAGE_PACKAGES = ("students", "distill", "export", "quantize", "verify", "benchmark", "bundle", "report")
 LAYERS = (

@@ -45,7 +45,10 @@ class KeyPair:
 
 
 def make_keys(name: Path) -> KeyPair:
-    """Writes NAME.key, which only its owner may read, and NAME.pub. Raises UsageError where one of them is there."""
+    """Writes NAME.key, which only its owner may read, and NAME.pub. Raises UsageError where one of them is there, and
+    for a name that is none."""
+    if name.name in ("", ".."):
+        raise UsageError(f"{str(name)!r}: expected a name for the files of the keys, such as release")
     pair = KeyPair(name.with_name(f"{name.name}.key"), name.with_name(f"{name.name}.pub"), "")
     if found := [str(path) for path in (pair.private, pair.public) if os.path.lexists(path)]:
         raise UsageError(f"{found[0]}: it is there already, and no key is overwritten; choose another name")

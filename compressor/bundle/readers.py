@@ -12,6 +12,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from compressor.tokenizer_file import open_tokenizer
+
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 
 # Where it came from, what wrote it, the type of its weights in torch, and code that is not in the bundle.
@@ -22,7 +24,7 @@ _SPECIAL = ("bos", "cls", "eos", "mask", "pad", "sep", "unk")
 def reader_files(tokenizer: Path, config: Path | None, answer: dict[str, Any]) -> dict[str, bytes]:
     """Names and contents, of a student with this tokenizer.json and config.json and the manifest's `answer`."""
     told = _config(json.loads(config.read_text("utf-8")), answer) if config is not None else {}
-    found = {TOKENIZER_CONFIG: _text(_tokenizer_config(Tokenizer.from_file(str(tokenizer)), told, answer))}
+    found = {TOKENIZER_CONFIG: _text(_tokenizer_config(open_tokenizer(tokenizer), told, answer))}
     return found | ({CONFIG: _text(told)} if told else {})
 
 

@@ -73,7 +73,7 @@ class RemoteDevice:
         SignatureError where the key is no public one.
         """
         root = self.root.removeprefix("/~/")  # in the home folder, where ssh begins
-        command = [self.python, "-P", "-m", "compressor.device", verb, *flags, "--root", root, "--json"]
+        command = [self.python, "-P", "-m", "compressor.device", verb, *flags, f"--root={root}", "--json"]
         line = shlex.join(command) + (f' --public-key "$folder/{_KEY}"' if public_key else "")
         sources = _packed({**_sources(), **({_KEY: public_pem(public_key)} if public_key else {})})
         script = _SCRIPT.format(

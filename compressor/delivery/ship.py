@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ class Registry:
     tag: str
 
 
+_SCP = re.compile(r"[^/:]+:")
+
 Target = RemoteDevice | OciLayout | Registry | Path
 
 
@@ -58,7 +61,7 @@ def target_of(text: str, python: str = "python3") -> Target:
     """What a target's name means: `ssh://[user@]host[:port]/folder`, `oci:folder[:tag]`, `oci://host/name[:tag]`, or a
     folder here.
 
-    Raises UsageError for another scheme, or a folder that is missing.
+    Raises UsageError for another scheme, for `host:folder` as scp has it, or a folder that is missing.
     """
     if text.startswith("oci://"):
         reference = REFERENCE.fullmatch(text.removeprefix("oci://"))
@@ -78,10 +81,13 @@ def target_of(text: str, python: str = "python3") -> Target:
                 " /~/ begins in the home folder"
             )
         return RemoteDevice(*found, python)
-    if "://" in text:
+    if not text or "://" in text:
         raise UsageError(
             f"{text}: expected a folder, ssh://[user@]host[:port]/folder, oci:folder[:tag] or oci://host/name"
         )
+    if _SCP.match(text):
+        host, _, path = text.partition(":")
+        raise UsageError(f"{text}: expected a folder; a device is ssh://{host}/{path.lstrip('/')}, a folder ./{text}")
     return Path(text)
 
 

@@ -40,12 +40,13 @@ def run(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from compressor.device import versions
+    from compressor.device.state import CURRENT
 
     root = Path(options.root)
     tested = None
     if options.device_verb == "install":
         public_key = Path(options.public_key) if options.public_key else None
-        with _source(Path(options.bundle), root / versions.CURRENT if options.delta else None) as source:
+        with _source(Path(options.bundle), root / CURRENT if options.delta else None) as source:
             installed = versions.install(source, root, public_key)
         found, tested = installed.status, installed.self_test
     elif options.device_verb == "rollback":

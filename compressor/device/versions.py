@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -39,32 +38,15 @@ from compressor.device.signature import (
     verify_signature,
 )
 from compressor.device.source import Source, check_folder, folder_source, write_files
+from compressor.device.state import CURRENT, VERSIONS, State, current_version, read_state, write_state
 from compressor.errors import BundleError, DeviceError, SignatureError, StorageError
-from compressor.intake.json_text import strict_json
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-CURRENT, VERSIONS, KEYS, STATE, LOCK = "current", "versions", "keys", "state.json", ".lock"
-STATE_VERSION = 1
+KEYS, LOCK = "keys", ".lock"
 
 Test = Callable[[Path, DeviceManifest], SelfTest]
-
-
-@dataclass(frozen=True)
-class State:
-    """What must be remembered. `floor`: the highest version that was committed, `floor_id` the one that had it.
-
-    `previous` is what a rollback goes to. `pending`: a swap to it was about to happen, away from `replaced`.
-    """
-
-    format_version: int = STATE_VERSION
-    product: str | None = None
-    floor: int = 0
-    floor_id: str | None = None
-    previous: str | None = None
-    pending: str | None = None
-    replaced: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +93,8 @@ def alone_on(root: Path) -> Iterator[None]:
 
 
 def install(source: Source, root: Path, public_key: Path | None = None, test: Test = self_test) -> Installed:
-    """Makes a signed bundle the current version of a device; whatever goes wrong, the old version stays current.
+    """Makes a signed bundle the current version of a device; whatever goes wrong, the old version stays current. Where
+    it is current already, and not whole, it is put there anew.
 
     `public_key` is trusted where the device trusts none yet. Raises SignatureError, BundleError, DeviceError,
     StorageError; OSError as the file system gives it.
@@ -122,17 +105,19 @@ def install(source: Source, root: Path, public_key: Path | None = None, test: Te
         statement = verify_signature(source.signature, source.manifest, keys).statement
         manifest = read_manifest(source.manifest)
         version_id = hashlib.sha256(source.signature).hexdigest()
-        if version_id == _current(root):
-            _check_whole(root, version_id)
+        repairs = version_id == current_version(root)
+        if repairs and _is_whole(root, version_id):
             return Installed(status(root), None)
-        check_expiry(statement)
-        _check_permitted(statement, version_id, state)
+        if not repairs:
+            check_expiry(statement)
+            _check_permitted(statement, version_id, state)
         check_compatible(manifest, this_machine(), shutil.disk_usage(root).free)
         tested = _staged(source, manifest, root, version_id, test)
         if public_key is not None:
             _keep_key(root, public_key)
-        _swap(root, state, version_id, statement)
-        _prune(root, _read_state(root))
+        if not repairs:
+            _swap(root, state, version_id, statement)
+        _prune(root, read_state(root))
         return Installed(status(root), tested)
 
 
@@ -147,7 +132,7 @@ def rollback(root: Path) -> Status:
         _check_whole(root, state.previous)
         disk.replace_link(root / CURRENT, f"{VERSIONS}/{state.previous}")
         settled = replace(state, previous=None)
-        _write_state(root, settled)
+        write_state(root, settled)
         _prune(root, settled)
         return status(root)
 
@@ -155,34 +140,23 @@ def rollback(root: Path) -> Status:
 def status(root: Path) -> Status:
     """What a device has, without changing anything. Raises BundleError or StorageError where that is damaged."""
     _expect_device(root)
-    current, state = _current(root), _settled(root)
+    current, state = current_version(root), _settled(root)
     if current is None:
         return Status(None, state.product, None, None, state.floor, None)
-    folder = root / VERSIONS / current
-    said = read_signature((folder / SIGNATURE).read_bytes()).statement
-    sha256 = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    with folder_source(root / VERSIONS / current) as source:
+        said, sha256 = read_signature(source.signature).statement, hashlib.sha256(source.manifest).hexdigest()
     return Status(current, said.product, said.version, sha256, state.floor, state.previous)
 
 
 def check_current(root: Path) -> None:
     """The current version is whole: its id, its hashes. Raises BundleError; nothing where none is installed."""
-    if (current := _current(root)) is not None:
+    if (current := current_version(root)) is not None:
         _check_whole(root, current)
 
 
 def _expect_device(root: Path) -> None:
     if not (root / VERSIONS).is_dir():
         raise DeviceError(f"{root}: nothing was ever installed there; `compressor device install` does")
-
-
-def _current(root: Path) -> str | None:
-    try:
-        target = (root / CURRENT).readlink()
-    except FileNotFoundError:
-        return None
-    if str(target.parent) != VERSIONS:
-        raise StorageError(f"{root / CURRENT}: expected a link into {VERSIONS}, got one to {target}; remove it")
-    return target.name
 
 
 def _check_whole(root: Path, version_id: str) -> None:
@@ -192,6 +166,14 @@ def _check_whole(root: Path, version_id: str) -> None:
             raise BundleError(f"{folder}: its {SIGNATURE} is not what was installed; roll back, or install another")
         verify_signature(source.signature, source.manifest, _trusted(root, None))
         check_folder(folder, read_manifest(source.manifest, str(folder / MANIFEST)).files)
+
+
+def _is_whole(root: Path, version_id: str) -> bool:
+    try:
+        _check_whole(root, version_id)
+    except (BundleError, SignatureError):
+        return False
+    return True
 
 
 # What is trusted.
@@ -235,7 +217,7 @@ def _staged(source: Source, manifest: DeviceManifest, root: Path, version_id: st
     try:
         write_files(source, manifest.files, folder)
         tested = test(folder, manifest)
-        disk.move(folder, root / VERSIONS / version_id)
+        _place(folder, root / VERSIONS / version_id)
     except BaseException:
         with suppress(OSError):  # what is left over, the next install sweeps
             disk.remove(folder)
@@ -243,14 +225,25 @@ def _staged(source: Source, manifest: DeviceManifest, root: Path, version_id: st
     return tested
 
 
+def _place(new: Path, final: Path) -> None:
+    """Gives a version its name, which a damaged one may have: for a moment there is then none, as good as that."""
+    if not final.exists():
+        disk.move(new, final)
+        return
+    damaged = disk.unfinished(final.parent)
+    disk.move(final, damaged)
+    disk.move(new, final)
+    disk.remove(damaged)
+
+
 def _swap(root: Path, state: State, version_id: str, statement: Statement) -> None:
     """From the old version to the new one, and the floor with it; back again where the last of it fails."""
-    old = _current(root)
+    old = current_version(root)
     pending = replace(state, pending=version_id, replaced=old)
     try:
-        _write_state(root, pending)
+        write_state(root, pending)
         disk.replace_link(root / CURRENT, f"{VERSIONS}/{version_id}")
-        _write_state(root, _committed(pending, statement))
+        write_state(root, _committed(pending, statement))
     except OSError:
         with suppress(OSError):  # where even that fails the new version serves, which is whole and tested
             _go_back(root, version_id, old)
@@ -258,7 +251,7 @@ def _swap(root: Path, state: State, version_id: str, statement: Statement) -> No
 
 
 def _go_back(root: Path, version_id: str, old: str | None) -> None:
-    if _current(root) == version_id:
+    if current_version(root) == version_id:
         if old is None:
             disk.remove(root / CURRENT)
         else:
@@ -276,10 +269,11 @@ def _committed(state: State, statement: Statement) -> State:
 
 def _settled(root: Path) -> State:
     """The state, with what a killed update or rollback had left to do to it."""
-    state, current = _read_state(root), _current(root)
+    state, current = read_state(root), current_version(root)
     if state.pending is not None and state.pending == current:
         folder = root / VERSIONS / current
-        state = _committed(state, read_signature((folder / SIGNATURE).read_bytes()).statement)
+        with folder_source(folder) as source:
+            state = _committed(state, read_signature(source.signature).statement)
     state = replace(state, pending=None, replaced=None)
     return replace(state, previous=None) if state.previous == current else state
 
@@ -289,32 +283,15 @@ def _recovered(root: Path) -> State:
     for folder in (root, root / VERSIONS, root / KEYS):
         disk.sweep(folder)
     state = _settled(root)
-    if state != _read_state(root):
-        _write_state(root, state)
+    if state != read_state(root):
+        write_state(root, state)
     _prune(root, state)
     return state
 
 
 def _prune(root: Path, state: State) -> None:
     """Removes versions that are neither current nor previous."""
-    kept = {_current(root), state.previous}
+    kept = {current_version(root), state.previous}
     for folder in (root / VERSIONS).iterdir():
         if folder.name not in kept:
             disk.remove(folder)
-
-
-def _read_state(root: Path) -> State:
-    path = root / STATE
-    try:
-        found = strict_json(path.read_bytes(), str(path), BundleError)
-    except FileNotFoundError:
-        return State()
-    except BundleError:
-        found = None
-    if not isinstance(found, dict) or set(found) != set(asdict(State())) or found["format_version"] != STATE_VERSION:
-        raise StorageError(f"{path}: expected the state of a device, got something else; it must be restored by hand")
-    return State(**found)
-
-
-def _write_state(root: Path, state: State) -> None:
-    disk.replace_file(root / STATE, (json.dumps(asdict(state), indent=1) + "\n").encode())

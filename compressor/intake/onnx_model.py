@@ -13,12 +13,13 @@ from pathlib import Path
 from compressor.errors import CompressorError
 from compressor.intake.files import open_contained, open_regular
 from compressor.intake.onnx_tensor import Tensor, read_tensor
-from compressor.intake.protobuf import LENGTH, Buffer, fields
+from compressor.intake.protobuf import LENGTH, MOST_TEXT_BYTES, Budget, Buffer, fields, text
 
 _MOST_BYTES = (1 << 31) - 1  # what protobuf reads
 _MOST_FIELDS = 1_000_000  # of all messages, as far as they are looked into; SmolLM2-135M has 41,000
-_MOST_BESIDE_TENSORS = 1 << 27  # bytes: lists of numbers take eight times as much when they are read
+_MOST_BESIDE_TENSORS = MOST_TEXT_BYTES  # bytes: lists of numbers take eight times as much when they are read
 _GRAPH = 7  # of a Model
+_OWN_DOMAIN = b"ai.onnx"
 _DEEPEST = 100  # of messages in messages, as protobuf's readers have it
 
 # What kind of message a field of one holds, where more may lie in it.
@@ -84,7 +85,8 @@ class OnnxFacts:
     opset: int = 0
     bytes: int = 0
     outside: list[Tensor] = field(default_factory=list)
-    fields: int = 0
+    budget: Budget = field(default_factory=lambda: Budget(_MOST_FIELDS))
+    graphs: int = 0
     tensor_bytes: int = 0
 
 
@@ -103,7 +105,7 @@ def check_onnx(path: Path, error: type[CompressorError]) -> OnnxFacts:
             facts = OnnxFacts(bytes=size)
             try:
                 _walk(data, 0, size, "Model", 0, facts)
-                if not any(number == _GRAPH for number, *_ in fields(data, 0, size)):
+                if not facts.graphs:
                     raise ValueError("it has no graph")
             except ValueError as found:
                 raise error(f"{path}: expected an ONNX model: {found}; export or copy it again") from None
@@ -117,15 +119,13 @@ def _walk(data: Buffer, start: int, end: int, kind: str, depth: int, facts: Onnx
     if depth > _DEEPEST:
         raise ValueError(f"its messages nest deeper than {_DEEPEST}")
     inside, texts, once, seen = _INSIDE[kind], _TEXTS.get(kind, ()), _ONCE.get(kind, ()), set[int]()
-    for number, wire, at, to in fields(data, start, end):
-        facts.fields += 1
-        if facts.fields > _MOST_FIELDS:
-            raise ValueError(f"more than {_MOST_FIELDS:,} fields")
-        if kind == "Model" and number == 1:
-            facts.ir_version = at
+    for number, wire, at, to in fields(data, start, end, facts.budget):
+        if kind == "Model":
+            facts.ir_version = at if number == 1 else facts.ir_version
+            facts.graphs += number == _GRAPH
         inner = inside.get(number)
         if number in texts and wire == LENGTH:
-            data[at:to].decode()
+            text(data, at, to)
         if inner is None:
             continue
         if wire != LENGTH or number in seen:
@@ -134,7 +134,7 @@ def _walk(data: Buffer, start: int, end: int, kind: str, depth: int, facts: Onnx
         if number in once:
             seen.add(number)
         if inner == "Tensor":
-            _note_tensor(read_tensor(data, at, to), to - at, facts)
+            _note_tensor(read_tensor(data, at, to, facts.budget), to - at, facts)
         elif inner == "OperatorSet":
             _note_opset(data, at, to, facts)
         elif to > at:
@@ -143,19 +143,18 @@ def _walk(data: Buffer, start: int, end: int, kind: str, depth: int, facts: Onnx
 
 def _note_tensor(tensor: Tensor, size: int, facts: OnnxFacts) -> None:
     facts.tensor_bytes += size
-    facts.fields += len(tensor.dims)
     if tensor.outside:
         facts.outside.append(tensor)
 
 
 def _note_opset(data: Buffer, start: int, end: int, facts: OnnxFacts) -> None:
     domain, version = b"", 0
-    for number, wire, at, to in fields(data, start, end):
+    for number, wire, at, to in fields(data, start, end, facts.budget):
         if number == 1 and wire == LENGTH:
-            domain = data[at:to]
+            domain = data[at : min(to, at + len(_OWN_DOMAIN) + 1)]
         elif number == 2:
             version = at
-    if domain in (b"", b"ai.onnx"):
+    if domain in (b"", _OWN_DOMAIN):
         facts.opset = version
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import islice
 
-from compressor.intake.protobuf import FIXED32, FIXED64, LENGTH, VARINT, Buffer, fields, signed, varints
+from compressor.intake.protobuf import FIXED32, FIXED64, LENGTH, VARINT, Budget, Buffer, fields, signed, text, varints
 
 _DIMS, _TYPE, _NAME, _RAW, _EXTERNAL, _LOCATION = 1, 2, 8, 9, 13, 14
 _ENTRIES = _FLOATS, _INT32S, _STRINGS, _INT64S, _DOUBLES, _UINT64S = 4, 5, 6, 7, 10, 11
@@ -22,6 +23,7 @@ _WIRES = {
 }
 _FIXED_BYTES = {_FLOATS: 4, _DOUBLES: 8}
 _MOST_DIMS = 64
+_PIECE = 1 << 20
 _MOST_ELEMENTS = 1 << 40
 
 _STRING = 8
@@ -61,24 +63,26 @@ class Tensor:
         return -(-math.prod(self.dims) * _TYPES[self.kind][0] // 8)
 
 
-def read_tensor(data: Buffer, start: int, end: int) -> Tensor:
-    """The tensor in data[start:end]. Raises ValueError where it is none, or claims what is not there."""
+def read_tensor(data: Buffer, start: int, end: int, budget: Budget) -> Tensor:
+    """The tensor in data[start:end]. Raises ValueError where it is none, claims what is not there, or has more fields
+    than the budget."""
     tensor = Tensor()
-    for number, wire, at, to in fields(data, start, end):
+    for number, wire, at, to in fields(data, start, end, budget):
         if wire not in _WIRES.get(number, (wire,)):
             raise ValueError(f"tensor {tensor.name}: its field {number} has the wire type {wire}")
         if number == _DIMS:
-            tensor.dims += [signed(at)] if wire == VARINT else [signed(one) for one in varints(data, at, to)]
+            tensor.dims += map(signed, [at] if wire == VARINT else islice(varints(data, at, to), _MOST_DIMS + 1))
+            budget.spend(len(tensor.dims))
         elif number == _TYPE:
             tensor.kind = at
         elif number == _NAME:
-            tensor.name = data[at:to].decode()[:80]
+            tensor.name = text(data, at, to)[:80]
         elif number == _RAW:
             tensor.raw = to - at
         elif number in _ENTRIES:
             tensor.entries[number] = tensor.entries.get(number, 0) + _entries(data, number, wire, at, to)
         elif number == _EXTERNAL:
-            key, value = _entry(data, at, to)
+            key, value = _entry(data, at, to, budget)
             if key in tensor.external:
                 raise ValueError(f"tensor {tensor.name}: names its {key} twice")
             tensor.external[key] = value
@@ -119,12 +123,15 @@ def _entries(data: Buffer, number: int, wire: int, at: int, to: int) -> int:
         return 1
     if number in _FIXED_BYTES:
         return (to - at) // _FIXED_BYTES[number]
-    return len(data[at:to].translate(None, _CONTINUED))  # every number ends in one byte below 128
+    # Every number ends in one byte below 128.
+    pieces = (data[begin : min(begin + _PIECE, to)] for begin in range(at, to, _PIECE))
+    return sum(len(piece.translate(None, _CONTINUED)) for piece in pieces)
 
 
 _CONTINUED = bytes(range(128, 256))
 
 
-def _entry(data: Buffer, start: int, end: int) -> tuple[str, str]:
-    said = {number: data[at:to].decode() for number, wire, at, to in fields(data, start, end) if wire == LENGTH}
+def _entry(data: Buffer, start: int, end: int, budget: Budget) -> tuple[str, str]:
+    found = fields(data, start, end, budget)
+    said = {number: text(data, at, to) for number, wire, at, to in found if wire == LENGTH}
     return said.get(1, ""), said.get(2, "")

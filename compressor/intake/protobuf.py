@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from mmap import mmap
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
@@ -10,14 +11,33 @@ VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 Buffer = bytes | mmap
 
 
-def fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+MOST_TEXT_BYTES = 1 << 27
+
+
+@dataclass
+class Budget:
+    """How many fields of a file may still be looked at, in all of its messages together."""
+
+    most: int
+    spent: int = 0
+
+    def spend(self, count: int = 1) -> None:
+        """Raises ValueError where there are more than `most`."""
+        self.spent += count
+        if self.spent > self.most:
+            raise ValueError(f"more than {self.most:,} fields")
+
+
+def fields(data: Buffer, start: int, end: int, budget: Budget) -> Iterator[tuple[int, int, int, int]]:
     """The fields of the message in data[start:end]: number, wire type, and where the content begins and ends; of a
     varint its value and 0.
 
-    Raises ValueError where that is no message. Groups, which no writer has used for decades, are none.
+    Raises ValueError where that is no message, and where the budget is spent. Groups, which no writer has used for
+    decades, are none.
     """
     at = start
     while at < end:
+        budget.spend()
         tag, at = varint(data, at, end)
         number, kind = tag >> 3, tag & 7
         if kind == LENGTH:
@@ -39,6 +59,13 @@ def fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int, 
             raise ValueError(f"no field has the wire type {kind}")
         if number == 0:
             raise ValueError("no field has the number 0")
+
+
+def text(data: Buffer, start: int, end: int) -> str:
+    """A text of at most 128 MiB, checked before it is copied. Raises ValueError."""
+    if end - start > MOST_TEXT_BYTES:
+        raise ValueError(f"a text of {end - start:,} bytes; expected at most {MOST_TEXT_BYTES:,}")
+    return data[start:end].decode()
 
 
 def varint(data: Buffer, at: int, end: int) -> tuple[int, int]:

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
-from tokenizers import Tokenizer
 
 from compressor.errors import TeacherError
 from compressor.intake.files import check_within, read_bounded
 from compressor.intake.json_text import strict_json
 from compressor.intake.safetensors import check_safetensors
+from compressor.tokenizer_file import open_tokenizer, tokenizing
 
 _MOST_JSON_BYTES = 1 << 20
 Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
@@ -176,6 +176,8 @@ def _check_text_settings(folder: Path, encoder: Path) -> None:
         )
     note, tokenizer = encoder / "sentence_bert_config.json", encoder / "tokenizer.json"
     if note.is_file() and _settings(note).get("do_lower_case") is True and tokenizer.is_file():
-        normalizer = Tokenizer.from_file(str(tokenizer)).normalizer
-        if normalizer is None or normalizer.normalize_str("A") != "a":
+        normalizer = open_tokenizer(tokenizer).normalizer
+        with tokenizing(tokenizer):
+            lowers = normalizer is not None and normalizer.normalize_str("A") == "a"
+        if not lowers:
             raise TeacherError(f"{note}: lowers the case of texts, which tokenizer.json does not; expected it there")

@@ -340,11 +340,56 @@ def test_a_damaged_version_is_noticed_and_replaced(serving: Device, old: Path, n
     content[50] ^= 1
     model.write_bytes(content)
     assert serving.run("status") == 11
-    serving.refuses(new, 11, "SHA-256")
     assert serving.run("rollback") == 0
     assert answers(serving.root / "current") == answers(old)
     serving.installs(new)
     assert serving.status()["version"] == 2
+
+
+def _flip(version: Path) -> None:
+    content = bytearray((version / "model.onnx").read_bytes())
+    content[50] ^= 1
+    (version / "model.onnx").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [_flip, lambda version: (version / "manifest.json").unlink(), lambda version: (version / "signature.json").unlink(),
+     lambda version: (version / "manifest.json").write_text("{}"), shutil.rmtree],
+    ids=["model", "no manifest", "no signature", "another manifest", "nothing"],
+)  # fmt: skip
+def test_a_damaged_current_version_is_put_there_anew(
+    serving: Device, old: Path, new: Path, damage: Callable[[Path], None]
+) -> None:
+    """Also one that was gone back to, below the floor."""
+    serving.installs(new)
+    for bundle in (new, old):
+        before = serving.status()
+        damage((serving.root / "current").resolve())
+        assert serving.run("status") in (11, 15)
+        assert serving.installs(bundle)["self_test"]["cases"] == 3
+        assert serving.status() == before
+        assert answers(serving.root / "current") == answers(bundle)
+        assert not list((serving.root / "versions").glob(".unfinished-*"))
+        assert serving.run("rollback") == (0 if bundle == new else 16)
+
+
+def test_a_floor_that_is_lost_is_not_begun_anew(serving: Device, old: Path, new: Path) -> None:
+    serving.installs(new)
+    (serving.root / "state.json").unlink()
+    for bundle in (old, new):
+        serving.refuses(bundle, 13, "expected the state of a device, got none")
+    assert serving.run("status") == 13
+
+
+def test_what_is_in_the_way_is_named(serving: Device, new: Path) -> None:
+    (serving.root / "current").unlink()
+    (serving.root / "current").mkdir()
+    serving.refuses(new, 13, "current: expected a link into versions, got none")
+    assert main(["device", "status", "--root", "x" * 300]) == 13
+    serving.root = serving.root / ("x" * 300)
+    assert serving.run("install", new) == 13
+    assert "choose a shorter name" in serving.capsys.readouterr().err
 
 
 def test_a_damaged_previous_version_is_not_gone_back_to(serving: Device, new: Path) -> None:

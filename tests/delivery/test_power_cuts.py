@@ -19,6 +19,7 @@ from compressor.device import disk, versions
 from compressor.device.manifest import DeviceManifest
 from compressor.device.selftest import SelfTest
 from compressor.device.source import folder_source
+from compressor.device.state import current_version, read_state
 from compressor.errors import CompressorError, storage_error
 
 POWER_CUTS, EACH = 1000, 8  # in all, and at each change
@@ -135,8 +136,7 @@ class Unsynced:
 def left_over(root: Path) -> list[str]:
     """What is there beside what docs/delivery.md names."""
     known = {".lock", "current", "keys", "state.json", "versions"}
-    state = versions._read_state(root)
-    kept = {versions._current(root), state.previous}
+    kept = {current_version(root), read_state(root).previous}
     strange = [path.name for path in root.iterdir() if path.name not in known]
     strange += [path.name for path in (root / "versions").iterdir() if path.name not in kept]
     return strange + [path.name for path in (root / "keys").iterdir() if path.suffix != ".pub"]
@@ -168,7 +168,7 @@ def test_a_disk_that_fails_at_any_change(root: Path, third: Path, number: int, l
             assert said is not None
             assert said.exit_code == 13
             outcomes.add(served(device))
-            assert (device / "versions" / versions._current(root)).is_dir(), "the old copy stays"
+            assert (device / "versions" / current_version(root)).is_dir(), "the old copy stays"
         else:
             assert served(device) == 3
             assert count < at or not lasting

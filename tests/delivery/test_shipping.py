@@ -14,9 +14,12 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from made_bundles import Signer, answers, edit_manifest, make_bundle, make_signe
 from compressor.bundle.archive import pack, unpack
 from compressor.bundle.keys import make_keys
 from compressor.delivery.difference import difference
+from compressor.delivery.oci import write_layout
 from compressor.delivery.over_ssh import ANSWER
 from compressor.delivery.ship import OciLayout, Registry, RemoteDevice, ship, target_of
 from compressor.device.archive import archive_bytes
@@ -433,6 +437,7 @@ def test_what_targets_mean() -> None:
     assert target_of("oci:a/layout:v3") == OciLayout(Path("a/layout"), "v3")
     assert target_of("oci://localhost:5000/models/a:v1") == Registry("localhost:5000", "models/a", "v1")
     assert target_of("/srv/model") == Path("/srv/model")
+    assert target_of("./a:b") == Path("a:b")
     for text in (
         "ssh://board",
         "ssh://board/",
@@ -443,9 +448,25 @@ def test_what_targets_mean() -> None:
         "ssh://-oProxy=x/y",
         "oci://host",
         "oci://host/Name",
+        "pi@board:/srv/model",
+        "board:model",
+        "",
     ):
         with pytest.raises(UsageError):
             target_of(text)
+
+
+@pytest.mark.parametrize("index", ['{"manifests": [1]}', '{"manifests": [{"annotations": 1}]}', "[" * 100_000, "[]"])
+def test_an_index_that_is_none_is_refused(index: str, old: Path, tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text(index)
+    with pytest.raises(StorageError):
+        ship(old, [OciLayout(tmp_path, "latest")], SILENT)
+    assert (tmp_path / "index.json").read_text() == index
+
+
+def test_a_folder_may_begin_with_a_hyphen(recorded: Path) -> None:
+    RemoteDevice(Device("board"), "/~/-x").run("status")
+    assert b"--root=-x" in recorded.read_bytes()
 
 
 def test_an_oci_layout_holds_the_bundle(fleet: Fleet, old: Path, new: Path, tmp_path: Path) -> None:
@@ -474,6 +495,16 @@ def test_an_oci_layout_holds_the_bundle(fleet: Fleet, old: Path, new: Path, tmp_
         assert answers(tmp_path / tag) == answers(bundle)
     (layout / "index.json").write_text("[]")
     assert "expected an OCI image layout" in fleet.refuses(13, old, f"oci:{layout}")
+
+
+def test_what_is_added_to_a_layout_at_once_is_all_in_it(old: Path, new: Path, tmp_path: Path) -> None:
+    layout, tags = tmp_path / "layout", {f"v{n}": (old, new)[n % 2] for n in range(8)}
+    with ThreadPoolExecutor(len(tags)) as pool:
+        digests = dict(zip(tags, pool.map(lambda tag: write_layout(tags[tag], layout, tag), tags), strict=True))
+    entries = json.loads((layout / "index.json").read_text())["manifests"]
+    assert {entry["annotations"]["org.opencontainers.image.ref.name"]: entry["digest"] for entry in entries} == digests
+    blobs = list((layout / "blobs" / "sha256").iterdir())
+    assert {blob.name for blob in blobs} == {hashlib.sha256(blob.read_bytes()).hexdigest() for blob in blobs}
 
 
 @pytest.fixture
@@ -519,3 +550,35 @@ def test_a_registry_holds_the_bundle(fleet: Fleet, registry: str, old: Path, tmp
     unpack(tmp_path / "pulled.tar.zst", tmp_path / "pulled")
     assert answers(tmp_path / "pulled") == answers(old)
     assert "the registry cannot be used" in fleet.refuses(16, old, f"oci://127.0.0.1:{free_port()}/models/thermometer")
+
+
+class _Agreeable(BaseHTTPRequestHandler):
+    """Answers 200 and a page to everything, and keeps nothing."""
+
+    def _answer(self) -> None:
+        page = b"<html>welcome"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(page)))
+        self.send_header("Location", "/upload")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(page)
+
+    do_GET = do_HEAD = do_PATCH = do_POST = do_PUT = _answer  # noqa: N815 (as http.server has them)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_server_that_keeps_nothing_is_no_registry(old: Path) -> None:
+    pytest.importorskip("oras")
+    server = HTTPServer(("127.0.0.1", 0), _Agreeable)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        with pytest.raises(DeviceError, match="took the bundle, and does not have it"):
+            ship(old, [Registry(f"127.0.0.1:{server.server_port}", "models/thermometer", "v1")], SILENT)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -96,6 +96,21 @@ def test_what_is_no_key_is_refused(tmp_path: Path, content: bytes) -> None:
             read(tmp_path / "absent")
 
 
+@pytest.mark.parametrize(("name", "code"), [("", 2), (".", 2), ("..", 2), ("absent/release", 13)])
+def test_names_that_keys_cannot_have(name: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["keys", name]) == code
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]
+
+
+@pytest.mark.parametrize("days", ["nan", "inf", "-1", "0", "1e300"])
+def test_days_that_nothing_expires_in(days: str, old: Path, tmp_path: Path) -> None:
+    before, pair = (old / "signature.json").read_bytes(), make_keys(tmp_path / "release")
+    assert main(["sign", str(old), "--key", str(pair.private), f"--expires-days={days}"]) == 2
+    assert (old / "signature.json").read_bytes() == before
+
+
 def test_a_key_is_never_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "key", 0o600)
     for read in (read_private_key, read_public_key):

@@ -193,7 +193,11 @@ def written_twice(folder: Path) -> Path:
 
 
 def _length(content: bytes) -> bytes:
-    size, digits = len(content), bytearray()
+    return _length_of(len(content))
+
+
+def _length_of(size: int) -> bytes:
+    digits = bytearray()
     while size > 127:
         digits.append(size & 127 | 128)
         size >>= 7
@@ -201,6 +205,33 @@ def _length(content: bytes) -> bytes:
 
 
 # Bombs.
+
+
+def text_of_a_gb(folder: Path) -> Path:
+    """A documentation of 1.2 GB in a sparse file."""
+    size = 1_200_000_000
+    path = saved(folder, product())
+    with path.open("ab") as file:
+        file.write(b"\x32" + _length_of(size))
+        file.truncate(file.tell() + size)
+    return path
+
+
+def empty_strings(folder: Path) -> Path:
+    """A tensor of 15 million strings in 30 MB."""
+    count = 15_000_000
+    tensor = onnx.TensorProto(name="s", data_type=onnx.TensorProto.STRING, dims=[count]).SerializeToString()
+    strings = tensor + b"\x32\0" * count
+    graph = b"\x2a" + _length_of(len(strings)) + strings
+    return saved(folder, b"\x3a" + _length_of(len(graph)) + graph)
+
+
+def packed_dims(folder: Path) -> Path:
+    """A tensor of 100 million dimensions."""
+    dims = b"\1" * 100_000_000
+    tensor = b"\x0a" + _length_of(len(dims)) + dims
+    graph = b"\x2a" + _length_of(len(tensor)) + tensor
+    return saved(folder, b"\x3a" + _length_of(len(graph)) + graph)
 
 
 def constant_of_64_gb(folder: Path) -> Path:
@@ -363,6 +394,9 @@ HOSTILE: dict[str, Make] = {
     "tensor written twice": written_twice,
     "bomb: 64 GB constant": constant_of_64_gb,
     "bomb: 4 GB Expand": expand_to_4_gb,
+    "bomb: a text of 1.2 GB": text_of_a_gb,
+    "bomb: 15 million empty strings": empty_strings,
+    "bomb: 100 million dimensions": packed_dims,
     "bomb: endless Loop": endless_loop,
     "bomb: branches in branches": deep_branches,
     "bomb: sequences of sequences": deep_type,

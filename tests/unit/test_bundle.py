@@ -483,3 +483,15 @@ def test_a_pipe_in_place_of_a_file_does_not_block(text_bundle: Path) -> None:
     os.mkfifo(path)
     with pytest.raises(BundleError):
         check_files(open_bundle(text_bundle))
+
+
+def test_a_tokenizer_that_panics_is_an_error_like_any_other(tmp_path: Path) -> None:
+    """A pattern that needs too many steps: what the library then raises is no Exception."""
+    split = {"type": "Split", "pattern": {"Regex": "^(?:(.|..)+)+$(?<=ZZZ)"}, "behavior": "Isolated", "invert": False}
+    model = {"type": "WordLevel", "vocab": {"a": 0, "[UNK]": 1}, "unk_token": "[UNK]"}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"version": "1.0", "pre_tokenizer": split, "model": model}))
+    preprocessor = TextPreprocessor(path, 16)
+    assert preprocessor.encode(["a"])[0].tolist() == [0]
+    with pytest.raises(DataError, match=r"tokenizer\.json: its library gives up on a text"):
+        preprocessor.encode(["a" * 40])

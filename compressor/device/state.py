@@ -1,0 +1,67 @@
+"""What a device remembers of its versions, and which of them is current."""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from compressor.device import disk
+from compressor.errors import BundleError, StorageError
+from compressor.intake.json_text import strict_json
+
+CURRENT, VERSIONS, STATE = "current", "versions", "state.json"
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class State:
+    """What must be remembered. `floor`: the highest version that was committed, `floor_id` the one that had it.
+
+    `previous` is what a rollback goes to. `pending`: a swap to it was about to happen, away from `replaced`.
+    """
+
+    format_version: int = STATE_VERSION
+    product: str | None = None
+    floor: int = 0
+    floor_id: str | None = None
+    previous: str | None = None
+    pending: str | None = None
+    replaced: str | None = None
+
+
+def current_version(root: Path) -> str | None:
+    """The id of the version that serves; None where none does. Raises StorageError where `current` is no such link."""
+    try:
+        target = (root / CURRENT).readlink()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise StorageError(f"{root / CURRENT}: expected a link into {VERSIONS}, got none; remove it") from None
+    if str(target.parent) != VERSIONS:
+        raise StorageError(f"{root / CURRENT}: expected a link into {VERSIONS}, got one to {target}; remove it")
+    return target.name
+
+
+def read_state(root: Path) -> State:
+    """Raises StorageError where it is damaged, or missing although a version is current."""
+    path = root / STATE
+    try:
+        found = strict_json(path.read_bytes(), str(path), BundleError)
+    except FileNotFoundError:
+        if current_version(root) is None:
+            return State()
+        found = None  # the floor is lost: not to be begun anew
+    except BundleError:
+        found = None
+    if not isinstance(found, dict) or set(found) != set(asdict(State())) or found["format_version"] != STATE_VERSION:
+        raise StorageError(f"{path}: expected the state of a device, got none; it must be restored by hand")
+    return State(**found)
+
+
+def write_state(root: Path, state: State) -> None:
+    """At any moment the old one or the new one is there."""
+    disk.replace_file(root / STATE, (json.dumps(asdict(state), indent=1) + "\n").encode())
