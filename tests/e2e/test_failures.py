@@ -15,6 +15,10 @@ from made_inputs import Inputs, write_rows
 from run_folders import assert_nothing_half_written, assert_one_clear_line, assert_whole
 from shared_runs import Begun, Run, Start
 
+from compressor.errors import ExportError
+from compressor.pipeline import compress
+from compressor.verify import parity
+
 HOPELESS = {"distill__epochs": 1, "distill__learning_rate": 1e-9, "gate__max_drop": 0.0}
 
 
@@ -112,6 +116,22 @@ def test_a_limit_that_nothing_keeps_to(begun: Begun, run: Run, tmp_path: Path) -
     assert "quantize.search.max_mb permits 0.001 MB" in line
     assert not (out / "bundle").exists()
     assert json.loads((out / "result.json").read_text())["shipped"] is None
+
+
+def test_a_model_that_departs_takes_back_what_an_earlier_run_shipped(
+    begun: Begun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process: what is patched does not reach a command that is forked from elsewhere."""
+    out = tmp_path / "out"
+    recipe = begun(out)
+    assert (out / "bundle").is_dir()
+    for bound in ("FLOAT_ABSOLUTE", "FLOAT_RELATIVE", "FLOAT64_TIMES"):
+        monkeypatch.setattr(parity, bound, -1.0)
+    with pytest.raises(ExportError, match="departs"):
+        compress(recipe, rerun_from="verify")
+    assert not list(out.rglob("manifest.json")), "no bundle, the stage's neither"
+    assert not (out / "result.json").exists()
+    assert not (out / "report.html").exists()
 
 
 def test_a_loss_that_is_not_finite(begun: Begun, run: Run, tmp_path: Path) -> None:
