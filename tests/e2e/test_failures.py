@@ -200,7 +200,7 @@ def test_a_read_only_disk(small_disk: Path, begun: Begun, run: Run, tmp_path: Pa
     recipe = begun(tmp_path / "out")
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     line = assert_one_clear_line(run("compress", recipe, "--out", small_disk / "out"), 13)
-    assert "--out" in line
+    assert f"{small_disk / 'out'}: read-only" in line
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere: needs an ordinary user")
