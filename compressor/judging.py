@@ -121,8 +121,7 @@ def _parities(
         probes = (*_probes(at, teachers), *parity.probes_in_shapes(at.task.shape_feeds(teachers)))
         taught = parity.answers(parity.by_onnx(models.teacher.path), probes)
         found.append(_exported("teacher", "teacher", models.teacher, taught, module, probes))
-    inputs = _probes(at, preprocessor)
-    probes = (*inputs, *parity.probes_in_shapes(at.task.shape_feeds(preprocessor)))
+    probes = (*_probes(at, preprocessor), *parity.probes_in_shapes(at.task.shape_feeds(preprocessor)))
     exported, rewritten = (
         parity.answers(parity.by_onnx(model.path), probes) for model in (models.exported, models.student)
     )
@@ -141,9 +140,9 @@ def _parities(
         if own := [one for one in known if one.name == model.name]:
             found += own
             continue
-        given = parity.answers(parity.by_onnx(model.path), inputs), rewritten[: len(inputs)]
+        given = parity.answers(parity.by_onnx(model.path), probes), rewritten
         where = partial(first_node, model.path, unfused, same=parity.same_way)
-        found.append(parity.compare(model.name, "student", given, inputs, where, float64=None))
+        found.append(parity.compare(model.name, "student", given, probes, where, float64=None))
     if at.recipe.task == "sentence-embedding":  # the largest component of an embedding means nothing
         found = [replace(one, top1_agreement=None) for one in found]
     return tuple(found)

@@ -136,7 +136,8 @@ def _feed(at: Materials, preprocessor: Preprocessor) -> Feed:
 def _compare(at: Materials, trained: DistilledStudent, target: Target, model: OnnxModel) -> Parity:
     """How far the written model is from what was trained."""
     module, preprocessor = at.student(trained.student.folder), at.task.preprocessor(trained.student.folder)
-    probes = parity.probes_of(preprocessor, at.parity_inputs, at.task.compared)
+    real = parity.probes_of(preprocessor, at.parity_inputs, at.task.compared)
+    probes = (*real, *parity.probes_in_shapes(at.task.shape_feeds(preprocessor)))
     with fake_quantized(module, target, _feed(at, preprocessor)) as found:
         given = (
             parity.answers(parity.by_onnx(model.path), probes),

@@ -28,6 +28,8 @@ FLOAT_RELATIVE = 1e-4
 FLOAT64_TIMES = 4
 # int8 is another function: here only that it is finite and points the same way. Its quality is the gate's affair.
 INT8_COSINE = 0.9
+# A mean hides single inputs: of none may the answer be further off than it is long.
+INT8_DISTANCE = 1.0
 
 Answer = Callable[[Feed], NDArray[Any]]
 Answers = list[NDArray[Any]]  # for each probe float32 [rows, width]
@@ -119,14 +121,19 @@ def compare(
     """Parity of the model `name` with its `reference`, by what both answered to the probes, in this order.
 
     With `float64`, what both should answer, `equal_floats` must hold, or else the model's largest distance from float64
-    be at most four times the reference's. Without, a mean cosine of all rows of 0.9 or more. What is not finite fails.
-    Where it does not hold, `where` is asked for the first place at which both part on the probe that is worst.
+    be at most four times the reference's. Without, a mean cosine of all rows of 0.9 or more, and of each probe a
+    distance of at most the length of the reference's answer, or of its median one. What is not finite fails. Where it
+    does not hold, `where` is asked for the first place at which both part on the probe that is worst.
     """
     got, expected = (np.concatenate(one) for one in given)
     found = measured(name, reference, got, expected, exact=float64 is not None)
     shapes = {tuple(array.shape for array in probe.feed.values()) for probe in probes}
     found = replace(found, inputs=len(probes), shapes=len(shapes))
-    if float64 is not None and not found.holds and np.isfinite(got).all() and np.isfinite(expected).all():
+    if float64 is None:
+        furthest = _furthest(*given)
+        bound = f"{found.bound}, no answer off by more than {INT8_DISTANCE:g} times its length ({furthest:.2g})"
+        found = replace(found, holds=found.holds and furthest <= INT8_DISTANCE, bound=bound)
+    elif not found.holds and np.isfinite(got).all() and np.isfinite(expected).all():
         right = np.concatenate(answers(float64(), probes))
         own, allowed = np.abs(got - right).max(), FLOAT64_TIMES * np.abs(expected - right).max()
         bound = f"{found.bound}, or <= {allowed:.2g} from float64, {FLOAT64_TIMES} times the reference's distance"
@@ -174,6 +181,21 @@ def require(parity: Parity) -> Parity:
 def first_at(parity: Parity) -> str:
     """Where the models part, for the end of a sentence; empty where that is not known."""
     return f"; the first layer that departs is {parity.departs_at}" if parity.departs_at else ""
+
+
+def _furthest(got: Answers, expected: Answers) -> float:
+    """The largest distance between two answers to a probe, in lengths of the expected one or, where that is shorter, of
+    the median one: of an answer that says hardly anything the direction means nothing.
+    """
+    lengths = [_length(rows) for rows in expected]
+    least = max(float(np.median(lengths)), float(np.finfo(np.float32).tiny))
+    distances = [_length(rows - other) for rows, other in zip(got, expected, strict=True)]
+    return max(distance / max(length, least) for distance, length in zip(distances, lengths, strict=True))
+
+
+def _length(rows: NDArray[Any]) -> float:
+    """Root of the mean squared length of a row, of [rows, width]."""
+    return float(np.linalg.norm(rows.astype(np.float64)) / np.sqrt(len(rows)))
 
 
 def _distance(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

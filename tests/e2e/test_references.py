@@ -60,6 +60,24 @@ def test_a_reference_is_judged_and_judges(
     assert run("compress", recipe).stages("done") == []
 
 
+def test_a_folder_judges(finished_runs: dict[str, Finished], run: Run, tmp_path: Path) -> None:
+    """A copy of the teacher agrees with the teacher wholly, and with each model as far as the teacher does."""
+    finished = finished_runs["text-classification"]
+    judge = tmp_path / "judge"
+    shutil.copytree(finished.inputs.folder / "teacher", judge)
+    (judge / "README.md").write_text("Another model.\n")
+    recipe = with_reference(finished, tmp_path / "out", {"path": str(judge)})
+    ended = run("compress", recipe)
+    assert ended.code == 0, ended.stderr
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    models = {model["name"]: model for model in result["models"]}
+    agreement = result["reference"]["agreement"]
+    assert agreement["teacher"] == 1
+    assert {name: agreement[name] for name in ("student", "student-int8")} == {
+        name: models[name]["agreement"] for name in ("student", "student-int8")
+    }
+
+
 def test_what_cannot_judge_is_refused(finished_runs: dict[str, Finished], run: Run, tmp_path: Path) -> None:
     finished = finished_runs["text-classification"]
     inputs: Inputs = finished.inputs

@@ -97,6 +97,19 @@ def test_agreement_of_the_largest() -> None:
     assert measured("a", "b", got, expected, exact=False).top1_agreement == 0.75
 
 
+@pytest.mark.parametrize(
+    ("spoiled_row", "holds"), [([0.7, 0.7], True), ([0.0, 0.0], True), ([-0.1, 0.0], False), ([-1.0, 0.0], False)]
+)
+def test_one_answer_of_many_in_int8_must_not_be_off_by_its_length(spoiled_row: list[float], holds: bool) -> None:
+    """A mean cosine of 0.98 is left, at worst."""
+    expected = [np.array([[1.0, 0.0]], np.float32)] * 99 + [np.array([[0.001, 0.0]], np.float32)]
+    got = [np.array([spoiled_row], np.float32), *expected[1:-1], np.array([[0.0, 0.5]], np.float32)]
+    probes = probes_in_shapes([{"ids": np.zeros((1, 1))}] * 100)
+    found = compare("a", "b", (got, expected), probes, lambda _: "here", float64=None)
+    assert found.mean_cosine > 0.95
+    assert (found.holds, found.departs_at) == (holds, None if holds else "here")
+
+
 class Net(nn.Module):
     """ids -> a table, a product, a bend, a product, the mean: float32 [batch, 4]."""
 
