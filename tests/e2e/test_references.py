@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import serving
+from endpoint_runs import keywords
 from ruamel.yaml import YAML
 from run_folders import assert_one_clear_line
 from shared_runs import Finished, Inputs, Run
@@ -76,6 +78,24 @@ def test_a_folder_judges(finished_runs: dict[str, Finished], run: Run, tmp_path:
     assert {name: agreement[name] for name in ("student", "student-int8")} == {
         name: models[name]["agreement"] for name in ("student", "student-int8")
     }
+
+
+def test_an_endpoint_judges(finished_runs: dict[str, Finished], run: Run, tmp_path: Path) -> None:
+    """Behind it is what the classes were made by, so that its own quality is known."""
+    finished = finished_runs["text-classification"]
+    with serving(keywords) as server:
+        judge = {"endpoint": server.url, "model": "big", "classes": CLASSES, "top_logprobs": 2}
+        ended = run("compress", with_reference(finished, tmp_path / "out", judge))
+    assert ended.code == 0, ended.stderr
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["reference"]["source"] == "big at 127.0.0.1"
+    assert result["reference"]["quality"]["quality"]["value"] == 1
+    rows = (finished.inputs.folder / "eval.jsonl").read_text().splitlines()
+    asked = {prompt.rpartition("Text: ")[2] for prompt in server.prompts()}
+    assert asked == {json.loads(row)["text"] for row in rows}, "what is held out, and nothing else"
+    for model in result["models"]:
+        agreement = result["reference"]["agreement"][model["name"]]
+        assert agreement == pytest.approx(model["quality"]["quality"]["value"]), "it agrees with what is right"
 
 
 def test_what_cannot_judge_is_refused(finished_runs: dict[str, Finished], run: Run, tmp_path: Path) -> None:
