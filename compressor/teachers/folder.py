@@ -16,13 +16,14 @@ from transformers import PreTrainedModel
 from transformers import logging as transformers_logging
 
 from compressor.errors import TeacherError, first_line
-from compressor.intake.files import check_within
-from compressor.intake.json_text import check_json
+from compressor.intake.files import check_within, read_bounded
+from compressor.intake.json_text import check_json, strict_json
 from compressor.intake.safetensors import check_safetensors
 from compressor.intake.yaml_text import front_matter
 from compressor.preprocess import TextPreprocessor
 
 _MOST_JSON_BYTES = 1 << 27  # a tokenizer of 262,000 tokens has 33 MB
+_INDEX = ".safetensors.index.json"
 # The task names of optimum's TasksManager, which knows the model class for each.
 OPTIMUM_TASK = {
     "sentence-embedding": "feature-extraction",
@@ -51,6 +52,42 @@ def check_folder(path: Path) -> None:
             check_safetensors(file, TeacherError)
         elif file.suffix == ".json":
             check_json(file, _MOST_JSON_BYTES, TeacherError)
+    for index in sorted(path.glob(f"*{_INDEX}")):
+        _check_index(index)
+    _check_config(path / "config.json")
+
+
+def _check_index(file: Path) -> None:
+    """transformers opens whatever it names, what is no safetensors file with torch.load. Raises TeacherError."""
+    found = _json(file)
+    shards = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise TeacherError(f"{file}: expected a weight_map of tensor names and files; save the model anew")
+    for shard in set(shards.values()):
+        if Path(shard).name != shard or Path(shard).suffix != ".safetensors":
+            raise TeacherError(
+                f"{file}: names the weights {shard[:200]!r}; expected names of *.safetensors files in its folder; save"
+                " the model there anew"
+            )
+
+
+def _check_config(file: Path) -> None:
+    """Raises TeacherError where the model is to be read from files that `check_folder` does not look at."""
+    found = _json(file)
+    if not isinstance(found, dict):
+        raise TeacherError(f"{file}: expected a JSON object, got {type(found).__name__}")
+    weights = found.get("transformers_weights", "model.safetensors")
+    if not isinstance(weights, str) or Path(weights).name != weights or not weights.endswith((".safetensors", _INDEX)):
+        raise TeacherError(
+            f"{file}: names the weights {str(weights)[:200]!r} (transformers_weights); expected a *.safetensors file in"
+            " its folder; save the model there anew"
+        )
+    if (file.parent / "adapter_config.json").exists():
+        raise TeacherError(f"{file.parent}: holds an adapter (adapter_config.json); merge it into its model")
+
+
+def _json(file: Path) -> Any:
+    return strict_json(read_bounded(file, _MOST_JSON_BYTES, TeacherError), str(file), TeacherError, constants=True)
 
 
 def card_licenses(path: Path) -> tuple[str, ...]:

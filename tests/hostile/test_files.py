@@ -15,7 +15,17 @@ from made_images import HOSTILE as IMAGES
 from made_onnx import product, saved
 from made_parquet import HONEST as HONEST_PARQUET
 from made_parquet import HOSTILE as PARQUET
-from made_texts import CARDS, HONEST_CARDS, HONEST_WEIGHTS, MARK, RECIPES, TABLES, WEIGHTS, unpickled_weights
+from made_texts import (
+    CARDS,
+    FOLDERS,
+    HONEST_CARDS,
+    HONEST_WEIGHTS,
+    MARK,
+    RECIPES,
+    TABLES,
+    WEIGHTS,
+    unpickled_weights,
+)
 from measured import MOST_S, assert_refused, run_measured
 
 from compressor.errors import DataError, RecipeError, TeacherError
@@ -29,7 +39,7 @@ from compressor.onnx_file import describe_onnx
 from compressor.recipe_data import DataSource
 from compressor.recipe_file import read_recipe
 from compressor.tasks.sources import open_split
-from compressor.teachers.folder import card_licenses
+from compressor.teachers.folder import card_licenses, check_folder
 
 
 @pytest.mark.parametrize("case", ARRAYS)
@@ -51,6 +61,14 @@ def test_hostile_weights_are_refused(case: str, folder: Path) -> None:
 
 def test_honest_weights_pass(folder: Path) -> None:
     check_safetensors(HONEST_WEIGHTS(folder), TeacherError)
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_hostile_folders_of_models_are_refused(case: str, folder: Path) -> None:
+    FOLDERS[case](folder)
+    with pytest.raises(TeacherError) as raised:
+        check_folder(folder)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("case", TABLES)
@@ -182,6 +200,9 @@ def test_a_pickle_is_never_loaded(name: str, folder: Path) -> None:
     assert not (folder / MARK).exists()
 
 
+_TEACHERS = {**WEIGHTS, **FOLDERS, "pickles": unpickled_weights}
+
+
 def _compress(folder: Path, teacher: Path, rows: Path, permission: str = "own-model") -> None:
     recipe = folder / "recipe.yaml"
     recipe.write_text(
@@ -193,12 +214,12 @@ def _compress(folder: Path, teacher: Path, rows: Path, permission: str = "own-mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", chosen({**WEIGHTS, "pickles": unpickled_weights}, ("pickles",)))
+@pytest.mark.parametrize("case", chosen(_TEACHERS, ("pickles", "pickled shards")))
 def test_compress_refuses_teachers_in_one_line(case: str, folder: Path) -> None:
     teacher = folder / "teacher"
     teacher.mkdir()
     (teacher / "config.json").write_text('{"model_type": "bert"}')
-    {**WEIGHTS, "pickles": unpickled_weights}[case](teacher)
+    _TEACHERS[case](teacher)
     (folder / "rows.jsonl").write_text('{"text": "a", "label": 0}\n')
     _compress(folder, teacher, folder / "rows.jsonl")
 
