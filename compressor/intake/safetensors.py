@@ -21,8 +21,10 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def check_safetensors(path: Path, error: type[CompressorError]) -> None:
-    """Raises `error` unless the file's tensors are as large as they claim and fill it, one after the other."""
+def check_safetensors(path: Path, error: type[CompressorError]) -> int:
+    """How many tensors the file has. Raises `error` unless they are as large as they claim and fill it, one after the
+    other.
+    """
     with open_regular(path, error) as file:
         size = os.fstat(file.fileno()).st_size
         header_bytes = int.from_bytes(file.read(8), "little")
@@ -32,12 +34,12 @@ def check_safetensors(path: Path, error: type[CompressorError]) -> None:
             raise error(f"{path}: expected a header of at most {_MOST_HEADER_BYTES:,} bytes, got {header_bytes:,}")
         header = strict_json(file.read(header_bytes), f"{path}: the header of a safetensors file", error)
     try:
-        _check_header(header, size - 8 - header_bytes)
+        return _check_header(header, size - 8 - header_bytes)
     except ValueError as found:
         raise error(f"{path}: expected a safetensors file: {found}; copy it again") from None
 
 
-def _check_header(header: Any, content_bytes: int) -> None:
+def _check_header(header: Any, content_bytes: int) -> int:
     if not isinstance(header, dict) or len(header) > _MOST_TENSORS:
         raise ValueError(f"its header is no object of at most {_MOST_TENSORS:,} tensors")
     said = header.pop(_METADATA, {})
@@ -50,6 +52,7 @@ def _check_header(header: Any, content_bytes: int) -> None:
         end = stop
     if end != content_bytes:
         raise ValueError(f"its tensors have {end:,} bytes, the file {content_bytes:,}")
+    return len(header)
 
 
 def _place(name: str, entry: Any) -> tuple[int, int, str]:

@@ -20,7 +20,8 @@ from compressor.students.derive import count
 from compressor.students.on_disk import load_student_folder, write_module, write_transformer
 from compressor.students.vocabulary import for_device
 from compressor.tasks.text import class_names, teacher_tokenizer
-from compressor.teachers.folder import check_classes, check_folder
+from compressor.teachers.bounds import NOT_LOADED
+from compressor.teachers.folder import check_classes
 from compressor.teachers.module import build_module
 
 
@@ -35,9 +36,8 @@ def load_existing(recipe: TextRecipe, teacher: nn.Module | None) -> nn.Module:
     spec = recipe.student
     if spec.folder is not None:
         try:
-            check_folder(spec.folder)
             student: nn.Module = load_student_folder(spec.folder, recipe.task, spec.max_length)
-        except (TeacherError, OSError, ValueError) as error:
+        except (TeacherError, *NOT_LOADED) as error:
             reason = first_line(error)
             raise StudentError(f"student.folder: {reason.removeprefix(f'{spec.folder}: ')} ({spec.folder})") from None
         tokenizer = spec.folder / "tokenizer.json"

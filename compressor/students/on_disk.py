@@ -13,7 +13,8 @@ from transformers import AutoConfig, PreTrainedModel
 from compressor.errors import StudentError
 from compressor.store import write_atomic
 from compressor.students.embedding import put_parts, student_parts
-from compressor.teachers.folder import OPTIMUM_TASK, load_folder
+from compressor.teachers.bounds import built_within
+from compressor.teachers.folder import OPTIMUM_TASK, check_folder, load_folder
 
 
 def load_student_folder(folder: Path, task: str, max_length: int | None) -> PreTrainedModel:
@@ -21,12 +22,14 @@ def load_student_folder(folder: Path, task: str, max_length: int | None) -> PreT
 
     `max_length` is of text, None for images.
     """
+    weights = check_folder(folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not student_parts(config):
         return load_folder(folder, task, max_length)
     model_class: Any = TasksManager.get_model_class_for_task(OPTIMUM_TASK[task], framework="pt")
-    model: PreTrainedModel = model_class.from_config(config).float()
-    put_parts(model)
+    with built_within(weights, folder):
+        model: PreTrainedModel = model_class.from_config(config).float()
+        put_parts(model)
     load_weights(model, folder)
     model.train(False)
     return model

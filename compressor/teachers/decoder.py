@@ -11,6 +11,7 @@ from compressor.preprocess import CacheShape
 from compressor.recipe_student import DecoderStudent, TextStudent
 from compressor.recipe_teacher import FolderTeacher, GgufTeacher, HubTeacher
 from compressor.teachers import teacher_folder
+from compressor.teachers.bounds import NOT_LOADED
 from compressor.teachers.gguf import gguf_config
 
 
@@ -27,7 +28,7 @@ def folder_config(folder: Path, *, remote_code: bool = False) -> PretrainedConfi
         config: PretrainedConfig = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
+    except NOT_LOADED as error:
         raise TeacherError(f"{folder}: its config.json does not load: {first_line(error)}") from None
     return _with_keys_and_values(config, folder)
 

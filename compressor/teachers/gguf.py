@@ -21,10 +21,10 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from compressor.errors import TeacherError, first_line, missing_extra
+from compressor.intake import gguf as gate
 from compressor.progress import without_chatter
 from compressor.store import sha256_file, write_atomic
-
-_MAGIC = b"GGUF"
+from compressor.teachers.bounds import NOT_LOADED, Weights, built_within
 
 
 def load_gguf(file: Path) -> PreTrainedModel:
@@ -32,11 +32,12 @@ def load_gguf(file: Path) -> PreTrainedModel:
 
     In memory it takes four bytes a parameter, whatever the file took.
     """
-    check_gguf(file)
+    weights = check_gguf(file)
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     # stderr: it draws a bar of its own, which no setting silences.
-    with _loads(file, "transformers does not load it"), redirect_stderr(io.StringIO()):
+    loads = _loads(file, "transformers does not load it")
+    with loads, redirect_stderr(io.StringIO()), built_within(weights, file):
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True, trust_remote_code=False
         )
@@ -80,15 +81,16 @@ def gguf_tokenizer_file(file: Path, cache: Path) -> Path:
     return written
 
 
-def check_gguf(file: Path) -> None:
-    """Raises TeacherError unless there is a GGUF file, MissingDependencyError without the package that reads it."""
+def check_gguf(file: Path) -> Weights:
+    """What the file holds. Raises TeacherError unless it is a GGUF file that is safe to load, MissingDependencyError
+    without the package that reads it.
+    """
     if not file.is_file():
         raise TeacherError(f"{file}: expected a GGUF file, found none")
-    with file.open("rb") as content:
-        if content.read(len(_MAGIC)) != _MAGIC:
-            raise TeacherError(f"{file}: not a GGUF file")
+    tensors, numbers = gate.check_gguf(file, TeacherError)
     if find_spec("gguf") is None:
         raise missing_extra("gguf")
+    return Weights(2 * tensors, 2 * numbers)  # transformers builds it twice: once for the names of its tensors
 
 
 @contextmanager
@@ -97,5 +99,5 @@ def _loads(file: Path, otherwise: str) -> Iterator[None]:
     try:
         with without_chatter():
             yield
-    except (OSError, ValueError, KeyError, IndexError, RuntimeError, struct.error) as error:
+    except (*NOT_LOADED, struct.error) as error:
         raise TeacherError(f"{file}: {otherwise}: {first_line(error)}; if it was cut short, fetch it again") from None

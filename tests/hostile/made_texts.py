@@ -128,6 +128,60 @@ WEIGHTS: dict[str, Make] = {
 }
 
 
+def _indexed(shard: Any, key: str = "weight_map") -> Make:
+    """A teacher's folder whose weights are, it says, in another file: there is one of that name, with a payload."""
+
+    def make(folder: Path) -> Path:
+        HONEST_WEIGHTS(folder)
+        (folder / "model.safetensors").rename(folder / "z.safetensors")
+        (folder / "config.json").write_text('{"model_type": "bert"}')
+        if isinstance(shard, str):
+            named = folder / shard.replace("@OUTSIDE@", str(folder.parent / "outside"))
+            named.parent.mkdir(exist_ok=True)
+            named.write_bytes(pickle.dumps(Payload(folder / MARK)))
+            said: Any = str(named) if "@OUTSIDE@" in shard else shard
+        else:
+            said = shard
+        index = folder / "model.safetensors.index.json"
+        index.write_text(json.dumps({"metadata": {"total_size": 16}, key: {"a": said, "b": "z.safetensors"}}))
+        return index
+
+    return make
+
+
+def _elsewhere(name: str, content: Any) -> Make:
+    """A teacher's folder that has another model loaded than its safetensors."""
+
+    def make(folder: Path) -> Path:
+        HONEST_WEIGHTS(folder)
+        (folder / "config.json").write_text('{"model_type": "bert"}')
+        (folder / "adapter_model.bin").write_bytes(pickle.dumps(Payload(folder / MARK)))
+        (folder / name).write_text(json.dumps(content))
+        return folder / name
+
+    return make
+
+
+FOLDERS: dict[str, Make] = {
+    "shards in another folder": _indexed("../outside.safetensors"),
+    "shards below": _indexed("sub/w.safetensors"),
+    "shards at an absolute path": _indexed("@OUTSIDE@/w.safetensors"),
+    "pickled shards": _indexed("weights.bin"),
+    "shards that hide their kind": _indexed(".safetensors"),
+    "a shard that is a number": _indexed(1),
+    "a shard that is a list": _indexed(["z.safetensors"]),
+    "no shards": _indexed("z.safetensors", "weights"),
+    "pickled weights that config.json names": _elsewhere(
+        "config.json", {"model_type": "bert", "transformers_weights": "adapter_model.bin"}
+    ),
+    "weights below that config.json names": _elsewhere(
+        "config.json", {"model_type": "bert", "transformers_weights": "sub/model.safetensors"}
+    ),
+    "an adapter": _elsewhere("adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": "/"}),
+    "a config that is a list": _elsewhere("config.json", [1]),
+}
+
+
 # Rows.
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import time
 from pathlib import Path
@@ -10,17 +11,32 @@ import pytest
 from chosen import chosen
 from made_arrays import HOSTILE as ARRAYS
 from made_arrays import Payload
+from made_gguf import HOSTILE as GGUF
+from made_gguf import WHOLE as WHOLE_GGUF
+from made_gguf import honest as honest_gguf
 from made_images import HONEST as HONEST_IMAGES
 from made_images import HOSTILE as IMAGES
 from made_onnx import product, saved
 from made_parquet import HONEST as HONEST_PARQUET
 from made_parquet import HOSTILE as PARQUET
-from made_texts import CARDS, HONEST_CARDS, HONEST_WEIGHTS, MARK, RECIPES, TABLES, WEIGHTS, unpickled_weights
+from made_teachers import DAMAGED, LARGER, honest_bert
+from made_texts import (
+    CARDS,
+    FOLDERS,
+    HONEST_CARDS,
+    HONEST_WEIGHTS,
+    MARK,
+    RECIPES,
+    TABLES,
+    WEIGHTS,
+    unpickled_weights,
+)
 from measured import MOST_S, assert_refused, run_measured
 
 from compressor.errors import DataError, RecipeError, TeacherError
 from compressor.images import decode_image
 from compressor.intake.files import check_within
+from compressor.intake.gguf import check_gguf
 from compressor.intake.json_text import check_json
 from compressor.intake.safetensors import check_safetensors
 from compressor.intake.tables import check_table
@@ -28,8 +44,10 @@ from compressor.model_inputs import read_examples
 from compressor.onnx_file import describe_onnx
 from compressor.recipe_data import DataSource
 from compressor.recipe_file import read_recipe
+from compressor.students.on_disk import load_student_folder
 from compressor.tasks.sources import open_split
-from compressor.teachers.folder import card_licenses
+from compressor.teachers.folder import card_licenses, check_folder, load_folder
+from compressor.teachers.gguf import load_gguf
 
 
 @pytest.mark.parametrize("case", ARRAYS)
@@ -51,6 +69,54 @@ def test_hostile_weights_are_refused(case: str, folder: Path) -> None:
 
 def test_honest_weights_pass(folder: Path) -> None:
     check_safetensors(HONEST_WEIGHTS(folder), TeacherError)
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_hostile_folders_of_models_are_refused(case: str, folder: Path) -> None:
+    FOLDERS[case](folder)
+    with pytest.raises(TeacherError) as raised:
+        check_folder(folder)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("case", {**LARGER, **DAMAGED})
+def test_settings_of_a_model_that_its_weights_do_not_fill_are_refused(case: str, folder: Path) -> None:
+    {**LARGER, **DAMAGED}[case](folder)
+    with pytest.raises(TeacherError) as raised:
+        load_folder(folder, "text-classification", None)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("case", LARGER)
+def test_such_a_student_is_refused(case: str, folder: Path) -> None:
+    config = json.loads(LARGER[case](folder).read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "student_parts": {"embedding": 4}}))
+    with pytest.raises(TeacherError):
+        load_student_folder(folder, "text-classification", None)
+
+
+def test_an_honest_model_of_these_settings_is_loaded(folder: Path) -> None:
+    honest_bert(folder)
+    assert load_folder(folder, "text-classification", None).config.num_hidden_layers == 1
+
+
+@pytest.mark.parametrize("case", GGUF)
+def test_hostile_gguf_is_refused(case: str, folder: Path) -> None:
+    path = GGUF[case](folder)
+    if case in WHOLE_GGUF:
+        check_gguf(path, TeacherError)
+    with pytest.raises(TeacherError) as raised:
+        load_gguf(path) if case in WHOLE_GGUF else check_gguf(path, TeacherError)
+    assert "\n" not in str(raised.value)
+    assert not (folder / MARK).exists()
+
+
+def test_honest_gguf_is_loaded(folder: Path) -> None:
+    path = honest_gguf(folder)
+    tensors, numbers = check_gguf(path, TeacherError)
+    model = load_gguf(path)
+    assert tensors == len(model.state_dict())
+    assert numbers == sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("case", TABLES)
@@ -182,6 +248,9 @@ def test_a_pickle_is_never_loaded(name: str, folder: Path) -> None:
     assert not (folder / MARK).exists()
 
 
+_TEACHERS = {**WEIGHTS, **FOLDERS, **LARGER, **DAMAGED, "pickles": unpickled_weights}
+
+
 def _compress(folder: Path, teacher: Path, rows: Path, permission: str = "own-model") -> None:
     recipe = folder / "recipe.yaml"
     recipe.write_text(
@@ -193,14 +262,27 @@ def _compress(folder: Path, teacher: Path, rows: Path, permission: str = "own-mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", chosen({**WEIGHTS, "pickles": unpickled_weights}, ("pickles",)))
+@pytest.mark.parametrize("case", chosen(_TEACHERS, ("pickles", "pickled shards", "200,000 layers")))
 def test_compress_refuses_teachers_in_one_line(case: str, folder: Path) -> None:
     teacher = folder / "teacher"
     teacher.mkdir()
     (teacher / "config.json").write_text('{"model_type": "bert"}')
-    {**WEIGHTS, "pickles": unpickled_weights}[case](teacher)
+    _TEACHERS[case](teacher)
     (folder / "rows.jsonl").write_text('{"text": "a", "label": 0}\n')
     _compress(folder, teacher, folder / "rows.jsonl")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", chosen(GGUF, ("3,000,000 values", "200,000 layers")))
+def test_compress_refuses_gguf_in_one_line(case: str, folder: Path) -> None:
+    path, rows, recipe = GGUF[case](folder), folder / "rows.jsonl", folder / "recipe.yaml"
+    rows.write_text('{"text": "a b c"}\n' * 8)
+    recipe.write_text(
+        f"task: text-generation\nteacher: {{gguf: {path}, permission: own-model}}\n"
+        f"data: {{train: {rows}, eval: {rows}}}\nstudent: {{layers: 1}}\n"
+    )
+    assert_refused(run_measured("compress", recipe, "--dry-run", cwd=folder))
+    assert not list(folder.rglob(MARK))
 
 
 @pytest.mark.slow

@@ -132,7 +132,12 @@ def test_the_tokenizer_comes_along(llama: LlamaForCausalLM, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "found none"), (b"", "not a GGUF file"), (b"GGML" * 9, "not a GGUF file"), (b"GGUF" * 9, "does not load")],
+    [
+        (None, "found none"),
+        (b"", "not a GGUF file"),
+        (b"GGML" * 9, "not a GGUF file"),
+        (b"GGUF" * 9, "expected 2 or 3"),
+    ],
 )
 def test_files_that_are_none(tmp_path: Path, content: bytes | None, words: str) -> None:
     path = tmp_path / "tiny.gguf"
@@ -152,7 +157,7 @@ def test_a_cut_file(llama: LlamaForCausalLM, tmp_path: Path) -> None:
         path.write_bytes(whole[:left])
         for load in (load_gguf, lambda file: decoder_config(GgufTeacher(gguf=file))):
             with pytest.raises(
-                TeacherError, match=r"does not load it: .*; if it was cut short, fetch it again$"
+                TeacherError, match=r"not a GGUF file: .*; if it was cut short, fetch it again$"
             ) as raised:
                 load(path)
             assert "\n" not in str(raised.value)

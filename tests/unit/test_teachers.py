@@ -87,6 +87,23 @@ def test_folders_that_are_no_teacher(teacher_folder: Path, how: str, words: str)
     assert "\n" not in str(raised.value)
 
 
+def test_weights_in_shards(teacher_folder: Path, tmp_path: Path) -> None:
+    whole = load_folder(teacher_folder, "sentence-embedding", 16)
+    weights = teacher_folder / "model.safetensors"
+    weights.unlink()
+    whole.save_pretrained(teacher_folder, max_shard_size="20KB")
+    assert not weights.exists()
+    for name, parameter in load_folder(teacher_folder, "sentence-embedding", 16).named_parameters():
+        assert torch.equal(parameter, whole.get_parameter(name))
+    index = teacher_folder / "model.safetensors.index.json"
+    said = json.loads(index.read_text())
+    moved = next(iter(said["weight_map"].values()))
+    (teacher_folder / moved).rename(tmp_path / moved)
+    index.write_text(index.read_text().replace(moved, os.path.relpath(tmp_path / moved, teacher_folder)))
+    with pytest.raises(TeacherError, match=r"index.json: names the weights '.*'; expected names of"):
+        load_folder(teacher_folder, "sentence-embedding", 16)
+
+
 def test_an_encoder_is_no_classifier(teacher_folder: Path) -> None:
     with pytest.raises(TeacherError, match=r"lack 2 tensors.*classifier.*trained for something else"):
         load_folder(teacher_folder, "text-classification", 16)
