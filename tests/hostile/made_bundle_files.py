@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -162,6 +163,9 @@ BUNDLES: dict[str, MakeBundle] = {
     "manifest: nested": _text(lambda _: "[" * 100_000 + "]" * 100_000),
     "manifest: 9 MB": _text(lambda text: text + " " * (9 << 20)),
     "manifest: NaN": _text(lambda text: text.replace('"min_cosine": ', '"min_cosine": NaN, "x": ', 1)),
+    "manifest: 1e999": _text(lambda text: re.sub(r'("max_abs_error": )[^,\n]+', r"\g<1>1e999", text)),
+    "manifest: 1e999 in the answer": _text(lambda text: re.sub(r'("shape": \[\s*)8\b', r"\g<1>1e999", text, count=1)),
+    "manifest: a number of 400 digits": _spoilt(lambda m: m["golden"].update(max_abs_error=10**400)),
     "manifest: no JSON": _text(lambda text: "\0" + text),
     "manifest: empty": _text(lambda _: ""),
     "manifest: a list": _text(lambda _: "[]"),
@@ -293,6 +297,9 @@ def _content(content: bytes, name: str = "bundle.tar") -> MakeBundle:
 
 
 ARCHIVES: dict[str, MakeBundle] = {
+    "a manifest with a number of 400 digits": lambda folder: _packed(
+        folder / "bundle.tar", _members(BUNDLES["manifest: a number of 400 digits"](folder))
+    ),
     "a path out of it": _with("../outside"),
     "an absolute path": _with("/tmp/outside"),
     "a symbolic link": _with("link", tarfile.SYMTYPE, "/etc"),

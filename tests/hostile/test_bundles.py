@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chosen import chosen
@@ -11,8 +15,10 @@ from made_bundles import make_signer
 from measured import assert_refused, run_measured
 
 from compressor.bundle.archive import as_folder, pack, unpack
+from compressor.bundle.manifest import open_bundle
 from compressor.bundle.predictor import load
 from compressor.bundle.verify import verify_bundle
+from compressor.device.manifest import read_manifest
 from compressor.errors import BundleError, CompressorError, SignatureError
 
 
@@ -29,6 +35,39 @@ def test_a_hostile_bundle_is_not_loaded(case: str, folder: Path) -> None:
     bundle = BUNDLES[case](folder)
     with pytest.raises(BundleError):
         load(bundle)
+
+
+# What may stand anywhere in a JSON text; 1e999 is written by hand.
+_ANYTHING = (None, True, 0, -1, 10**400, 1 << 70, 1.5, 1e308, "", "x", "9" * 500, [], {}, [[]], [{}], {"a": 1}, "1e999")
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _places(inner, (*path, key))
+
+
+def test_manifests_with_anything_anywhere_are_read_or_refused(folder: Path) -> None:
+    """By the device's reader and by the host's: no other error than theirs."""
+    manifest = honest(folder) / "manifest.json"
+    whole = {"": json.loads(manifest.read_bytes())}
+    for path in [place for place in _places(whole) if place]:
+        for value in _ANYTHING:
+            changed = copy.deepcopy(whole)
+            inner: Any = changed
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = value
+            content = json.dumps(changed[""]).replace('"1e999"', "1e999").encode()
+            manifest.write_bytes(content)
+            for read in (lambda content=content: read_manifest(content), lambda: open_bundle(manifest.parent)):
+                try:
+                    read()
+                except BundleError as error:
+                    assert "\n" not in str(error)
+                    continue
+                assert b"1e999" not in content
 
 
 @pytest.mark.parametrize("case", ARCHIVES)
