@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from compressor.bundle.manifest import check_files, open_bundle
+from compressor.bundle.manifest import check_files, check_one_file, open_bundle
 from compressor.bundle.verify import certified
 from compressor.device.manifest import MANIFEST
 from compressor.error_attribution import Closeness, ErrorAttribution, NoisyLayer
@@ -26,6 +26,8 @@ def inspect_path(path: Path) -> dict[str, Any]:
         bundle = open_bundle(path)
         check_files(bundle)
         manifest = bundle.manifest
+        facts = admit_onnx(model := path / manifest.model, BundleError)
+        check_one_file(model, facts)
         lineage = {key: value for key, value in asdict(manifest.lineage).items() if key != "source"}
         return {
             "bundle": path.resolve().name,
@@ -36,10 +38,10 @@ def inspect_path(path: Path) -> dict[str, Any]:
             "lineage": {"teacher": manifest.lineage.source, **lineage},
             "built_with": manifest.built_with,
             **({"integer products": claims} if (claims := certified(bundle)) else {}),
-            **_admitted(path / manifest.model),
+            **inspect_opened(model, facts.bytes),
         }
     if path.is_file() and path.suffix == ".onnx":
-        return _admitted(path)
+        return inspect_opened(path, admit_onnx(path, BundleError).bytes)
     found = (
         "nothing" if not path.exists() else "a folder without a manifest" if path.is_dir() else f"a {path.suffix} file"
     )
@@ -106,10 +108,6 @@ def _tensor_line(tensor: dict[str, Any]) -> str:
     shape = "x".join(map(str, tensor["shape"])) or "scalar"
     readers = ", ".join(tensor["readers"]) or "nothing"
     return f"  {tensor['bytes']:12,}  {tensor['dtype']} {shape}  {tensor['name']}, read by {readers}"
-
-
-def _admitted(path: Path) -> dict[str, Any]:
-    return inspect_opened(path, admit_onnx(path, BundleError).bytes)
 
 
 def inspect_opened(path: Path, size: int) -> dict[str, Any]:

@@ -119,6 +119,15 @@ def _panicking(folder: Path) -> Path:
     return bundle
 
 
+def _external(folder: Path) -> Path:
+    """A model whose weights lie in another file of the bundle, which its manifest lists."""
+    bundle = honest(folder)
+    model = onnx.load(bundle / "model.onnx")
+    onnx.save(model, bundle / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    edit_manifest(bundle)
+    return bundle
+
+
 def _linked(folder: Path) -> Path:
     bundle = honest(folder)
     (bundle / "golden.npz").rename(folder / "golden.npz")
@@ -181,6 +190,7 @@ BUNDLES: dict[str, MakeBundle] = {
     ),
     "manifest: opset of another": _spoilt(lambda m: m.update(opset=18)),
     "manifest: IR version of another": _spoilt(lambda m: m["requires"].update(ir_version=8)),
+    "manifest: a task that colours the terminal": _spoilt(lambda m: m.update(task="\x1b[31mown")),
     "manifest: format 99": _spoilt(lambda m: m.update(format_version=99)),
     "golden.npz: link": _linked,
     "golden.npz: FIFO": _piped("golden.npz"),
@@ -188,6 +198,7 @@ BUNDLES: dict[str, MakeBundle] = {
     "model.onnx: flipped bit": _flipped,
     "model.onnx: crash": _replaced("model.onnx", HOSTILE_MODELS["crash: LayerNormalization without bias"]),
     "model.onnx: external data": _replaced("model.onnx", HOSTILE_MODELS["external: absolute path"]),
+    "model.onnx: external data in the bundle": _external,
     "model.onnx: endless in the second golden case": _endless_later,
     "tokenizer.json: panic": _panicking,
     "golden_texts.json: nested": _more(b"[" * 100_000 + b"]" * 100_000),

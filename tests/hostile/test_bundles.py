@@ -20,6 +20,7 @@ from compressor.bundle.predictor import load
 from compressor.bundle.verify import verify_bundle
 from compressor.device.manifest import read_manifest
 from compressor.errors import BundleError, CompressorError, SignatureError
+from compressor.inspection import inspect_path
 
 
 @pytest.mark.parametrize("case", BUNDLES)
@@ -30,11 +31,20 @@ def test_a_hostile_bundle_is_refused(case: str, folder: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("case", ["model.onnx: crash", "model.onnx: external data", "golden.npz: link"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "model.onnx: crash",
+        "model.onnx: external data",
+        "model.onnx: external data in the bundle",
+        "golden.npz: link",
+    ],
+)
 def test_a_hostile_bundle_is_not_loaded(case: str, folder: Path) -> None:
     bundle = BUNDLES[case](folder)
-    with pytest.raises(BundleError):
-        load(bundle)
+    for read in (load, inspect_path):
+        with pytest.raises(BundleError):
+            read(bundle)
 
 
 # What may stand anywhere in a JSON text; 1e999 is written by hand.
