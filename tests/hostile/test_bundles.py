@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Iterator
@@ -72,12 +73,9 @@ def test_manifests_with_anything_anywhere_are_read_or_refused(folder: Path) -> N
             content = json.dumps(changed[""]).replace('"1e999"', "1e999").encode()
             manifest.write_bytes(content)
             for read in (lambda content=content: read_manifest(content), lambda: open_bundle(manifest.parent)):
-                try:
+                with contextlib.suppress(BundleError):
                     read()
-                except BundleError as error:
-                    assert "\n" not in str(error)
-                    continue
-                assert b"1e999" not in content
+                    assert b"1e999" not in content
 
 
 @pytest.mark.parametrize("case", ARCHIVES)
