@@ -22,7 +22,11 @@ from made_onnx import HOSTILE as HOSTILE_MODELS
 from made_onnx import looping_body
 from onnx import TensorProto, helper, numpy_helper
 
+from compressor.bundle.archive import pack
+from compressor.device.archive import member_header
+
 MakeBundle = Callable[[Path], Path]
+FRAME_HEADER = bytes.fromhex("28b52ffd 00 60")  # docs/bundle-format.md
 
 
 def honest(folder: Path) -> Path:
@@ -253,15 +257,11 @@ def _twice(folder: Path) -> Path:
 
 
 def _zstd_bomb(folder: Path) -> Path:
-    """16 GB of zeros where the manifest is expected to be."""
-    head = tarfile.TarInfo("manifest.json")
-    head.size = 8 << 20
-    compressor = zstandard.ZstdCompressor(level=1).compressobj()
-    content = compressor.compress(head.tobuf(tarfile.USTAR_FORMAT))
-    zeros = compressor.compress(bytes(1 << 24)) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    """16 GB of zeros where the manifest is expected to be: blocks of 128 KiB, each one byte that is repeated."""
+    head = member_header("manifest.json", 8 << 20)
+    zeros, end = ((1 << 17) << 3 | 1 << 1).to_bytes(3, "little") + b"\0", b"\1\0\0"
     path = folder / "bundle.tar.zst"
-    frame = zstandard.ZstdCompressor(level=1).compress(bytes(1 << 27))
-    path.write_bytes(content + zeros + compressor.flush() + frame * 128)
+    path.write_bytes(FRAME_HEADER + (len(head) << 3).to_bytes(3, "little") + head + zeros * (1 << 17) + end)
     return path
 
 
@@ -272,7 +272,9 @@ def listing_3_gb(folder: Path) -> Path:
     manifest["files"].insert(0, _entry("A_zeros", size))
     content = json.dumps(manifest).encode()
     path = folder / "bundle.tar.zst"
-    with path.open("wb") as file, zstandard.ZstdCompressor(level=1).stream_writer(file) as writer:
+    settings = zstandard.ZstdCompressionParameters.from_level(1, window_log=22, write_content_size=False)
+    compressor = zstandard.ZstdCompressor(compression_params=settings)
+    with path.open("wb") as file, compressor.stream_writer(file) as writer:
         for name, length in (("manifest.json", len(content)), ("A_zeros", size)):
             head = tarfile.TarInfo(name)
             head.size, head.mode = length, 0o644
@@ -291,6 +293,17 @@ def _zstd_window(folder: Path) -> Path:
     path = folder / "bundle.tar.zst"
     path.write_bytes(compressor.compress(bytes(1 << 16)) + compressor.flush())
     return path
+
+
+def _behind(content: bytes) -> MakeBundle:
+    """A whole archive, and something behind its frame."""
+
+    def make(folder: Path) -> Path:
+        path = pack(honest(folder), folder / "bundle.tar.zst").path
+        path.write_bytes(path.read_bytes() + content)
+        return path
+
+    return make
 
 
 def _cut(folder: Path) -> Path:
@@ -328,7 +341,11 @@ ARCHIVES: dict[str, MakeBundle] = {
     "empty": _content(b""),
     "text": _content(b"no archive" * 1000),
     "zeros": _content(bytes(100_000)),
-    "zstd of nothing": _content(zstandard.ZstdCompressor().compress(b""), "bundle.tar.zst"),
-    "half a zstd frame": _content(zstandard.ZstdCompressor().compress(os.urandom(1000))[:500], "bundle.tar.zst"),
+    "zstd of nothing": _content(FRAME_HEADER + b"\1\0\0", "bundle.tar.zst"),
+    "another zstd header": _content(zstandard.ZstdCompressor().compress(bytes(1024)), "bundle.tar.zst"),
+    "half a zstd frame": _content(FRAME_HEADER + (1000 << 3).to_bytes(3, "little") + bytes(500), "bundle.tar.zst"),
+    "a frame of nothing behind the frame": _behind(FRAME_HEADER + b"\1\0\0"),
+    "a frame to be skipped behind the frame": _behind(bytes.fromhex("502a4d18 04000000") + b"more"),
+    "a byte behind the frame": _behind(b"\0"),
     "a FIFO instead of an archive": lambda folder: (os.mkfifo(folder / "bundle.tar"), folder / "bundle.tar")[1],
 }
