@@ -55,8 +55,10 @@ def pack(folder: Path, path: Path) -> Packed:
         try:
             disk.write_new(new, counted(_compressed(pieces) if path.suffix == ".zst" else pieces))
             disk.move(new, path)
-        except BaseException:
+        except BaseException as error:
             new.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.filename is None:  # of a write, which knows no name
+                error.filename = str(path)
             raise
     return Packed(path, size, digest.hexdigest())
 

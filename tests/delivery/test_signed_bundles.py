@@ -236,8 +236,8 @@ def test_single_bytes_of_an_archive_are_all_noticed(old: Path, signer: Signer) -
 def test_single_bytes_of_a_packed_bundle_are_noticed_or_change_nothing(
     old: Path, signer: Signer, tmp_path: Path
 ) -> None:
-    """All of its first bytes, the frame's header, are noticed. The same archive can be compressed in several ways, so of
-    the others an edit may change nothing of what is believed.
+    """All of its first bytes, the frame's header, are noticed. The same archive can be compressed in several ways, so
+    of the others an edit may change nothing of what is believed.
     """
     path, same = pack(old, tmp_path / "old.tar.zst").path, archive(old)
     whole, generator = path.read_bytes(), random.Random(9)
@@ -420,6 +420,16 @@ def test_a_damaged_bundle_is_not_packed(old: Path, tmp_path: Path) -> None:
         pack(old, tmp_path / "old.tar.zst")
     with pytest.raises(UsageError, match="ends in"):
         pack(old, tmp_path / "old.zip")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old"]
+
+
+def test_where_there_is_no_room_the_archive_is_named(old: Path, tmp_path: Path) -> None:
+    """A limit of 1 KiB on files stands for a full disk."""
+    packed = tmp_path / "old.tar"
+    command = f"ulimit -f 1; exec {sys.executable} -m compressor pack {old} --out {packed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 13
+    assert done.stderr.startswith(f"compressor: {packed}: file too large; ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old"]
 
 
