@@ -16,7 +16,6 @@ import mmap
 import os
 import random
 import re
-import resource
 import signal
 import struct
 import sys
@@ -34,8 +33,8 @@ with atheris.instrument_imports(include=["compressor.intake", "compressor.device
     from compressor.device.manifest import MANIFEST, read_manifest
     from compressor.errors import BundleError, CompressorError
     from compressor.intake.onnx_model import check_onnx
-    from compressor.intake.trial import try_once
-    from compressor.limited import RUNTIME_BYTES
+    from compressor.intake.trial import PATIENCE, TRIAL_S, try_once
+    from compressor.limited import RUNTIME_BYTES, limit_this_process
     from compressor.recipe_file import read_recipe
     from compressor.recipe_template import recipe_template
 
@@ -47,7 +46,6 @@ from compressor.recipe import RECIPES  # noqa: E402
 
 _FINDINGS = Path(__file__).parent.parent.parent / ".cache" / "fuzz"
 _HANGING = ("bomb: endless Loop", "bomb: doubling functions")  # every mutant of these would take its whole time
-_CPU_S, _WALL_S = 1, 5
 _PARTS = {"models": 0.6, "manifests": 0.2, "recipes": 0.2}  # of the mutants, or of the time
 _COUNTED = (*_PARTS, "refused by a look", "refused by a trial", "opened here")
 
@@ -93,9 +91,8 @@ def start_trials(model: Path) -> Callable[[], bool]:
 def _trial(model: Path) -> int:
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-    resource.setrlimit(resource.RLIMIT_CPU, (_CPU_S, _CPU_S))
-    resource.setrlimit(resource.RLIMIT_AS, (RUNTIME_BYTES, RUNTIME_BYTES))
-    signal.alarm(_WALL_S)
+    limit_this_process(TRIAL_S, RUNTIME_BYTES)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE * TRIAL_S)
     try:
         return 1 if try_once(model, b"") else 0
     except MemoryError:
