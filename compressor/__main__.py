@@ -14,6 +14,7 @@ from compressor.errors import (
     INTERRUPTED_EXIT_CODE,
     CompressorError,
     missing_extra,
+    one_line,
     storage_error,
 )
 
@@ -72,7 +73,7 @@ def _known(error: BaseException) -> CompressorError | None:
 
 
 def _say(message: str) -> None:
-    print(_ERROR_LINE.format(" ".join(message.split())), file=sys.stderr)
+    print(_ERROR_LINE.format(one_line(message)), file=sys.stderr)
 
 
 def _say_interrupted(kept: str = "") -> int:

@@ -12,9 +12,12 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from compressor.errors import BundleError
+from compressor.intake.files import read_bounded
+from compressor.intake.json_text import strict_json
 
 CERTIFICATE = "certificate.json"
 CERTIFICATE_VERSION = 1
+_MOST_BYTES = 16 << 20
 _STRICT = ConfigDict(extra="forbid")
 
 Equality = Literal["proven", "seen", "differs", "unknown"]
@@ -119,8 +122,9 @@ def dump_certificate(found: Certificate) -> bytes:
 
 def read_certificate(path: Path) -> Certificate:
     """Raises BundleError: not readable, another version."""
+    content = strict_json(read_bounded(path, _MOST_BYTES, BundleError), str(path), BundleError)
     try:
-        found = TypeAdapter(Certificate).validate_json(path.read_bytes())
+        found = TypeAdapter(Certificate).validate_python(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise BundleError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None

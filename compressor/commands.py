@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.errors import BenchmarkError, UsageError
+from compressor.errors import BenchmarkError, UsageError, printable
 from compressor.progress import Progress
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def verify(options: argparse.Namespace) -> None:
     if check.signed is not None:
         print(f"  signed as {check.signed.product} version {check.signed.version}, by the key {options.public_key}")
     for processor, holds in check.same_everywhere.items():
-        print(f"  integer products on {processor}: {holds}")
+        print(printable(f"  integer products on {processor}: {holds}"))
 
 
 def bench(options: argparse.Namespace) -> None:

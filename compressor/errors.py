@@ -136,6 +136,16 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__).strip()
 
 
+def printable(text: str) -> str:
+    """With `?` for every character that a terminal would act on, line feeds too."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def one_line(text: str) -> str:
+    """`printable` on one line, with single spaces."""
+    return printable(" ".join(text.split()))
+
+
 def storage_error(error: OSError) -> StorageError | None:
     """The user's error for a failed read or write of the file system; None where it is something else."""
     if isinstance(error, shutil.Error):  # copytree gathers what failed, in words

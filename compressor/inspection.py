@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from compressor.bundle.manifest import check_files, open_bundle
+from compressor.bundle.manifest import check_files, check_one_file, open_bundle
 from compressor.bundle.verify import certified
 from compressor.device.manifest import MANIFEST
 from compressor.error_attribution import Closeness, ErrorAttribution, NoisyLayer
-from compressor.errors import BundleError, UsageError
+from compressor.errors import BundleError, UsageError, printable
 from compressor.intake.trial import admit_onnx
 from compressor.onnxrt import open_session
 from compressor.report.rows import remedy_line
@@ -26,6 +26,8 @@ def inspect_path(path: Path) -> dict[str, Any]:
         bundle = open_bundle(path)
         check_files(bundle)
         manifest = bundle.manifest
+        facts = admit_onnx(model := path / manifest.model, BundleError)
+        check_one_file(model, facts)
         lineage = {key: value for key, value in asdict(manifest.lineage).items() if key != "source"}
         return {
             "bundle": path.resolve().name,
@@ -36,13 +38,16 @@ def inspect_path(path: Path) -> dict[str, Any]:
             "lineage": {"teacher": manifest.lineage.source, **lineage},
             "built_with": manifest.built_with,
             **({"integer products": claims} if (claims := certified(bundle)) else {}),
-            **_admitted(path / manifest.model),
+            **inspect_opened(model, facts.bytes),
         }
     if path.is_file() and path.suffix == ".onnx":
-        return _admitted(path)
-    found = (
-        "nothing" if not path.exists() else "a folder without a manifest" if path.is_dir() else f"a {path.suffix} file"
-    )
+        return inspect_opened(path, admit_onnx(path, BundleError).bytes)
+    if not path.exists():
+        found = "nothing"
+    elif path.is_dir():
+        found = "a folder without a manifest"
+    else:
+        found = f"a {path.suffix} file" if path.is_file() else "a pipe or a device"
     raise UsageError(f"{path}: expected an .onnx file or a bundle folder, found {found}")
 
 
@@ -57,7 +62,7 @@ def error_lines(found: ErrorAttribution) -> list[str]:
         ]
     elif now.snr_db is not None:
         lines.append("none of float32's layers that err is known by its name in this model")
-    return [*lines, remedy_line(found)]
+    return list(map(printable, [*lines, remedy_line(found)]))
 
 
 def _then(layer: NoisyLayer, now: Closeness) -> str:
@@ -72,7 +77,7 @@ def _output_snr(closeness: Closeness) -> str:
 
 
 def inspection_lines(found: dict[str, Any]) -> list[str]:
-    """The facts for a reader."""
+    """The facts for a reader, each on its line whatever its names hold."""
     lines: list[str] = []
     for name, value in found.items():
         if name == "bytes_by_part" and isinstance(value, dict):
@@ -90,7 +95,7 @@ def inspection_lines(found: dict[str, Any]) -> list[str]:
             lines += [f"{name}  {item}" for item in value]
         else:
             lines.append(f"{name}  {value}")
-    return lines
+    return list(map(printable, lines))
 
 
 def _indented(values: dict[str, Any], indent: str) -> Iterator[str]:
@@ -106,10 +111,6 @@ def _tensor_line(tensor: dict[str, Any]) -> str:
     shape = "x".join(map(str, tensor["shape"])) or "scalar"
     readers = ", ".join(tensor["readers"]) or "nothing"
     return f"  {tensor['bytes']:12,}  {tensor['dtype']} {shape}  {tensor['name']}, read by {readers}"
-
-
-def _admitted(path: Path) -> dict[str, Any]:
-    return inspect_opened(path, admit_onnx(path, BundleError).bytes)
 
 
 def inspect_opened(path: Path, size: int) -> dict[str, Any]:

@@ -66,10 +66,7 @@ def run_limited(module: str, arguments: Sequence[str], limits: Limits, stdin: by
 def limited_main(work: Callable[[list[str]], str], arguments: list[str]) -> int:
     """The child: limits itself, prints what `work` gives, or one line on stderr. Returns its exit code."""
     seconds, memory, *rest = arguments
-    _limit(resource.RLIMIT_CPU, float(seconds))  # also where the parent is killed, and nobody else stops it
-    _limit(resource.RLIMIT_AS, int(memory))
-    _limit(resource.RLIMIT_FSIZE, 0)
-    _limit(resource.RLIMIT_CORE, 0)
+    limit_this_process(float(seconds), int(memory))
     try:
         print(work(rest))
     except CompressorError as error:
@@ -82,6 +79,14 @@ def limited_main(work: Callable[[list[str]], str], arguments: list[str]) -> int:
         print(f"{type(error).__name__}: {first_line(error)}", file=sys.stderr)
         return DeviceError.exit_code
     return 0
+
+
+def limit_this_process(cpu_s: float, memory_bytes: int) -> None:
+    """To so much processor time and address space, and no file written."""
+    _limit(resource.RLIMIT_CPU, cpu_s)  # also where the parent is killed, and nobody else stops it
+    _limit(resource.RLIMIT_AS, memory_bytes)
+    _limit(resource.RLIMIT_FSIZE, 0)
+    _limit(resource.RLIMIT_CORE, 0)
 
 
 def _limit(kind: int, most: float) -> None:

@@ -18,7 +18,7 @@ import zstandard
 from compressor.device import disk
 from compressor.device.manifest import MANIFEST, read_manifest
 from compressor.device.signature import verify_by
-from compressor.device.source import archive_of, folder_source, open_source, write_files
+from compressor.device.source import WINDOW_LOG, archive_of, folder_source, open_source, write_files
 from compressor.errors import BundleError, StorageError, UsageError
 
 _SUFFIXES = (".tar", ".tar.zst")
@@ -55,14 +55,17 @@ def pack(folder: Path, path: Path) -> Packed:
         try:
             disk.write_new(new, counted(_compressed(pieces) if path.suffix == ".zst" else pieces))
             disk.move(new, path)
-        except BaseException:
+        except BaseException as error:
             new.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.filename is None:  # of a write, which knows no name
+                error.filename = str(path)
             raise
     return Packed(path, size, digest.hexdigest())
 
 
 def _compressed(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False).compressobj()
+    settings = zstandard.ZstdCompressionParameters.from_level(_LEVEL, window_log=WINDOW_LOG, write_content_size=False)
+    compressor = zstandard.ZstdCompressor(compression_params=settings).compressobj()
     for piece in pieces:
         yield compressor.compress(piece)
     yield compressor.flush()

@@ -24,7 +24,16 @@ from compressor.device.manifest import (
 from compressor.device.source import check_folder
 from compressor.errors import BundleError
 from compressor.intake.files import read_bounded
+from compressor.intake.onnx_model import OnnxFacts
 
+TASKS = (
+    "sentence-embedding",
+    "text-classification",
+    "token-classification",
+    "text-generation",
+    "image-classification",
+    "own",
+)
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -72,6 +81,10 @@ def open_bundle(folder: Path) -> OpenedBundle:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise BundleError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+    if manifest.task not in TASKS:
+        raise BundleError(
+            f"{path}: expected a task of {', '.join(TASKS)}, got {manifest.task!r}; use the version that wrote it"
+        )
     check_listing(manifest.files, str(path))
     check_cases(manifest.golden, len(manifest.inputs), len(manifest.outputs), str(path))
     return OpenedBundle(folder, manifest)
@@ -82,3 +95,12 @@ def check_files(bundle: OpenedBundle) -> None:
     if bundle.manifest.model not in {entry.name for entry in bundle.manifest.files}:
         raise BundleError(f"{bundle.folder}: {bundle.manifest.model} is no file of the bundle; copy the bundle again")
     check_folder(bundle.folder, bundle.manifest.files)
+
+
+def check_one_file(model: Path, facts: OnnxFacts) -> None:
+    """A bundle's model holds all of its tensors. Raises BundleError."""
+    if facts.outside:
+        raise BundleError(
+            f"{model}: expected a model in one file, but tensor {facts.outside[0].name!r} lies in another; build the"
+            " bundle again"
+        )

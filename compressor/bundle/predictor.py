@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from compressor.bundle.archive import as_folder
 from compressor.bundle.generation import generate
-from compressor.bundle.manifest import Manifest, OpenedBundle, check_files, open_bundle
+from compressor.bundle.manifest import Manifest, OpenedBundle, check_files, check_one_file, open_bundle
 from compressor.errors import BundleError, DataError
 from compressor.intake.trial import admit_onnx
 from compressor.onnxrt import open_session, run_one
@@ -158,7 +158,8 @@ def load(bundle: str | Path, *, threads: int = 1, trusted: bool = False) -> Pred
         opened = open_bundle(folder)
         check_files(opened)
         if not trusted:
-            admit_onnx(folder / opened.manifest.model, BundleError)
+            model = folder / opened.manifest.model
+            check_one_file(model, admit_onnx(model, BundleError))
         return Predictor(opened, threads)
 
 

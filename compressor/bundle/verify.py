@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compressor.bundle.manifest import OpenedBundle, check_files, open_bundle
+from compressor.bundle.manifest import OpenedBundle, check_files, check_one_file, open_bundle
 from compressor.bundle.predictor import bundle_preprocessor
 from compressor.certificate import CERTIFICATE, read_certificate, summary
 from compressor.device.golden import golden_array, read_golden
@@ -54,6 +54,7 @@ def verify_bundle(folder: Path, public_key: Path | None = None) -> BundleCheck:
     check_files(bundle)
     manifest = bundle.manifest
     facts = check_onnx(folder / manifest.model, BundleError)
+    check_one_file(folder / manifest.model, facts)
     said, found = (manifest.requires.ir_version, manifest.opset), (facts.ir_version, facts.opset)
     if said != found:
         raise BundleError(f"{folder}: its manifest says IR version and opset {said}, its model {found}; build it again")

@@ -8,7 +8,7 @@ import sys
 from types import FrameType
 
 from compressor.device.command import add_arguments, run
-from compressor.errors import INTERRUPTED_EXIT_CODE, CompressorError, MissingDependencyError
+from compressor.errors import INTERRUPTED_EXIT_CODE, CompressorError, MissingDependencyError, one_line
 
 _ERROR_LINE = "compressor: {}"
 
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _say(message: str, code: int) -> int:
-    print(_ERROR_LINE.format(" ".join(message.split())), file=sys.stderr)
+    print(_ERROR_LINE.format(one_line(message)), file=sys.stderr)
     return code
 
 

@@ -159,7 +159,10 @@ def _whole(value: object) -> int:
 def _number(value: object) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"expected a number, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # a whole number has no largest
+        raise ValueError("a number beyond the largest") from None
 
 
 def _texts(value: object) -> tuple[str, ...]:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from compressor.device import disk
-from compressor.device.archive import Member, archive_bytes, read_archive
+from compressor.device.archive import PIECE, Member, archive_bytes, read_archive
 from compressor.device.manifest import MANIFEST, MAX_MANIFEST_BYTES, FileEntry
 from compressor.device.signature import MAX_SIGNATURE_BYTES, SIGNATURE
 from compressor.errors import BundleError, MissingDependencyError
 from compressor.intake.files import open_regular
 
 ZSTD = bytes.fromhex("28b52ffd")  # how a frame begins (RFC 8878)
-MAX_WINDOW_BYTES = 1 << 27  # what a reader keeps in memory, whatever the frame asks for
+# The header of a bundle's frame has no sizes, sum or dictionary, and this window, which a reader keeps in memory.
+WINDOW_LOG = 22
+_HEADER = ZSTD + bytes([0, WINDOW_LOG - 10 << 3])
+_PACKED_PIECE = 1 << 11  # four bytes may unpack to 128 KiB: at most 64 MiB at a time
 
 
 @dataclass(frozen=True)
@@ -198,21 +202,48 @@ def open_archive(path: Path) -> Iterator[IO[bytes]]:
 def _unpacked(stream: IO[bytes], path: Path) -> Iterator[IO[bytes]]:
     # Python has zstd from 3.14 on; before, a package.
     try:
-        from compression.zstd import ZstdError, ZstdFile  # type: ignore[import-not-found]
+        from compression.zstd import ZstdDecompressor, ZstdError  # type: ignore[import-not-found]
     except ModuleNotFoundError:
         try:
-            from zstandard import ZstdDecompressor, ZstdError
+            import zstandard
         except ModuleNotFoundError:
             raise MissingDependencyError(
                 f"{path}: nothing here reads zstd; pip install zstandard, or send a .tar (`zstd -d`)"
             ) from None
-        unpacked = ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).stream_reader(stream, read_across_frames=True)
+        frame, errors = zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError
     else:
-        unpacked = ZstdFile(stream)
+        frame, errors = ZstdDecompressor(), ZstdError
+    if (header := stream.read(len(_HEADER))) != _HEADER:
+        raise BundleError(f"expected a frame that begins with {_HEADER.hex()}, got {header.hex()}; pack it again")
+    stream.seek(0)
     try:
-        yield unpacked
-    except ZstdError as error:
+        yield io.BufferedReader(_Frame(stream, frame), PIECE)
+    except errors as error:
         raise BundleError(f"not what was packed: {error}; copy it again") from None
+
+
+class _Frame(io.RawIOBase):
+    """What a file unpacks to that is one frame and nothing else; reading beyond its end raises BundleError if not.
+
+    `frame` has `decompress`, `eof` and `unused_data`, as the decompressors of both libraries do.
+    """
+
+    def __init__(self, packed: IO[bytes], frame: Any) -> None:
+        self._packed, self._frame, self._ready = packed, frame, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready and not self._frame.eof:
+            if not (piece := self._packed.read(_PACKED_PIECE)):
+                raise BundleError("its frame ends early; copy it again")
+            self._ready = memoryview(self._frame.decompress(piece))
+        if not self._ready and (self._frame.unused_data or self._packed.read(1)):
+            raise BundleError("something is behind its frame; pack it again")
+        size = min(len(buffer), len(self._ready))
+        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
+        return size
 
 
 def next_member(archive: Iterator[Member], name: str) -> Member:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +16,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape of half a character
 
 
 def strict_json(content: bytes, what: str, error: type[CompressorError], *, constants: bool = False) -> Any:
-    """The value of a JSON text without duplicate keys; NaN and infinity only with `constants`.
+    """The value of a JSON text without duplicate keys; NaN and infinity only with `constants`, also that of 1e999.
 
     Raises `error`, which names `what`; also where it nests deeper than Python's recursion goes, and where a text holds
     half a character (a lone surrogate), which nothing can print.
@@ -50,9 +51,11 @@ def _check_json(path: Path, state: tuple[int, ...]) -> None:
 
 
 def _parsed(content: bytes, constants: bool) -> Any:
-    constant = None if constants else _no_constant
+    constant, number = (None, None) if constants else (_no_constant, _finite)
     try:
-        found = json.loads(content.decode(), object_pairs_hook=_without_duplicates, parse_constant=constant)
+        found = json.loads(
+            content.decode(), object_pairs_hook=_without_duplicates, parse_constant=constant, parse_float=number
+        )
         if _SURROGATE.search(content):
             json.dumps(found, ensure_ascii=False).encode()  # both halves of one character are one by now
         return found
@@ -71,3 +74,9 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError(f"{text[:80]} is beyond the largest number")
+    return number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -66,7 +67,11 @@ def _check_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"{member.filename}: format {version} is none of plain arrays")
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = read(content)
+        try:
+            shape, _, dtype = read(content)
+        # Of Python's parser, which numpy gives at most 10,000 characters.
+        except (MemoryError, RecursionError, SyntaxError, tokenize.TokenError):
+            raise ValueError(f"{member.filename}: its header is none of plain arrays") from None
         if dtype.hasobject:
             raise ValueError(f"{member.filename}: holds Python objects, which can run code; expected numbers")
         wanted = content.tell() + math.prod(shape) * dtype.itemsize

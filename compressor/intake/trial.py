@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TRIAL_S = 4.0
-_PATIENCE = 1.6  # of the clock on the wall, where others want the processor too
+PATIENCE = 1.6  # of the clock on the wall, where others want the processor too
 _BYTES_A_SECOND = 50e6  # of weights: copied and arranged twice
 _DISK_BYTES_A_SECOND = 20e6
 _COPIES = 4  # of the weights: the file's, the graph's, those arranged for kernels, twice at a time
@@ -58,7 +58,7 @@ def tried(module: str, path: Path, size: int, error: type[CompressorError], reme
     """
     seconds = _seconds()
     limits = Limits(
-        _PATIENCE * seconds + size / _DISK_BYTES_A_SECOND,
+        PATIENCE * seconds + size / _DISK_BYTES_A_SECOND,
         round(seconds + size / _BYTES_A_SECOND),
         RUNTIME_BYTES + _COPIES * size,
     )

@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NewType
 
-from compressor.errors import DataError, StorageError
+from compressor.errors import DataError
+from compressor.intake.files import read_bounded
 from compressor.report.rows import baseline, shipped_model
 from compressor.result import RESULT_SCHEMA_VERSION, Result
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 # A name of its own carries the reading rules down the whole tree; pydantic takes none for a bare dataclass.
 _ResultFile = NewType("_ResultFile", Result)
+_MOST_BYTES = 64 << 20
 _REMEDY = "run the recipe again with this version, or read the file with the version that wrote it"
 
 
@@ -30,14 +32,9 @@ def result_schema() -> dict[str, Any]:
 
 def read_result(path: Path) -> Result:
     """Read and check a `result.json`; whatever is wrong with it is a one-line DataError."""
-    try:
-        raw = path.read_bytes()
-    except PermissionError as error:
-        raise StorageError(f"expected to read {path}, got 'permission denied'; change its permissions") from error
-    except OSError as error:
-        raise DataError(
-            f"expected a result at {path}, got {error.strerror!r}; give the path of a result.json"
-        ) from error
+    if not path.exists():
+        raise DataError(f"expected a result at {path}, got nothing there; give the path of a result.json")
+    raw = read_bounded(path, _MOST_BYTES, DataError)
     _check_version(raw, path)
     return _validated(raw, path)
 

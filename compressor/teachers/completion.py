@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from compressor.errors import one_line
+
 _CUT_OFF = ("length", "content_filter")  # the reasons of an API for ending an answer that has not ended
 
 
@@ -67,12 +69,7 @@ def message_of(content: bytes) -> str:
         text = str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    return printable(text)
-
-
-def printable(text: str) -> str:
-    """On one line, without what a terminal would act on."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return one_line(text)
 
 
 def to_json(completion: Completion) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import requests
 
-from compressor.errors import TeacherError, first_line
+from compressor.errors import TeacherError, first_line, one_line
 from compressor.recipe_teacher import EndpointTeacher
 from compressor.teachers.answer_cache import AnswerCache
 from compressor.teachers.completion import (
@@ -28,7 +28,6 @@ from compressor.teachers.completion import (
     NoCompletion,
     from_json,
     message_of,
-    printable,
     read_completion,
     to_json,
 )
@@ -159,7 +158,7 @@ class Endpoint:
         return self._parsed(content)
 
     def _no_connection(self, cause: BaseException) -> Exception:
-        said = self._safe(printable(first_line(cause)))[:200]
+        said = self._safe(one_line(first_line(cause)))[:200]
         if isinstance(cause, ssl.SSLCertVerificationError):
             return TeacherError(f"{self.teacher.endpoint}: its certificate is not trusted: {said}")
         if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:

@@ -37,10 +37,11 @@ from compressor.device.signature import (
     signed_message,
     verify_signature,
 )
-from compressor.device.source import Source, archive_of, archive_source, check_folder, folder_source
+from compressor.device.source import Source, archive_of, archive_source, check_folder, folder_source, open_source
 from compressor.errors import BundleError, SignatureError, UsageError
 
-EDITS = 10_000
+EDITS, PACKED_EDITS, FOLDER_EDITS = 10_000, 2_000, 1_000
+HEADER_BYTES = 6  # of a Zstandard frame, as docs/bundle-format.md has it
 
 
 def believed(source: Source, signer: Signer) -> bytes:
@@ -232,9 +233,34 @@ def test_single_bytes_of_an_archive_are_all_noticed(old: Path, signer: Signer) -
             believed(archive_source(io.BytesIO(bytes(edited))), signer)
 
 
+def test_single_bytes_of_a_packed_bundle_are_noticed_or_change_nothing(
+    old: Path, signer: Signer, tmp_path: Path
+) -> None:
+    """All of its first bytes, the frame's header, are noticed. The same archive can be compressed in several ways, so
+    of the others an edit may change nothing of what is believed.
+    """
+    path, same = pack(old, tmp_path / "old.tar.zst").path, archive(old)
+    whole, generator = path.read_bytes(), random.Random(9)
+    edits = [(place, 1 << bit) for place in range(HEADER_BYTES) for bit in range(8)]
+    edits += [(generator.randrange(len(whole)), generator.randrange(1, 256)) for _ in range(PACKED_EDITS)]
+    believed_all_the_same = []
+    for place, change in edits:
+        edited = bytearray(whole)
+        edited[place] ^= change
+        path.write_bytes(edited)
+        try:
+            with open_source(path) as source:
+                assert believed(source, signer) == same
+        except (BundleError, SignatureError):
+            continue
+        believed_all_the_same.append(place)
+    assert all(place >= HEADER_BYTES for place in believed_all_the_same)
+    assert len(believed_all_the_same) < len(edits) // 100
+
+
 def test_single_bytes_of_a_folder_are_all_noticed(old: Path, signer: Signer) -> None:
     generator, files = random.Random(8), sorted(old.iterdir())
-    for _ in range(300):
+    for _ in range(FOLDER_EDITS):
         path = generator.choice(files)
         before = path.read_bytes()
         edited = bytearray(before)
@@ -397,6 +423,16 @@ def test_a_damaged_bundle_is_not_packed(old: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old"]
 
 
+def test_where_there_is_no_room_the_archive_is_named(old: Path, tmp_path: Path) -> None:
+    """A limit of 1 KiB on files stands for a full disk."""
+    packed = tmp_path / "old.tar"
+    command = f"ulimit -f 1; exec {sys.executable} -m compressor pack {old} --out {packed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 13
+    assert done.stderr.startswith(f"compressor: {packed}: file too large; ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old"]
+
+
 def entry(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", **fields: int) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, link
@@ -476,8 +512,8 @@ def test_more_than_the_manifest_names_is_refused(old: Path, tmp_path: Path) -> N
 def test_compressed_rubbish_is_refused(old: Path, tmp_path: Path) -> None:
     packed = pack(old, tmp_path / "old.tar.zst").path
     whole = packed.read_bytes()
-    bomb = zstandard.ZstdCompressor(level=19).compress(bytes(1 << 26))
-    for content in (whole[:-1], whole[:40], whole + b"junk", whole + whole, bomb):
+    other = zstandard.ZstdCompressor(level=19).compress(archive(old))
+    for content in (whole[:-1], whole[:40], whole + b"junk", whole + whole, other):
         packed.write_bytes(content)
         with pytest.raises(BundleError):
             unpack(packed, tmp_path / "out")

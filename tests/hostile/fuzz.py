@@ -15,7 +15,7 @@ import contextlib
 import mmap
 import os
 import random
-import resource
+import re
 import signal
 import struct
 import sys
@@ -30,11 +30,11 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "
 
 with atheris.instrument_imports(include=["compressor.intake", "compressor.device.manifest", "compressor.recipe_file"]):
     from compressor.bundle.manifest import open_bundle
-    from compressor.device.manifest import MANIFEST
+    from compressor.device.manifest import MANIFEST, read_manifest
     from compressor.errors import BundleError, CompressorError
     from compressor.intake.onnx_model import check_onnx
-    from compressor.intake.trial import try_once
-    from compressor.limited import RUNTIME_BYTES
+    from compressor.intake.trial import PATIENCE, TRIAL_S, try_once
+    from compressor.limited import RUNTIME_BYTES, limit_this_process
     from compressor.recipe_file import read_recipe
     from compressor.recipe_template import recipe_template
 
@@ -46,7 +46,6 @@ from compressor.recipe import RECIPES  # noqa: E402
 
 _FINDINGS = Path(__file__).parent.parent.parent / ".cache" / "fuzz"
 _HANGING = ("bomb: endless Loop", "bomb: doubling functions")  # every mutant of these would take its whole time
-_CPU_S, _WALL_S = 1, 5
 _PARTS = {"models": 0.6, "manifests": 0.2, "recipes": 0.2}  # of the mutants, or of the time
 _COUNTED = (*_PARTS, "refused by a look", "refused by a trial", "opened here")
 
@@ -92,9 +91,8 @@ def start_trials(model: Path) -> Callable[[], bool]:
 def _trial(model: Path) -> int:
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-    resource.setrlimit(resource.RLIMIT_CPU, (_CPU_S, _CPU_S))
-    resource.setrlimit(resource.RLIMIT_AS, (RUNTIME_BYTES, RUNTIME_BYTES))
-    signal.alarm(_WALL_S)
+    limit_this_process(TRIAL_S, RUNTIME_BYTES)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE * TRIAL_S)
     try:
         return 1 if try_once(model, b"") else 0
     except MemoryError:
@@ -107,6 +105,8 @@ def reader(kind: str, folder: Path, counts: Counts) -> Callable[[bytes], None]:
 
     def read_bundle(content: bytes) -> None:
         manifest.write_bytes(content)
+        with contextlib.suppress(BundleError):
+            read_manifest(content)  # as a device does
         open_bundle(folder)
 
     def read_yaml(content: bytes) -> None:
@@ -163,7 +163,8 @@ def seeds_of(kind: str) -> list[bytes]:
                 if name not in _HANGING and path.is_file() and path.stat().st_size < 1 << 14 and _passes(path):
                     found.append(path.read_bytes())
         elif kind == "manifests":
-            found = [(make_bundle(Path(scratch) / "bundle", 1) / MANIFEST).read_bytes()]
+            honest = (make_bundle(Path(scratch) / "bundle", 1) / MANIFEST).read_bytes()
+            found = [honest, re.sub(rb'("max_abs_error": )[^,\n]+', rb"\g<1>" + b"9" * 400, honest)]
         else:
             found = [recipe_template(task).encode() for task in RECIPES]
     return found

@@ -43,14 +43,24 @@ def _zeros(folder: Path) -> Path:
 
 
 def _by_hand(folder: Path, content: bytes, size: int, method: int) -> Path:
-    """An archive with the one member x.npy, which is said to have `size` bytes."""
-    name = b"x.npy"
-    said = struct.pack("<HHHHHIIIHH", 20, 0, method, 0, 33, 0, len(content), size, len(name), 0)
+    """An archive with the one member x.npy, which is said to have `size` bytes; its CRC-32 is right where it is stored
+    as it is, and 0 where it is packed.
+    """
+    name, crc = b"x.npy", zlib.crc32(content) if method == zipfile.ZIP_STORED else 0
+    said = struct.pack("<HHHHHIIIHH", 20, 0, method, 0, 33, crc, len(content), size, len(name), 0)
     local = b"PK\3\4" + said + name + content
     entry = b"PK\1\2" + struct.pack("<H", 20) + said + struct.pack("<HHHII", 0, 0, 0, 0, 0) + name
     end = b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, 1, 1, len(entry), len(local), 0)
     (folder / "x.npz").write_bytes(local + entry + end)
     return folder / "x.npz"
+
+
+def _header(said: bytes) -> Make:
+    def make(folder: Path) -> Path:
+        content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(said)) + said
+        return _by_hand(folder, content, len(content), zipfile.ZIP_STORED)
+
+    return make
 
 
 def _claims(shape: tuple[int, ...], dtype: str = "|u1", more: bytes = b"") -> Make:
@@ -107,6 +117,10 @@ HOSTILE: dict[str, Make] = {
     "a header too short for it": _claims((4,), more=bytes(8)),
     "a header of objects": _claims((1,), "|O", b"\x80\x04N."),
     "a header that is code": _claims((1,), "|u1') or exit('"),
+    "a header of 9,000 signs": _header(b"-" * 9000 + b"8\n"),
+    "a header of 9,000 brackets": _header(b"[" * 9000 + b"\n"),
+    "a header of a type that is no number": _header(b"{'descr': '<04', 'fortran_order': False, 'shape': (8,), }\n"),
+    "a header of 4,000 attributes": _header(b"a" + b".a" * 4000 + b"\n"),
     "a pickle with a payload": _pickled,
     "a name twice": _twice,
     "a directory of 4 GB": _directory,

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -21,7 +22,11 @@ from made_onnx import HOSTILE as HOSTILE_MODELS
 from made_onnx import looping_body
 from onnx import TensorProto, helper, numpy_helper
 
+from compressor.bundle.archive import pack
+from compressor.device.archive import member_header
+
 MakeBundle = Callable[[Path], Path]
+FRAME_HEADER = bytes.fromhex("28b52ffd 00 60")  # docs/bundle-format.md
 
 
 def honest(folder: Path) -> Path:
@@ -118,6 +123,15 @@ def _panicking(folder: Path) -> Path:
     return bundle
 
 
+def _external(folder: Path) -> Path:
+    """A model whose weights lie in another file of the bundle, which its manifest lists."""
+    bundle = honest(folder)
+    model = onnx.load(bundle / "model.onnx")
+    onnx.save(model, bundle / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    edit_manifest(bundle)
+    return bundle
+
+
 def _linked(folder: Path) -> Path:
     bundle = honest(folder)
     (bundle / "golden.npz").rename(folder / "golden.npz")
@@ -162,6 +176,9 @@ BUNDLES: dict[str, MakeBundle] = {
     "manifest: nested": _text(lambda _: "[" * 100_000 + "]" * 100_000),
     "manifest: 9 MB": _text(lambda text: text + " " * (9 << 20)),
     "manifest: NaN": _text(lambda text: text.replace('"min_cosine": ', '"min_cosine": NaN, "x": ', 1)),
+    "manifest: 1e999": _text(lambda text: re.sub(r'("max_abs_error": )[^,\n]+', r"\g<1>1e999", text)),
+    "manifest: 1e999 in the answer": _text(lambda text: re.sub(r'("shape": \[\s*)8\b', r"\g<1>1e999", text, count=1)),
+    "manifest: a number of 400 digits": _spoilt(lambda m: m["golden"].update(max_abs_error=10**400)),
     "manifest: no JSON": _text(lambda text: "\0" + text),
     "manifest: empty": _text(lambda _: ""),
     "manifest: a list": _text(lambda _: "[]"),
@@ -177,6 +194,7 @@ BUNDLES: dict[str, MakeBundle] = {
     ),
     "manifest: opset of another": _spoilt(lambda m: m.update(opset=18)),
     "manifest: IR version of another": _spoilt(lambda m: m["requires"].update(ir_version=8)),
+    "manifest: a task that colours the terminal": _spoilt(lambda m: m.update(task="\x1b[31mown")),
     "manifest: format 99": _spoilt(lambda m: m.update(format_version=99)),
     "golden.npz: link": _linked,
     "golden.npz: FIFO": _piped("golden.npz"),
@@ -184,6 +202,7 @@ BUNDLES: dict[str, MakeBundle] = {
     "model.onnx: flipped bit": _flipped,
     "model.onnx: crash": _replaced("model.onnx", HOSTILE_MODELS["crash: LayerNormalization without bias"]),
     "model.onnx: external data": _replaced("model.onnx", HOSTILE_MODELS["external: absolute path"]),
+    "model.onnx: external data in the bundle": _external,
     "model.onnx: endless in the second golden case": _endless_later,
     "tokenizer.json: panic": _panicking,
     "golden_texts.json: nested": _more(b"[" * 100_000 + b"]" * 100_000),
@@ -238,15 +257,11 @@ def _twice(folder: Path) -> Path:
 
 
 def _zstd_bomb(folder: Path) -> Path:
-    """16 GB of zeros where the manifest is expected to be."""
-    head = tarfile.TarInfo("manifest.json")
-    head.size = 8 << 20
-    compressor = zstandard.ZstdCompressor(level=1).compressobj()
-    content = compressor.compress(head.tobuf(tarfile.USTAR_FORMAT))
-    zeros = compressor.compress(bytes(1 << 24)) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    """16 GB of zeros where the manifest is expected to be: blocks of 128 KiB, each one byte that is repeated."""
+    head = member_header("manifest.json", 8 << 20)
+    zeros, end = ((1 << 17) << 3 | 1 << 1).to_bytes(3, "little") + b"\0", b"\1\0\0"
     path = folder / "bundle.tar.zst"
-    frame = zstandard.ZstdCompressor(level=1).compress(bytes(1 << 27))
-    path.write_bytes(content + zeros + compressor.flush() + frame * 128)
+    path.write_bytes(FRAME_HEADER + (len(head) << 3).to_bytes(3, "little") + head + zeros * (1 << 17) + end)
     return path
 
 
@@ -257,7 +272,9 @@ def listing_3_gb(folder: Path) -> Path:
     manifest["files"].insert(0, _entry("A_zeros", size))
     content = json.dumps(manifest).encode()
     path = folder / "bundle.tar.zst"
-    with path.open("wb") as file, zstandard.ZstdCompressor(level=1).stream_writer(file) as writer:
+    settings = zstandard.ZstdCompressionParameters.from_level(1, window_log=22, write_content_size=False)
+    compressor = zstandard.ZstdCompressor(compression_params=settings)
+    with path.open("wb") as file, compressor.stream_writer(file) as writer:
         for name, length in (("manifest.json", len(content)), ("A_zeros", size)):
             head = tarfile.TarInfo(name)
             head.size, head.mode = length, 0o644
@@ -278,6 +295,17 @@ def _zstd_window(folder: Path) -> Path:
     return path
 
 
+def _behind(content: bytes) -> MakeBundle:
+    """A whole archive, and something behind its frame."""
+
+    def make(folder: Path) -> Path:
+        path = pack(honest(folder), folder / "bundle.tar.zst").path
+        path.write_bytes(path.read_bytes() + content)
+        return path
+
+    return make
+
+
 def _cut(folder: Path) -> Path:
     path = _packed(folder / "bundle.tar", _members(honest(folder)))
     path.write_bytes(path.read_bytes()[:-20_000])
@@ -293,6 +321,9 @@ def _content(content: bytes, name: str = "bundle.tar") -> MakeBundle:
 
 
 ARCHIVES: dict[str, MakeBundle] = {
+    "a manifest with a number of 400 digits": lambda folder: _packed(
+        folder / "bundle.tar", _members(BUNDLES["manifest: a number of 400 digits"](folder))
+    ),
     "a path out of it": _with("../outside"),
     "an absolute path": _with("/tmp/outside"),
     "a symbolic link": _with("link", tarfile.SYMTYPE, "/etc"),
@@ -310,7 +341,11 @@ ARCHIVES: dict[str, MakeBundle] = {
     "empty": _content(b""),
     "text": _content(b"no archive" * 1000),
     "zeros": _content(bytes(100_000)),
-    "zstd of nothing": _content(zstandard.ZstdCompressor().compress(b""), "bundle.tar.zst"),
-    "half a zstd frame": _content(zstandard.ZstdCompressor().compress(os.urandom(1000))[:500], "bundle.tar.zst"),
+    "zstd of nothing": _content(FRAME_HEADER + b"\1\0\0", "bundle.tar.zst"),
+    "another zstd header": _content(zstandard.ZstdCompressor().compress(bytes(1024)), "bundle.tar.zst"),
+    "half a zstd frame": _content(FRAME_HEADER + (1000 << 3).to_bytes(3, "little") + bytes(500), "bundle.tar.zst"),
+    "a frame of nothing behind the frame": _behind(FRAME_HEADER + b"\1\0\0"),
+    "a frame to be skipped behind the frame": _behind(bytes.fromhex("502a4d18 04000000") + b"more"),
+    "a byte behind the frame": _behind(b"\0"),
     "a FIFO instead of an archive": lambda folder: (os.mkfifo(folder / "bundle.tar"), folder / "bundle.tar")[1],
 }

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chosen import chosen
@@ -11,9 +16,12 @@ from made_bundles import make_signer
 from measured import assert_refused, run_measured
 
 from compressor.bundle.archive import as_folder, pack, unpack
+from compressor.bundle.manifest import open_bundle
 from compressor.bundle.predictor import load
 from compressor.bundle.verify import verify_bundle
+from compressor.device.manifest import read_manifest
 from compressor.errors import BundleError, CompressorError, SignatureError
+from compressor.inspection import inspect_path
 
 
 @pytest.mark.parametrize("case", BUNDLES)
@@ -24,11 +32,50 @@ def test_a_hostile_bundle_is_refused(case: str, folder: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("case", ["model.onnx: crash", "model.onnx: external data", "golden.npz: link"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "model.onnx: crash",
+        "model.onnx: external data",
+        "model.onnx: external data in the bundle",
+        "golden.npz: link",
+    ],
+)
 def test_a_hostile_bundle_is_not_loaded(case: str, folder: Path) -> None:
     bundle = BUNDLES[case](folder)
-    with pytest.raises(BundleError):
-        load(bundle)
+    for read in (load, inspect_path):
+        with pytest.raises(BundleError):
+            read(bundle)
+
+
+# What may stand anywhere in a JSON text; 1e999 is written by hand.
+_ANYTHING = (None, True, 0, -1, 10**400, 1 << 70, 1.5, 1e308, "", "x", "9" * 500, [], {}, [[]], [{}], {"a": 1}, "1e999")
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _places(inner, (*path, key))
+
+
+def test_manifests_with_anything_anywhere_are_read_or_refused(folder: Path) -> None:
+    """By the device's reader and by the host's: no other error than theirs."""
+    manifest = honest(folder) / "manifest.json"
+    whole = {"": json.loads(manifest.read_bytes())}
+    for path in [place for place in _places(whole) if place]:
+        for value in _ANYTHING:
+            changed = copy.deepcopy(whole)
+            inner: Any = changed
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = value
+            content = json.dumps(changed[""]).replace('"1e999"', "1e999").encode()
+            manifest.write_bytes(content)
+            for read in (lambda content=content: read_manifest(content), lambda: open_bundle(manifest.parent)):
+                with contextlib.suppress(BundleError):
+                    read()
+                    assert b"1e999" not in content
 
 
 @pytest.mark.parametrize("case", ARCHIVES)

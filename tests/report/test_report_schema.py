@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -94,8 +95,18 @@ def test_a_file_that_is_no_result_is_one_line(tmp_path: Path, content: bytes, ex
 
 
 def test_a_missing_file_says_what_to_do(tmp_path: Path):
-    with pytest.raises(DataError, match=r"No such file.*give the path"):
+    with pytest.raises(DataError, match=r"got nothing there; give the path"):
         read_result(tmp_path / "nothing.json")
+
+
+def test_no_result_is_waited_for_or_read_without_end(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="expected a regular file, got a pipe"):
+        read_result(tmp_path / "pipe")
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", 3 << 30)
+    with pytest.raises(DataError, match="expected at most 67,108,864 bytes"):
+        read_result(tmp_path / "large")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 import compressor
 from compressor.__main__ import main
+from compressor.bundle.manifest import TASKS
 from compressor.cli import parse
 from compressor.recipe import RECIPES
 
@@ -184,7 +185,7 @@ def test_the_tasks_of_the_command_line_are_those_of_the_recipes() -> None:
         assert parse(["init", "--task", task]).task == task
     from compressor import cli
 
-    assert set(cli._TASKS) == set(RECIPES)
+    assert set(cli._TASKS) == set(RECIPES) == set(TASKS)
 
 
 def test_the_stages_of_the_command_line_are_those_of_the_pipeline() -> None:

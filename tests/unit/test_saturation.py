@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -383,6 +384,12 @@ def test_a_certificate_is_read_as_it_was_written(dynamic: Path, tmp_path: Path) 
         read_certificate(path)
     path.write_bytes(b"{}")
     with pytest.raises(BundleError, match="format_version: field required"):
+        read_certificate(path)
+    path.write_bytes(dump_certificate(found).replace(b"{", b'{"format_version": 2,', 1))
+    with pytest.raises(BundleError, match="duplicate key 'format_version'"):
+        read_certificate(path)
+    os.truncate(path, 3 << 30)
+    with pytest.raises(BundleError, match="expected at most 16,777,216 bytes"):
         read_certificate(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from conftest import save_onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from compressor.__main__ import main
 from compressor.errors import BundleError
 from compressor.inspection import inspect_path, inspection_lines
 from compressor.quantize.float_model import load_float_model
@@ -198,3 +200,38 @@ def test_no_model(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"\x0a\xff\xff\xff")
     with pytest.raises(BundleError, match="expected an ONNX model"):
         xray(tmp_path / "m.onnx")
+
+
+def test_names_do_not_drive_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither where the facts are printed nor in an error."""
+    name = "w\x1b]0;owned\x07\x1b[2J\n\x9b31m"
+    weight = numpy_helper.from_array(np.ones((4, 4), np.float32), name)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", name], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+        [weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    assert main(["inspect", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert all(line.isprintable() for line in said.split("\n"))
+    assert "w?]0;owned??[2J??31m, read by" in said
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="../outside")
+    model.graph.initializer[0].CopyFrom(weight)
+    path.write_bytes(model.SerializeToString())
+    assert main(["inspect", str(path)]) == 11
+    said = capsys.readouterr().err
+    assert said.rstrip("\n").isprintable()
+    assert "tensor w?]0;owned??[2J" in said
+
+
+def test_a_pipe_is_called_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "m.onnx")
+    assert main(["inspect", str(tmp_path / "m.onnx")]) == 2
+    assert "expected an .onnx file or a bundle folder, found a pipe or a device" in capsys.readouterr().err
