@@ -13,13 +13,14 @@ from compressor.intake.json_text import strict_json
 
 CURRENT, VERSIONS, STATE = "current", "versions", "state.json"
 STATE_VERSION = 1
+AGAIN = ".1"  # ends the name of a version that was put there anew
 
 
 @dataclass(frozen=True)
 class State:
     """What must be remembered. `floor`: the highest version that was committed, `floor_id` the one that had it.
 
-    `previous` is what a rollback goes to. `pending`: a swap to it was about to happen, away from `replaced`.
+    `previous` is what a rollback goes to, by its name in `versions`, as are the others. `pending`: a swap to it was about to happen, away from `replaced`.
     """
 
     format_version: int = STATE_VERSION
@@ -31,8 +32,13 @@ class State:
     replaced: str | None = None
 
 
+def id_of(name: str) -> str:
+    """The id of the version whose folder in `versions` has this name."""
+    return name.removesuffix(AGAIN)
+
+
 def current_version(root: Path) -> str | None:
-    """The id of the version that serves; None where none does. Raises StorageError where `current` is no such link."""
+    """The name in `versions` of what serves; None where nothing does. Raises StorageError where `current` is no such link."""
     try:
         target = (root / CURRENT).readlink()
     except FileNotFoundError:

@@ -2,7 +2,8 @@
 
     ROOT/
       current -> versions/<id>     what serves: replaced by one rename, so that it is always the old version or the new
-      versions/<id>/               a bundle, whole and tested; <id> is the SHA-256 of its signature.json
+      versions/<id>/               a bundle, whole and tested; <id> is the SHA-256 of its signature.json. Or
+      versions/<id>.1/             where the folder of the other name was damaged, and this replaced it
       state.json                   which product this is, the floor, which version was current before
       keys/<key id>.pub            whose signatures count
       .lock                        held by the one installer at work
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -38,7 +40,7 @@ from compressor.device.signature import (
     verify_signature,
 )
 from compressor.device.source import Source, check_folder, folder_source, write_files
-from compressor.device.state import CURRENT, VERSIONS, State, current_version, read_state, write_state
+from compressor.device.state import AGAIN, CURRENT, VERSIONS, State, current_version, id_of, read_state, write_state
 from compressor.errors import BundleError, DeviceError, SignatureError, StorageError
 
 if TYPE_CHECKING:
@@ -105,17 +107,20 @@ def install(source: Source, root: Path, public_key: Path | None = None, test: Te
         statement = verify_signature(source.signature, source.manifest, keys).statement
         manifest = read_manifest(source.manifest)
         version_id = hashlib.sha256(source.signature).hexdigest()
-        repairs = version_id == current_version(root)
-        if repairs and _is_whole(root, version_id):
+        current = current_version(root)
+        repairs = current is not None and id_of(current) == version_id
+        if current is not None and repairs and _is_whole(root, current):
             return Installed(status(root), None)
         if not repairs:
             check_expiry(statement)
             _check_permitted(statement, version_id, state)
         check_compatible(manifest, this_machine(), shutil.disk_usage(root).free)
-        tested = _staged(source, manifest, root, version_id, test)
+        name, tested = _staged(source, manifest, root, version_id, test)
         if public_key is not None:
             _keep_key(root, public_key)
-        if not repairs:
+        if repairs:
+            disk.replace_link(root / CURRENT, f"{VERSIONS}/{name}")
+        else:
             _swap(root, state, version_id, statement)
         _prune(root, read_state(root))
         return Installed(status(root), tested)
@@ -143,9 +148,10 @@ def status(root: Path) -> Status:
     current, state = current_version(root), _settled(root)
     if current is None:
         return Status(None, state.product, None, None, state.floor, None)
+    previous = None if state.previous is None else id_of(state.previous)
     with folder_source(root / VERSIONS / current) as source:
         said, sha256 = read_signature(source.signature).statement, hashlib.sha256(source.manifest).hexdigest()
-    return Status(current, said.product, said.version, sha256, state.floor, state.previous)
+    return Status(id_of(current), said.product, said.version, sha256, state.floor, previous)
 
 
 def check_current(root: Path) -> None:
@@ -159,18 +165,18 @@ def _expect_device(root: Path) -> None:
         raise DeviceError(f"{root}: nothing was ever installed there; `compressor device install` does")
 
 
-def _check_whole(root: Path, version_id: str) -> None:
-    folder = root / VERSIONS / version_id
+def _check_whole(root: Path, name: str) -> None:
+    folder = root / VERSIONS / name
     with folder_source(folder) as source:
-        if hashlib.sha256(source.signature).hexdigest() != version_id:
+        if hashlib.sha256(source.signature).hexdigest() != id_of(name):
             raise BundleError(f"{folder}: its {SIGNATURE} is not what was installed; roll back, or install another")
         verify_signature(source.signature, source.manifest, _trusted(root, None))
         check_folder(folder, read_manifest(source.manifest, str(folder / MANIFEST)).files)
 
 
-def _is_whole(root: Path, version_id: str) -> bool:
+def _is_whole(root: Path, name: str) -> bool:
     try:
-        _check_whole(root, version_id)
+        _check_whole(root, name)
     except (BundleError, SignatureError):
         return False
     return True
@@ -211,29 +217,21 @@ def _check_permitted(statement: Statement, version_id: str, state: State) -> Non
 # What changes the disk.
 
 
-def _staged(source: Source, manifest: DeviceManifest, root: Path, version_id: str, test: Test) -> SelfTest:
-    """Leaves the bundle under its name in `versions`, whole, tested and durable."""
+def _staged(
+    source: Source, manifest: DeviceManifest, root: Path, version_id: str, test: Test
+) -> tuple[str, SelfTest]:
+    """Leaves the bundle in `versions`, whole, tested and durable, under a name that is free: what is damaged serves on."""
+    name = f"{version_id}{AGAIN}" if os.path.lexists(root / VERSIONS / version_id) else version_id
     folder = disk.unfinished(root / VERSIONS)
     try:
         write_files(source, manifest.files, folder)
         tested = test(folder, manifest)
-        _place(folder, root / VERSIONS / version_id)
+        disk.move(folder, root / VERSIONS / name)
     except BaseException:
         with suppress(OSError):  # what is left over, the next install sweeps
             disk.remove(folder)
         raise
-    return tested
-
-
-def _place(new: Path, final: Path) -> None:
-    """Gives a version its name, which a damaged one may have: for a moment there is then none, as good as that."""
-    if not final.exists():
-        disk.move(new, final)
-        return
-    damaged = disk.unfinished(final.parent)
-    disk.move(final, damaged)
-    disk.move(new, final)
-    disk.remove(damaged)
+    return name, tested
 
 
 def _swap(root: Path, state: State, version_id: str, statement: Statement) -> None:

@@ -113,6 +113,62 @@ def test_a_power_cut_at_any_change_leaves_the_old_version_or_the_new(
     assert len(seen) == 2 * len(steps), "in each kind of step both were seen"
 
 
+def signed_files(version: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in version.iterdir() if path.name != "notes.txt"}
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["power cut", "disk full"])
+def test_what_serves_serves_on_while_it_is_put_there_anew(root: Path, new: Path, tmp_path: Path, fails: bool) -> None:
+    """A file more in a version that is whole otherwise: at every change all of it can be opened through `current`."""
+    (root / "current" / "notes.txt").write_text("of somebody")
+    expected, generator, seen, at = signed_files(new), random.Random(2), set(), 0
+    for again in (False, True):  # from the one name to the other, and back
+        (root / "current" / "notes.txt").write_text("of somebody")
+
+        def check(crashed: Path) -> None:
+            assert signed_files(crashed / "current") == expected
+            seen.add((crashed / "current" / "notes.txt").exists())
+            with without_waiting():
+                install(new, crashed)
+            assert served(crashed) == 2
+            assert left_over(crashed) == []
+            assert versions.status(crashed).previous == versions.status(root).previous
+            shutil.rmtree(crashed)
+
+        def cut(_call: str, followed: Disk) -> None:
+            for _ in range(EACH):
+                followed.after_crash(tmp_path / "crashed", generator)
+                check(tmp_path / "crashed")
+
+        while fails:
+            at, count = at + 1, 0
+            device = Path(shutil.copytree(root, tmp_path / "device", symlinks=True))
+
+            def fail(_call: str, _disk: Disk, last: int = at) -> None:
+                nonlocal count
+                count += 1
+                if count >= last:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a file")
+
+            try:
+                with recorded(device, fail):
+                    install(new, device)
+            except OSError:
+                check(device)
+            else:
+                shutil.rmtree(device)
+                break
+        if fails:
+            install(new, root)
+        else:
+            with recorded(root, cut):
+                install(new, root)
+        assert served(root) == 2
+        assert (current_version(root) or "").endswith(".1") is not again
+        at = 0
+    assert seen == {True, False}
+
+
 @contextmanager
 def without_waiting() -> Iterator[None]:
     """For what is thrown away: nothing is followed, and nothing waits for the disk."""
