@@ -65,15 +65,21 @@ class Status:
 
 @dataclass(frozen=True)
 class Installed:
-    """What an update did. `self_test` is None where the version was current already."""
+    """What an update did. `self_test` is None where the version was current already, and whole.
+
+    `before`: the id of what was current, the same where it was put there anew; None where nothing was.
+    """
 
     status: Status
     self_test: SelfTest | None
+    before: str | None
 
 
-def described(found: Status, tested: SelfTest | None) -> dict[str, Any]:
-    """As JSON has it: the status, and the self-test where there was one."""
-    return {**asdict(found), "self_test": asdict(tested) if tested else None}
+def described(found: Status | Installed) -> dict[str, Any]:
+    """As JSON has it: the status; of an update the self-test, where there was one, and what was current before."""
+    if isinstance(found, Installed):
+        return {**asdict(found.status), **{key: value for key, value in asdict(found).items() if key != "status"}}
+    return {**asdict(found), "self_test": None}
 
 
 @contextmanager
@@ -108,9 +114,10 @@ def install(source: Source, root: Path, public_key: Path | None = None, test: Te
         manifest = read_manifest(source.manifest)
         version_id = hashlib.sha256(source.signature).hexdigest()
         current = current_version(root)
-        repairs = current is not None and id_of(current) == version_id
+        before = None if current is None else id_of(current)
+        repairs = before == version_id
         if current is not None and repairs and _is_whole(root, current):
-            return Installed(status(root), None)
+            return Installed(status(root), None, before)
         if not repairs:
             check_expiry(statement)
             _check_permitted(statement, version_id, state)
@@ -123,7 +130,7 @@ def install(source: Source, root: Path, public_key: Path | None = None, test: Te
         else:
             _swap(root, state, version_id, statement)
         _prune(root, read_state(root))
-        return Installed(status(root), tested)
+        return Installed(status(root), tested, before)
 
 
 def rollback(root: Path) -> Status:
