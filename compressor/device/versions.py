@@ -127,6 +127,7 @@ def install(source: Source, root: Path, public_key: Path | None = None, test: Te
             _keep_key(root, public_key)
         if repairs:
             disk.replace_link(root / CURRENT, f"{VERSIONS}/{name}")
+            write_state(root, _settled(root))  # which commits an update that was killed, where that could not be read
         else:
             _swap(root, state, version_id, statement)
         _prune(root, read_state(root))
@@ -143,7 +144,7 @@ def rollback(root: Path) -> Status:
             raise DeviceError(f"{root}: no earlier version is kept, so there is nothing to go back to")
         _check_whole(root, state.previous)
         disk.replace_link(root / CURRENT, f"{VERSIONS}/{state.previous}")
-        settled = replace(state, previous=None)
+        settled = replace(state, previous=None, pending=None, replaced=None)
         write_state(root, settled)
         _prune(root, settled)
         return status(root)
@@ -224,9 +225,7 @@ def _check_permitted(statement: Statement, version_id: str, state: State) -> Non
 # What changes the disk.
 
 
-def _staged(
-    source: Source, manifest: DeviceManifest, root: Path, version_id: str, test: Test
-) -> tuple[str, SelfTest]:
+def _staged(source: Source, manifest: DeviceManifest, root: Path, version_id: str, test: Test) -> tuple[str, SelfTest]:
     """Leaves the bundle in `versions`, whole, tested and durable, under a name that is free: what is damaged serves on."""
     name = f"{version_id}{AGAIN}" if os.path.lexists(root / VERSIONS / version_id) else version_id
     folder = disk.unfinished(root / VERSIONS)
@@ -273,14 +272,27 @@ def _committed(state: State, statement: Statement) -> State:
 
 
 def _settled(root: Path) -> State:
-    """The state, with what a killed update or rollback had left to do to it."""
+    """The state, with what a killed update or rollback had left to do to it. Where the new version is damaged by now,
+    and does not say which it is, the commit waits until it is there anew; a rollback goes to what it replaced."""
     state, current = read_state(root), current_version(root)
-    if state.pending is not None and state.pending == current:
-        folder = root / VERSIONS / current
-        with folder_source(folder) as source:
-            state = _committed(state, read_signature(source.signature).statement)
+    if state.pending is not None and current is not None and state.pending == id_of(current):
+        statement = _statement(root, current)
+        if statement is None:
+            return replace(state, previous=state.replaced)
+        state = _committed(state, statement)
     state = replace(state, pending=None, replaced=None)
     return replace(state, previous=None) if state.previous == current else state
+
+
+def _statement(root: Path, name: str) -> Statement | None:
+    """What a version's signature says; None where it is not the one that was installed."""
+    try:
+        with folder_source(root / VERSIONS / name) as source:
+            if hashlib.sha256(source.signature).hexdigest() == id_of(name):
+                return read_signature(source.signature).statement
+    except (BundleError, SignatureError):
+        pass
+    return None
 
 
 def _recovered(root: Path) -> State:
