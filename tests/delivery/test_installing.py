@@ -215,6 +215,14 @@ def test_the_memory_that_a_manifest_asks_for_is_enough(new: Path) -> None:
     assert self_test(new, manifest).peak_ram_bytes <= manifest.requires.ram_bytes
 
 
+def test_what_is_printed_before_the_self_test_s_answer_is_passed_over(
+    new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('a library of the child greets', flush=True)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert self_test(new, read_manifest((new / "manifest.json").read_bytes())).cases == 3
+
+
 def test_this_machine_has_what_proc_says() -> None:
     found = this_machine()
     assert found.architecture == os.uname().machine
