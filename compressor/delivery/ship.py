@@ -102,7 +102,8 @@ def ship(
     signer's.
 
     A target that fails keeps what it had; no further one is begun, and those that this call updated go back; not those
-    that had nothing before, nor what was put there anew. Devices whose current version is `base` get the difference where that is small. Raises what the target raised.
+    that had nothing before, nor what was put there anew. Devices whose current version is `base` get the difference
+    where that is small. Raises what the target raised.
     """
     with folder_source(bundle) as source:
         if not source.signature:

@@ -24,7 +24,8 @@ _NAME = re.compile(rf"[0-9a-f]{{64}}({re.escape(AGAIN)})?", re.ASCII)
 class State:
     """What must be remembered. `floor`: the highest version that was committed, `floor_id` the one that had it.
 
-    `previous` is what a rollback goes to, by its name in `versions`, as are the others. `pending`: a swap to it was about to happen, away from `replaced`.
+    `previous` is what a rollback goes to. `pending`: a swap to it was about to happen, away from `replaced`. All three are
+    names in `versions`.
     """
 
     format_version: int = STATE_VERSION
@@ -42,7 +43,9 @@ def id_of(name: str) -> str:
 
 
 def current_version(root: Path) -> str | None:
-    """The name in `versions` of what serves; None where nothing does. Raises StorageError where `current` is no such link."""
+    """The name in `versions` of what serves; None where nothing does. Raises StorageError where `current`
+    is no such link.
+    """
     try:
         target = (root / CURRENT).readlink()
     except FileNotFoundError:

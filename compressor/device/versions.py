@@ -40,7 +40,17 @@ from compressor.device.signature import (
     verify_signature,
 )
 from compressor.device.source import Source, check_folder, folder_source, write_files
-from compressor.device.state import AGAIN, CURRENT, VERSIONS, State, current_version, id_of, read_state, write_state
+from compressor.device.state import (
+    AGAIN,
+    CURRENT,
+    STATE,
+    VERSIONS,
+    State,
+    current_version,
+    id_of,
+    read_state,
+    write_state,
+)
 from compressor.errors import BundleError, DeviceError, SignatureError, StorageError
 
 if TYPE_CHECKING:
@@ -87,9 +97,6 @@ def alone_on(root: Path) -> Iterator[None]:
     """Makes the folder of a device and holds it. Raises StorageError when another installer holds it."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        for folder in (root / VERSIONS, root / KEYS):
-            if not folder.is_dir():
-                disk.make_folder(folder)
     except (FileExistsError, NotADirectoryError):
         raise StorageError(f"{root}: expected a folder for versions, found a file; choose another") from None
     with (root / LOCK).open("w") as lock:
@@ -97,7 +104,30 @@ def alone_on(root: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StorageError(f"{root}: another installer is at work; wait for it") from None
-        yield
+        try:
+            _make_folders(root)
+            yield
+        except BaseException:
+            if current_version(root) is None and not (root / STATE).exists():
+                _leave_no_folders(root)
+            raise
+
+
+def _make_folders(root: Path) -> None:
+    for folder in (root / VERSIONS, root / KEYS):
+        if folder.is_dir():
+            continue
+        try:
+            disk.make_folder(folder)
+        except FileExistsError:
+            raise StorageError(f"{folder}: expected a folder, found a file; remove it") from None
+
+
+def _leave_no_folders(root: Path) -> None:
+    """After a first installation that was refused. The lock stays, as another may hold it by now."""
+    for folder in (root / VERSIONS, root / KEYS):
+        with suppress(OSError):  # one that holds something
+            folder.rmdir()
 
 
 def install(source: Source, root: Path, public_key: Path | None = None, test: Test = self_test) -> Installed:
@@ -169,7 +199,7 @@ def check_current(root: Path) -> None:
 
 
 def _expect_device(root: Path) -> None:
-    if not (root / VERSIONS).is_dir():
+    if not (root / VERSIONS).is_dir() or (current_version(root) is None and not (root / STATE).exists()):
         raise DeviceError(f"{root}: nothing was ever installed there; `compressor device install` does")
 
 
@@ -226,7 +256,7 @@ def _check_permitted(statement: Statement, version_id: str, state: State) -> Non
 
 
 def _staged(source: Source, manifest: DeviceManifest, root: Path, version_id: str, test: Test) -> tuple[str, SelfTest]:
-    """Leaves the bundle in `versions`, whole, tested and durable, under a name that is free: what is damaged serves on."""
+    """Leaves the bundle in `versions`, whole, tested and durable, under a free name: what is damaged serves on."""
     name = f"{version_id}{AGAIN}" if os.path.lexists(root / VERSIONS / version_id) else version_id
     folder = disk.unfinished(root / VERSIONS)
     try:

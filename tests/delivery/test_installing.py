@@ -416,6 +416,14 @@ def test_where_nothing_was_installed(device: Device, tmp_path: Path) -> None:
     assert device.root.read_text() == "a file"
 
 
+def test_a_refused_first_installation_is_none(device: Device, old: Path, signer: Signer) -> None:
+    device.refuses(old, 15, "name one with --public-key")
+    assert [path.name for path in device.root.iterdir()] == [".lock"]
+    assert device.run("status") == device.run("rollback") == 16
+    assert "nothing was ever installed" in device.capsys.readouterr().err
+    assert device.installs(old, "--public-key", signer.public)["version"] == 1
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
 def test_a_small_and_a_read_only_file_system(device: Device, old: Path, signer: Signer, tmp_path: Path) -> None:
     """Real ones, where the container lets them be mounted."""

@@ -418,7 +418,7 @@ def test_what_was_updated_goes_back_when_a_file_is_in_the_way(
 def test_what_was_put_there_anew_or_first_does_not_go_back(
     fleet: Fleet, old: Path, new: Path, signer: Signer, tmp_path: Path
 ) -> None:
-    """A damaged current version, here and over ssh, with an older one that must not serve again; and an empty device."""
+    """A damaged current version, here and over ssh, beside an older one that must not serve again; an empty device."""
     roots, file = [tmp_path / "root", fleet.boards[0].root], tmp_path / "file"
     file.touch()
     names = [str(roots[0]), fleet.boards[0].url]
