@@ -101,8 +101,9 @@ def ship(
     """Installs a signed bundle, a folder, on every target, in their order; where a public key is given, it must be the
     signer's.
 
-    A target that fails keeps what it had; no further one is begun, and those that this call updated go back. Devices
-    whose current version is `base` get the difference where that is small. Raises what the target raised.
+    A target that fails keeps what it had; no further one is begun, and those that this call updated go back; not those
+    that had nothing before, nor what was put there anew. Devices whose current version is `base` get the difference
+    where that is small. Raises what the target raised.
     """
     with folder_source(bundle) as source:
         if not source.signature:
@@ -163,7 +164,7 @@ def _ship_one(update: _Update, target: Target) -> Shipped:
 def _installed_here(update: _Update, root: Path) -> Shipped:
     with folder_source(update.bundle) as source:
         installed = versions.install(source, root, update.public_key)
-    found = versions.described(installed.status, installed.self_test)
+    found = versions.described(installed)
     return Shipped(name_of(root), "whole" if installed.self_test else "there", 0, found)
 
 
@@ -209,9 +210,12 @@ def name_of(target: Target) -> str:
 
 def _taken_back(done: Sequence[tuple[Target, Shipped]]) -> str:
     """Rolls back what was updated, the last one first, and says how that went."""
-    back, not_back = [], []
+    back, not_back, stays = [], [], []
     for target, shipped in reversed(done):
-        if isinstance(target, OciLayout | Registry) or shipped.how == "there":
+        if isinstance(target, OciLayout | Registry) or shipped.found["before"] == shipped.found["current"]:
+            continue  # had it before, if only damaged
+        if shipped.found["before"] is None:
+            stays.append(shipped.target)
             continue
         try:
             if isinstance(target, Path):
@@ -222,6 +226,7 @@ def _taken_back(done: Sequence[tuple[Target, Shipped]]) -> str:
         except (CompressorError, OSError) as error:
             not_back.append(str(error))
     said = f"stopped, and rolled back: {', '.join(back) or 'none'}"
+    said += f"; installed where nothing was before, and stays: {', '.join(stays)}" if stays else ""
     return f"{said}; could not be rolled back: {', '.join(not_back)}" if not_back else said
 
 

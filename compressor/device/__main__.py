@@ -8,7 +8,13 @@ import sys
 from types import FrameType
 
 from compressor.device.command import add_arguments, run
-from compressor.errors import INTERRUPTED_EXIT_CODE, CompressorError, MissingDependencyError, one_line
+from compressor.errors import (
+    INTERNAL_ERROR_EXIT_CODE,
+    INTERRUPTED_EXIT_CODE,
+    CompressorError,
+    MissingDependencyError,
+    one_line,
+)
 
 _ERROR_LINE = "compressor: {}"
 
@@ -33,6 +39,8 @@ def main(arguments: list[str]) -> int:
             f"a device needs the package {name!r}, which is not installed; run: pip install {name}",
             MissingDependencyError.exit_code,
         )
+    except Exception as error:  # the last line: whatever it is, one line
+        return _say(f"internal error: {type(error).__name__}: {error}", INTERNAL_ERROR_EXIT_CODE)
     return 0
 
 

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 from compressor.errors import storage_error
 
 if TYPE_CHECKING:
-    from compressor.device.selftest import SelfTest
     from compressor.device.source import Source
-    from compressor.device.versions import Status
+    from compressor.device.versions import Installed, Status
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,21 +42,19 @@ def _run(options: argparse.Namespace) -> None:
     from compressor.device.state import CURRENT
 
     root = Path(options.root)
-    tested = None
     if options.device_verb == "install":
         public_key = Path(options.public_key) if options.public_key else None
         with _source(Path(options.bundle), root / CURRENT if options.delta else None) as source:
-            installed = versions.install(source, root, public_key)
-        found, tested = installed.status, installed.self_test
+            found: Status | Installed = versions.install(source, root, public_key)
     elif options.device_verb == "rollback":
         found = versions.rollback(root)
     else:
         found = versions.status(root)
         versions.check_current(root)
     if options.json:
-        print(json.dumps(versions.described(found, tested), indent=1))
+        print(json.dumps(versions.described(found), indent=1))
     else:
-        print(_line(root, found, tested))
+        print(_line(root, found))
 
 
 @contextmanager
@@ -82,7 +79,10 @@ def _verb(
     return parser
 
 
-def _line(root: Path, found: Status, tested: SelfTest | None) -> str:
+def _line(root: Path, done: Status | Installed) -> str:
+    from compressor.device.versions import Installed
+
+    found, tested = (done.status, done.self_test) if isinstance(done, Installed) else (done, None)
     if found.current is None:
         return f"{root}: nothing is installed"
     back = f"rollback to {found.previous[:16]}" if found.previous else "nothing to go back to"

@@ -2,7 +2,8 @@
 
     ROOT/
       current -> versions/<id>     what serves: replaced by one rename, so that it is always the old version or the new
-      versions/<id>/               a bundle, whole and tested; <id> is the SHA-256 of its signature.json
+      versions/<id>/               a bundle, whole and tested; <id> is the SHA-256 of its signature.json. Or
+      versions/<id>.1/             where the folder of the other name was damaged, and this replaced it
       state.json                   which product this is, the floor, which version was current before
       keys/<key id>.pub            whose signatures count
       .lock                        held by the one installer at work
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -38,7 +40,17 @@ from compressor.device.signature import (
     verify_signature,
 )
 from compressor.device.source import Source, check_folder, folder_source, write_files
-from compressor.device.state import CURRENT, VERSIONS, State, current_version, read_state, write_state
+from compressor.device.state import (
+    AGAIN,
+    CURRENT,
+    STATE,
+    VERSIONS,
+    State,
+    current_version,
+    id_of,
+    read_state,
+    write_state,
+)
 from compressor.errors import BundleError, DeviceError, SignatureError, StorageError
 
 if TYPE_CHECKING:
@@ -63,15 +75,21 @@ class Status:
 
 @dataclass(frozen=True)
 class Installed:
-    """What an update did. `self_test` is None where the version was current already."""
+    """What an update did. `self_test` is None where the version was current already, and whole.
+
+    `before`: the id of what was current, the same where it was put there anew; None where nothing was.
+    """
 
     status: Status
     self_test: SelfTest | None
+    before: str | None
 
 
-def described(found: Status, tested: SelfTest | None) -> dict[str, Any]:
-    """As JSON has it: the status, and the self-test where there was one."""
-    return {**asdict(found), "self_test": asdict(tested) if tested else None}
+def described(found: Status | Installed) -> dict[str, Any]:
+    """As JSON has it: the status; of an update the self-test, where there was one, and what was current before."""
+    if isinstance(found, Installed):
+        return {**asdict(found.status), **{key: value for key, value in asdict(found).items() if key != "status"}}
+    return {**asdict(found), "self_test": None}
 
 
 @contextmanager
@@ -79,9 +97,6 @@ def alone_on(root: Path) -> Iterator[None]:
     """Makes the folder of a device and holds it. Raises StorageError when another installer holds it."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        for folder in (root / VERSIONS, root / KEYS):
-            if not folder.is_dir():
-                disk.make_folder(folder)
     except (FileExistsError, NotADirectoryError):
         raise StorageError(f"{root}: expected a folder for versions, found a file; choose another") from None
     with (root / LOCK).open("w") as lock:
@@ -89,7 +104,30 @@ def alone_on(root: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StorageError(f"{root}: another installer is at work; wait for it") from None
-        yield
+        try:
+            _make_folders(root)
+            yield
+        except BaseException:
+            if current_version(root) is None and not (root / STATE).exists():
+                _leave_no_folders(root)
+            raise
+
+
+def _make_folders(root: Path) -> None:
+    for folder in (root / VERSIONS, root / KEYS):
+        if folder.is_dir():
+            continue
+        try:
+            disk.make_folder(folder)
+        except FileExistsError:
+            raise StorageError(f"{folder}: expected a folder, found a file; remove it") from None
+
+
+def _leave_no_folders(root: Path) -> None:
+    """After a first installation that was refused. The lock stays, as another may hold it by now."""
+    for folder in (root / VERSIONS, root / KEYS):
+        with suppress(OSError):  # one that holds something
+            folder.rmdir()
 
 
 def install(source: Source, root: Path, public_key: Path | None = None, test: Test = self_test) -> Installed:
@@ -105,20 +143,25 @@ def install(source: Source, root: Path, public_key: Path | None = None, test: Te
         statement = verify_signature(source.signature, source.manifest, keys).statement
         manifest = read_manifest(source.manifest)
         version_id = hashlib.sha256(source.signature).hexdigest()
-        repairs = version_id == current_version(root)
-        if repairs and _is_whole(root, version_id):
-            return Installed(status(root), None)
+        current = current_version(root)
+        before = None if current is None else id_of(current)
+        repairs = before == version_id
+        if current is not None and repairs and _is_whole(root, current):
+            return Installed(status(root), None, before)
         if not repairs:
             check_expiry(statement)
             _check_permitted(statement, version_id, state)
         check_compatible(manifest, this_machine(), shutil.disk_usage(root).free)
-        tested = _staged(source, manifest, root, version_id, test)
+        name, tested = _staged(source, manifest, root, version_id, test)
         if public_key is not None:
             _keep_key(root, public_key)
-        if not repairs:
+        if repairs:
+            disk.replace_link(root / CURRENT, f"{VERSIONS}/{name}")
+            write_state(root, _settled(root))  # which commits an update that was killed, where that could not be read
+        else:
             _swap(root, state, version_id, statement)
         _prune(root, read_state(root))
-        return Installed(status(root), tested)
+        return Installed(status(root), tested, before)
 
 
 def rollback(root: Path) -> Status:
@@ -131,7 +174,7 @@ def rollback(root: Path) -> Status:
             raise DeviceError(f"{root}: no earlier version is kept, so there is nothing to go back to")
         _check_whole(root, state.previous)
         disk.replace_link(root / CURRENT, f"{VERSIONS}/{state.previous}")
-        settled = replace(state, previous=None)
+        settled = replace(state, previous=None, pending=None, replaced=None)
         write_state(root, settled)
         _prune(root, settled)
         return status(root)
@@ -143,9 +186,10 @@ def status(root: Path) -> Status:
     current, state = current_version(root), _settled(root)
     if current is None:
         return Status(None, state.product, None, None, state.floor, None)
+    previous = None if state.previous is None else id_of(state.previous)
     with folder_source(root / VERSIONS / current) as source:
         said, sha256 = read_signature(source.signature).statement, hashlib.sha256(source.manifest).hexdigest()
-    return Status(current, said.product, said.version, sha256, state.floor, state.previous)
+    return Status(id_of(current), said.product, said.version, sha256, state.floor, previous)
 
 
 def check_current(root: Path) -> None:
@@ -155,22 +199,22 @@ def check_current(root: Path) -> None:
 
 
 def _expect_device(root: Path) -> None:
-    if not (root / VERSIONS).is_dir():
+    if not (root / VERSIONS).is_dir() or (current_version(root) is None and not (root / STATE).exists()):
         raise DeviceError(f"{root}: nothing was ever installed there; `compressor device install` does")
 
 
-def _check_whole(root: Path, version_id: str) -> None:
-    folder = root / VERSIONS / version_id
+def _check_whole(root: Path, name: str) -> None:
+    folder = root / VERSIONS / name
     with folder_source(folder) as source:
-        if hashlib.sha256(source.signature).hexdigest() != version_id:
+        if hashlib.sha256(source.signature).hexdigest() != id_of(name):
             raise BundleError(f"{folder}: its {SIGNATURE} is not what was installed; roll back, or install another")
         verify_signature(source.signature, source.manifest, _trusted(root, None))
         check_folder(folder, read_manifest(source.manifest, str(folder / MANIFEST)).files)
 
 
-def _is_whole(root: Path, version_id: str) -> bool:
+def _is_whole(root: Path, name: str) -> bool:
     try:
-        _check_whole(root, version_id)
+        _check_whole(root, name)
     except (BundleError, SignatureError):
         return False
     return True
@@ -211,29 +255,19 @@ def _check_permitted(statement: Statement, version_id: str, state: State) -> Non
 # What changes the disk.
 
 
-def _staged(source: Source, manifest: DeviceManifest, root: Path, version_id: str, test: Test) -> SelfTest:
-    """Leaves the bundle under its name in `versions`, whole, tested and durable."""
+def _staged(source: Source, manifest: DeviceManifest, root: Path, version_id: str, test: Test) -> tuple[str, SelfTest]:
+    """Leaves the bundle in `versions`, whole, tested and durable, under a free name: what is damaged serves on."""
+    name = f"{version_id}{AGAIN}" if os.path.lexists(root / VERSIONS / version_id) else version_id
     folder = disk.unfinished(root / VERSIONS)
     try:
         write_files(source, manifest.files, folder)
         tested = test(folder, manifest)
-        _place(folder, root / VERSIONS / version_id)
+        disk.move(folder, root / VERSIONS / name)
     except BaseException:
         with suppress(OSError):  # what is left over, the next install sweeps
             disk.remove(folder)
         raise
-    return tested
-
-
-def _place(new: Path, final: Path) -> None:
-    """Gives a version its name, which a damaged one may have: for a moment there is then none, as good as that."""
-    if not final.exists():
-        disk.move(new, final)
-        return
-    damaged = disk.unfinished(final.parent)
-    disk.move(final, damaged)
-    disk.move(new, final)
-    disk.remove(damaged)
+    return name, tested
 
 
 def _swap(root: Path, state: State, version_id: str, statement: Statement) -> None:
@@ -268,14 +302,27 @@ def _committed(state: State, statement: Statement) -> State:
 
 
 def _settled(root: Path) -> State:
-    """The state, with what a killed update or rollback had left to do to it."""
+    """The state, with what a killed update or rollback had left to do to it. Where the new version is damaged by now,
+    and does not say which it is, the commit waits until it is there anew; a rollback goes to what it replaced."""
     state, current = read_state(root), current_version(root)
-    if state.pending is not None and state.pending == current:
-        folder = root / VERSIONS / current
-        with folder_source(folder) as source:
-            state = _committed(state, read_signature(source.signature).statement)
+    if state.pending is not None and current is not None and state.pending == id_of(current):
+        statement = _statement(root, current)
+        if statement is None:
+            return replace(state, previous=state.replaced)
+        state = _committed(state, statement)
     state = replace(state, pending=None, replaced=None)
     return replace(state, previous=None) if state.previous == current else state
+
+
+def _statement(root: Path, name: str) -> Statement | None:
+    """What a version's signature says; None where it is not the one that was installed."""
+    try:
+        with folder_source(root / VERSIONS / name) as source:
+            if hashlib.sha256(source.signature).hexdigest() == id_of(name):
+                return read_signature(source.signature).statement
+    except (BundleError, SignatureError):
+        pass
+    return None
 
 
 def _recovered(root: Path) -> State:

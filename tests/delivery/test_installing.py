@@ -215,6 +215,14 @@ def test_the_memory_that_a_manifest_asks_for_is_enough(new: Path) -> None:
     assert self_test(new, manifest).peak_ram_bytes <= manifest.requires.ram_bytes
 
 
+def test_what_is_printed_before_the_self_test_s_answer_is_passed_over(
+    new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('a library of the child greets', flush=True)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert self_test(new, read_manifest((new / "manifest.json").read_bytes())).cases == 3
+
+
 def test_this_machine_has_what_proc_says() -> None:
     found = this_machine()
     assert found.architecture == os.uname().machine
@@ -406,6 +414,14 @@ def test_where_nothing_was_installed(device: Device, tmp_path: Path) -> None:
     device.root.write_text("a file")
     assert device.run("install", tmp_path) == 11
     assert device.root.read_text() == "a file"
+
+
+def test_a_refused_first_installation_is_none(device: Device, old: Path, signer: Signer) -> None:
+    device.refuses(old, 15, "name one with --public-key")
+    assert [path.name for path in device.root.iterdir()] == [".lock"]
+    assert device.run("status") == device.run("rollback") == 16
+    assert "nothing was ever installed" in device.capsys.readouterr().err
+    assert device.installs(old, "--public-key", signer.public)["version"] == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")

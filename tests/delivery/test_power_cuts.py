@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -20,7 +21,7 @@ from compressor.device.manifest import DeviceManifest
 from compressor.device.selftest import SelfTest
 from compressor.device.source import folder_source
 from compressor.device.state import current_version, read_state
-from compressor.errors import CompressorError, storage_error
+from compressor.errors import CompressorError, StorageError, storage_error
 
 POWER_CUTS, EACH = 1000, 8  # in all, and at each change
 
@@ -113,6 +114,62 @@ def test_a_power_cut_at_any_change_leaves_the_old_version_or_the_new(
     assert len(seen) == 2 * len(steps), "in each kind of step both were seen"
 
 
+def signed_files(version: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in version.iterdir() if path.name != "notes.txt"}
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["power cut", "disk full"])
+def test_what_serves_serves_on_while_it_is_put_there_anew(root: Path, new: Path, tmp_path: Path, fails: bool) -> None:
+    """A file more in a version that is whole otherwise: at every change all of it can be opened through `current`."""
+    (root / "current" / "notes.txt").write_text("of somebody")
+    expected, generator, seen, at = signed_files(new), random.Random(2), set(), 0
+    for again in (False, True):  # from the one name to the other, and back
+        (root / "current" / "notes.txt").write_text("of somebody")
+
+        def check(crashed: Path) -> None:
+            assert signed_files(crashed / "current") == expected
+            seen.add((crashed / "current" / "notes.txt").exists())
+            with without_waiting():
+                install(new, crashed)
+            assert served(crashed) == 2
+            assert left_over(crashed) == []
+            assert versions.status(crashed).previous == versions.status(root).previous
+            shutil.rmtree(crashed)
+
+        def cut(_call: str, followed: Disk) -> None:
+            for _ in range(EACH):
+                followed.after_crash(tmp_path / "crashed", generator)
+                check(tmp_path / "crashed")
+
+        while fails:
+            at, count = at + 1, 0
+            device = Path(shutil.copytree(root, tmp_path / "device", symlinks=True))
+
+            def fail(_call: str, _disk: Disk, last: int = at) -> None:
+                nonlocal count
+                count += 1
+                if count >= last:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a file")
+
+            try:
+                with recorded(device, fail):
+                    install(new, device)
+            except OSError:
+                check(device)
+            else:
+                shutil.rmtree(device)
+                break
+        if fails:
+            install(new, root)
+        else:
+            with recorded(root, cut):
+                install(new, root)
+        assert served(root) == 2
+        assert (current_version(root) or "").endswith(".1") is not again
+        at = 0
+    assert seen == {True, False}
+
+
 @contextmanager
 def without_waiting() -> Iterator[None]:
     """For what is thrown away: nothing is followed, and nothing waits for the disk."""
@@ -190,6 +247,53 @@ def test_what_a_killed_installer_left_is_cleared_away(root: Path, third: Path) -
         (folder / ".unfinished-4567").symlink_to("versions/none")
     (root / "versions" / "0f0f").mkdir()
     install(third, root)
+    assert left_over(root) == []
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"floor": value} for value in ("2", None, [1], -5, True, 1.0, float("inf"))]
+    + [{"format_version": True}, {"product": 1}, {"floor_id": "f"}, {"previous": 5}, {"previous": ".."}]
+    + [{"pending": "0" * 63 + "/"}, {"replaced": "A" * 64}],
+    ids=str,
+)
+def test_a_state_of_other_types_stops_everything(root: Path, third: Path, changed: dict[str, object]) -> None:
+    path = root / "state.json"
+    content = json.dumps({**json.loads(path.read_text()), **changed}).replace("Infinity", "1e999")
+    path.write_text(content)
+    for act in (lambda: install(third, root), lambda: versions.rollback(root), lambda: versions.status(root)):
+        with pytest.raises(StorageError, match="expected the state of a device"):
+            act()
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("target", ["versions/..", "versions/.", "versions/v1"])
+def test_a_link_to_what_is_no_version_stops_everything(root: Path, third: Path, target: str) -> None:
+    (root / "current").unlink()
+    (root / "current").symlink_to(target)
+    for act in (lambda: install(third, root), lambda: versions.rollback(root), lambda: versions.status(root)):
+        with pytest.raises(StorageError, match="expected a link into versions"):
+            act()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "signature.json"])
+@pytest.mark.parametrize("way", ["again", "back"])
+def test_a_killed_update_whose_version_is_damaged_is_mended_by_a_verb(
+    root: Path, third: Path, name: str, way: str
+) -> None:
+    """Killed between swap and commit: `pending` is current, and cannot be read."""
+    before = json.loads((root / "state.json").read_text())
+    second = current_version(root)
+    install(third, root)
+    path = root / "state.json"
+    path.write_text(json.dumps({**before, "pending": current_version(root), "replaced": second}))
+    (root / "current" / name).unlink()
+    if way == "again":
+        install(third, root)
+        assert (served(root), read_state(root).floor, read_state(root).previous) == (3, 3, second)
+    else:
+        versions.rollback(root)
+        assert (served(root), read_state(root).floor, read_state(root).pending) == (2, 2, None)
     assert left_over(root) == []
 
 

@@ -415,6 +415,28 @@ def test_what_was_updated_goes_back_when_a_file_is_in_the_way(
     assert answers(root / "current") == answers(old)
 
 
+def test_what_was_put_there_anew_or_first_does_not_go_back(
+    fleet: Fleet, old: Path, new: Path, signer: Signer, tmp_path: Path
+) -> None:
+    """A damaged current version, here and over ssh, beside an older one that must not serve again; an empty device."""
+    roots, file = [tmp_path / "root", fleet.boards[0].root], tmp_path / "file"
+    file.touch()
+    names = [str(roots[0]), fleet.boards[0].url]
+    for bundle in (old, new):
+        fleet.ships(bundle, *names, "--public-key", signer.public)
+    for root in roots:
+        model = root / "current" / "model.onnx"
+        model.write_bytes(model.read_bytes()[:-1] + b"?")
+    empty = tmp_path / "empty"
+    said = fleet.refuses(13, new, *names, empty, f"oci:{file}", "--public-key", signer.public)
+    assert f"rolled back: none; installed where nothing was before, and stays: {empty}" in said
+    assert "could not" not in said
+    for root in (*roots, empty):
+        assert answers(root / "current") == answers(new)
+    for root in roots:
+        assert json.loads((root / "state.json").read_text())["previous"], "and there is still something to go back to"
+
+
 def test_what_was_updated_goes_back_after_a_ctrl_c(
     old: Path, new: Path, signer: Signer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
