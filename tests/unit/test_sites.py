@@ -14,7 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compressor.errors import QuantizationError
 from compressor.quantize.float_model import load_float_model
+from compressor.quantize.int8 import to_dynamic_int8
 from compressor.quantize.sites import Site, applies, assign, find_sites, settled
+from compressor.quantize.weight_only import quantize_weights
 from compressor.recipe_quantize import NodePrecision
 
 MakeOnnx = Callable[..., Path]
@@ -301,3 +303,27 @@ def test_external_data_is_read_and_a_missing_file_refused(tmp_path: Path) -> Non
     (tmp_path / "m.data").unlink()
     with pytest.raises(QuantizationError, match="expected an ONNX model"):
         load_float_model(path)
+
+
+@pytest.mark.parametrize("precision", ["dynamic-int8", "weight-int8", "weight-int4", "float16"])
+def test_a_weight_without_numbers_stays_as_it_is(
+    make_onnx: MakeOnnx, precision: NodePrecision, tmp_path: Path
+) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="some"),
+        helper.make_node("MatMul", ["x", "none"], ["b"], name="none"),
+        helper.make_node("Concat", ["a", "b"], ["y"], axis=1),
+    ]
+    arrays = {"w": np.eye(32, dtype=np.float32), "none": np.zeros((32, 0), np.float32)}
+    interface = {"x": (FLOAT, ["n", 32])}, {"y": (FLOAT, ["n", 32])}
+    model = load_float_model(make_onnx(tmp_path / "m.onnx", nodes, *interface, arrays))
+    sites = find_sites(model)
+    assert [site.node for site in sites] == ["some"]
+    chosen = assign(sites, precision, {})
+    if precision == "dynamic-int8":
+        model = to_dynamic_int8(model, list(chosen))
+    else:
+        quantize_weights(model, sites, chosen, 32)
+    x = np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], x, atol=0.05)
