@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from compressor.benchmark.result import OperatorShare
+from compressor.quantized_operators import PRODUCTS, ROUNDING
 
 _IN_FLOAT32 = frozenset(
     ("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Conv", "FusedConv", "Attention", "MultiHeadAttention")
 )
-_IN_FEW_BITS = frozenset(
-    (
-        *("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm"),
-        *("ConvInteger", "QLinearConv", "QAttention", "MatMulNBits"),
-    )
-)
-_ROUNDING = frozenset(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"))
 # Of a processor of the first kind, the second multiplies 8-bit integers with sums of 32 bits.
 _DOT_PRODUCTS = (("sse2", ("avx512_vnni", "avx_vnni"), "VNNI"), ("asimd", ("asimddp",), "dot product instructions"))
 # Rounding is worth a word from this share of the time on, and what nodes cost where they take so little each.
@@ -39,7 +33,7 @@ def _products(
     profile: Sequence[OperatorShare], float32: Sequence[OperatorShare], instruction_sets: Collection[str]
 ) -> str:
     """Whether products take longer in few bits than those in float32 that they stand for."""
-    few = [one for one in profile if one.operator in _IN_FEW_BITS]
+    few = _of(profile, PRODUCTS)
     before_ms = _ms(_of(float32, _IN_FLOAT32)) - _ms(_of(profile, _IN_FLOAT32))
     if not few or before_ms <= 0 or _ms(few) < before_ms:
         return ""
@@ -53,7 +47,7 @@ def _products(
 
 
 def _rounding(profile: Sequence[OperatorShare]) -> str:
-    found = _of(profile, _ROUNDING)
+    found = _of(profile, ROUNDING)
     share = sum(one.share for one in found)
     if share < _MUCH:
         return ""
