@@ -64,7 +64,7 @@ def scales_of(node: onnx.NodeProto, source: Graph, quantized: Graph) -> Scales |
     weights, got = by_input(source.array(node.input[1]), node).astype(np.float64), stored.weights
     if got.shape != weights.shape:
         return None
-    groups, outputs, inputs, places = weights.shape
+    groups, outputs, inputs, _ = weights.shape
     plain = Scales(np.ones((groups, inputs)), np.ones((groups, outputs)), scaled=False)
     if (energy := np.square(weights).sum()) == 0 or _error(got, weights, plain) <= _EXACT * energy:
         return plain

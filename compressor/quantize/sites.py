@@ -221,5 +221,6 @@ def _agreed(asked: Mapping[Site, NodePrecision], overrides: Mapping[str, NodePre
 def _unknown(key: str, sites: Sequence[Site]) -> str:
     names = sorted({site.operator for site in sites}) + [site.node for site in sites]
     near = difflib.get_close_matches(key, names, n=1)
-    hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(names[:8])}"
+    has = f"it has {', '.join(names[:8])}" if names else "nothing in it can be: leave out quantize.overrides"
+    hint = f"; did you mean {near[0]}?" if near else f"; {has}"
     return f"quantize.overrides: no operator or node {key!r} that can be quantized is in this graph{hint}"

@@ -1,4 +1,4 @@
-"""Where scales were moved between layers before rounding, layers are told of the float32 original as of the moved one."""
+"""Where scales were moved before rounding, layers are told of the float32 original as of the moved one."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def written(moved: onnx.ModelProto, precision: NodePrecision) -> onnx.ModelProto
         return to_dynamic_int8(moved, nodes)
     if precision == "static-int8":
         values = [value for node in moved.graph.node for value in (*node.input, *node.output)]
-        return to_static(moved, nodes, precision, {value: (-6.0, 6.0) for value in values})
+        return to_static(moved, nodes, precision, dict.fromkeys(values, (-6.0, 6.0)))
     quantized = onnx.ModelProto()
     quantized.CopyFrom(moved)
     quantize_weights(quantized, sites, assign(sites, precision, {}), 32)
