@@ -308,6 +308,28 @@ def test_all_that_onnxruntime_has_in_few_bits_is_known() -> None:
     assert {"QGemm", "QLinearConv", "MatMulNBits"} <= few_bits
 
 
+def test_an_override_where_nothing_can_be_quantized() -> None:
+    with pytest.raises(
+        QuantizationError, match=r"'p3' .* is in this graph; nothing in it can be: leave out quantize.ov"
+    ):
+        assign((), "float32", {"p3": "weight-int8"})
+
+
+def test_a_node_named_as_what_is_made_of_a_gemm(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["a"], name="p"),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "v"], ["y"], name="p_MatMul"),
+    ]
+    arrays = {"w": np.eye(32, dtype=np.float32), "v": np.eye(32, dtype=np.float32)}
+    interface = {"x": (FLOAT, ["n", 32])}, {"y": (FLOAT, ["n", 32])}
+    model = load_float_model(make_onnx(tmp_path / "m.onnx", nodes, *interface, arrays))
+    for asked, integers in ((["p"], 1), (["p_MatMul"], 1), (["p", "p_MatMul"], 2)):
+        made = to_dynamic_int8(model, asked)
+        onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+        assert [node.op_type for node in made.graph.node].count("MatMulInteger") == integers
+
+
 def test_no_model(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"not a model, \xff\xff\xff")
     with pytest.raises(QuantizationError, match=r"m\.onnx: expected an ONNX model"):
