@@ -1,9 +1,10 @@
 """A quantizer of `bench quantization`, run by the Python of its own virtual environment:
 
-    python _peer_quantizers.py WAY MODEL CALIBRATION OUT
+    python _peer_quantizers.py PEER WAY MODEL CALIBRATION OUT
 
-WAY is one of WAYS. CALIBRATION is an .npz with an array for each input of each example, `NUMBER/INPUT`. Writes the
-quantized model to OUT, whose folder is scratch. This file needs numpy and that one peer, nothing of this program.
+PEER and WAY are names in WAYS. CALIBRATION is an .npz with an array for each input of each example, `NUMBER/INPUT`.
+Writes the quantized model to OUT, whose folder is scratch. This file needs numpy and that one peer, nothing of this
+program.
 """
 
 from __future__ import annotations

@@ -93,12 +93,13 @@ def inspect(options: argparse.Namespace) -> None:
         found = inspect_path(readable)
     lines = inspection_lines(found)
     if options.against is not None:
-        errors = _errors(path, options)
-        found["errors"], lines = asdict(errors), [*lines, *error_lines(errors)]
+        errors, untold = _errors(path, options)
+        found["errors"] = {**asdict(errors), "untold": untold}
+        lines = [*lines, *error_lines(errors, untold)]
     _print_json(found) if options.json else print("\n".join(lines))
 
 
-def _errors(path: Path, options: argparse.Namespace) -> ErrorAttribution:
+def _errors(path: Path, options: argparse.Namespace) -> tuple[ErrorAttribution, tuple[str, ...]]:
     if path.is_dir():
         raise UsageError(f"{path}: --against needs the .onnx file in a bundle, not the bundle")
     from compressor.quantizing import errors_of

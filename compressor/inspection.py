@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,8 @@ def inspect_path(path: Path) -> dict[str, Any]:
     raise UsageError(f"{path}: expected an .onnx file or a bundle folder, found {found}")
 
 
-def error_lines(found: ErrorAttribution) -> list[str]:
-    """Where a quantized model's error comes from, for a reader."""
+def error_lines(found: ErrorAttribution, untold: Sequence[str] = ()) -> list[str]:
+    """Where a quantized model's error comes from, for a reader; `untold`: the nodes of which that cannot be said."""
     now = found.now
     lines = [f"agreement with float32  {now.agreement:.6f}{_output_snr(now)}"]
     if found.layers:
@@ -60,8 +60,12 @@ def error_lines(found: ErrorAttribution) -> list[str]:
         lines += [
             f"  {layer.snr_db:6.1f} dB  {layer.operator} {layer.node}{_then(layer, now)}" for layer in found.layers
         ]
-    elif now.snr_db is not None:
+    elif now.snr_db is not None and not untold:
         lines.append("none of float32's layers that err is known by its name in this model")
+    if untold:
+        lines.append(
+            f"not told of {', '.join(untold)}: the model was scaled between layers, and what these read cannot be seen"
+        )
     return list(map(printable, [*lines, remedy_line(found)]))
 
 

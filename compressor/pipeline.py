@@ -151,7 +151,11 @@ def _compress(recipe: Recipe, run: Run, at: Materials) -> Result:
         QuantizedModels,
         lambda out: stages.quantize_student(at, distilled.value, small.value, out),
         (small, data),
-        recipe.quantize.model_dump(exclude={"qat": True, "search": {"study"}}),
+        [
+            recipe.quantize.model_dump(exclude={"qat": True, "search": {"study"}}),
+            # A search is decided by timings.
+            [recipe.benchmark.threads, *measured_on()] if recipe.quantize.search is not None else None,
+        ],
     )
     few_bits, known = quantized.value.models, list[Parity]()
     written: tuple[Keyed[Any], ...] = (big, small, quantized)

@@ -22,11 +22,12 @@ from compressor.intake.trial import admit_onnx
 from compressor.likeness import closeness
 from compressor.locks import alone_in
 from compressor.model_inputs import ArrayExamples, check_comparable, check_same_interface, check_timed, read_examples
-from compressor.onnx_file import MOST_BYTES, describe_onnx, in_one_file
+from compressor.onnx_file import MOST_BYTES, describe_onnx, in_one_file, read_onnx
 from compressor.onnxrt import all_outputs
 from compressor.progress import Progress
 from compressor.quantize import Mixer, load_float_model, quantize
 from compressor.quantize.calibration_file import sha256_feeds
+from compressor.quantize.layer_errors import untold
 from compressor.quantize.sites import assign, find_sites
 from compressor.recipe_quantize import Quantization, Search
 from compressor.report.rows import remedy_line
@@ -144,8 +145,9 @@ def quantize_file(
     return found
 
 
-def errors_of(model: Path, float32: Path, inputs: Path) -> ErrorAttribution:
-    """Where the error of a model comes from that was made of `float32`, on the examples in `inputs` (256 at most).
+def errors_of(model: Path, float32: Path, inputs: Path) -> tuple[ErrorAttribution, tuple[str, ...]]:
+    """Where the error of a model comes from that was made of `float32`, on the examples in `inputs` (256 at most); the
+    nodes of which nothing can be told, since scales were moved between layers (`layer_errors.untold`).
 
     Raises UsageError where their inputs or outputs are not the same, DataError for inputs that do not fit,
     QuantizationError where `float32` is no float32 model, BundleError for what onnxruntime does not run, or what fails
@@ -161,7 +163,8 @@ def errors_of(model: Path, float32: Path, inputs: Path) -> ErrorAttribution:
     examples = read_examples(inputs, described)
     judging = examples.encode(range(len(next(iter(examples.arrays.values())))))[:_MOST_HELD_OUT]
     judge = _judging(float32, examples, judging, threads=1)
-    return attribution(source, find_sites(source), quantized, judge)
+    sites = find_sites(source)
+    return attribution(source, sites, quantized, judge), untold(source, read_onnx(model, BundleError), sites)
 
 
 def quantized_lines(found: Quantized) -> list[str]:

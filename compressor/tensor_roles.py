@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import onnx
 
 from compressor.onnx_file import bodies_of, nodes_in
+from compressor.quantized_operators import QUANTIZED
 
 TABLES, LINEAR, CONVOLUTION = "embedding tables", "linear weights", "convolution weights"
 CODING, OTHER = "scales and zero points", "biases and constants"
@@ -27,13 +28,19 @@ _WEIGHT_OF = {
     "DynamicQuantizeMatMul": (LINEAR, (1,)),
     "MatMulIntegerToFloat": (LINEAR, (1,)),
     "MatMulNBits": (LINEAR, (1,)),
+    "MatMulNBitsMlp": (LINEAR, (3, 6)),
+    "MatMulNBitsQkv": (LINEAR, (3, 6, 9)),
+    "MatMulBnb4": (LINEAR, (1,)),
+    "MatMulFpQ4": (LINEAR, (1,)),
+    "DynamicQuantizeLSTM": (LINEAR, (1, 2)),
     "QAttention": (LINEAR, (1,)),
+    "QGemm": (LINEAR, (3,)),
+    "QMoE": (LINEAR, (2, 5, 8)),
     "QLinearMatMul": (LINEAR, (3,)),
     "Conv": (CONVOLUTION, (1,)),
     "ConvInteger": (CONVOLUTION, (1,)),
     "QLinearConv": (CONVOLUTION, (3,)),
 }
-_FLOAT_OPERATORS = ("Gather", "EmbedLayerNormalization", "MatMul", "Gemm", "Attention", "Conv")
 
 
 @dataclass(frozen=True)
@@ -114,15 +121,16 @@ class Readers:
                     return CODING if node.op_type == "DequantizeLinear" else OTHER, None
                 if (found := self._role(scope, node.output[0]))[0] != OTHER:
                     return found
-            elif node.op_type in _WEIGHT_OF:
-                role, positions = _WEIGHT_OF[node.op_type]
-                if value in (node.input[position] for position in positions if position < len(node.input)):
-                    return role, next((entry.i for entry in node.attribute if entry.name == "bits"), None)
-                if node.op_type not in _FLOAT_OPERATORS:
-                    return CODING, None
-            elif "Quantize" in node.op_type:
+            elif node.op_type in _WEIGHT_OF and value in _weights_of(node):
+                bits = next((entry.i for entry in node.attribute if entry.name == "bits"), None)
+                return _WEIGHT_OF[node.op_type][0], bits
+            elif node.op_type in QUANTIZED:
                 return CODING, None
         return OTHER, None
+
+
+def _weights_of(node: onnx.NodeProto) -> list[str]:
+    return [node.input[position] for position in _WEIGHT_OF[node.op_type][1] if position < len(node.input)]
 
 
 def _scopes(model: onnx.ModelProto) -> dict[str, onnx.GraphProto | onnx.FunctionProto]:

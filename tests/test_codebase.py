@@ -27,7 +27,7 @@ GROUND = (
     "recipe_student", "recipe_distill", "recipe_quantize", "recipe_portable", "recipe_file", "recipe_template",
     "preprocess", "answered", "images", "onnx_file", "onnxrt", "metrics", "progress", "own_task", "token_map", "xray",
     "tokenizer_file", "tensor_roles", "likeness", "model_inputs", "certificate", "error_attribution", "timings", "ssh",
-    "intake", "limited", "processor",
+    "intake", "limited", "processor", "quantized_operators",
 )  # fmt: skip
 STAGE_PACKAGES = ("students", "distill", "export", "quantize", "verify", "benchmark", "bundle", "report")
 LAYERS = (

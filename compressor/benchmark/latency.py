@@ -9,7 +9,7 @@ from compressor.artifacts import Interval
 from compressor.benchmark.measure import measure
 from compressor.benchmark.request import BenchmarkSettings, Candidate
 from compressor.benchmark.result import ComparisonFound, ModelFound, OperatorShare, RunFound
-from compressor.benchmark.slower import why_not_faster
+from compressor.benchmark.slower import products_in_float32, why_not_faster
 from compressor.errors import BenchmarkError
 from compressor.processor import instruction_sets
 from compressor.progress import Progress
@@ -43,7 +43,13 @@ def explained(
         return timed
     profiled = replace(settings, profile=True, min_samples=50, budget_s=min(settings.budget_s, _PROFILE_S))
     shares = {model.name: model.profile or () for model in measure(candidates, profiled, progress).models}
-    whys = {one.name: why_not_faster(shares[one.name], shares[float32], instruction_sets()) for one in later}
+    paths = {one.name: one.model for one in candidates}
+    whys = {
+        one.name: why_not_faster(
+            shares[one.name], shares[float32], instruction_sets(), products_in_float32(paths[one.name])
+        )
+        for one in later
+    }
     return replace(
         timed,
         models=tuple(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 
 from compressor import __version__
 from compressor.errors import QuantizationError
@@ -58,7 +59,8 @@ def kept(
     model: onnx.ModelProto, batches: Callable[[], Iterable[Feed]], operators: Sequence[str], folder: Path | None
 ) -> Calibration:
     """`calibrate`, kept in `folder`, if there is one, under a key of all that it depends on: the model's bytes, the
-    batches, the operators and this program's version. `batches` gives the same ones each time. A kept file that cannot
+    batches, the operators, and the versions of this program and of
+    onnxruntime. `batches` gives the same ones each time. A kept file that cannot
     be read is written again.
     """
     if folder is None:
@@ -85,4 +87,5 @@ def sha256_feeds(feeds: Iterable[Feed]) -> str:
 
 def _key(model: onnx.ModelProto, batches: Iterable[Feed], operators: Sequence[str]) -> str:
     bytes_of_model = hashlib.sha256(model.SerializeToString(deterministic=True))
-    return key_of(SCHEMA, __version__, bytes_of_model.hexdigest(), sha256_feeds(batches), list(operators))
+    versions = [__version__, onnxruntime.__version__]
+    return key_of(SCHEMA, versions, bytes_of_model.hexdigest(), sha256_feeds(batches), list(operators))

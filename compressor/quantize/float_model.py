@@ -14,6 +14,7 @@ from compressor.errors import QuantizationError
 from compressor.onnx_file import MOST_BYTES, nodes_in, opset_of, read_onnx, without_constant_inputs
 from compressor.quantize.sites import find_sites, turns
 from compressor.quantize.weight_only import reads
+from compressor.quantized_operators import QUANTIZED
 
 # Per-channel QuantizeLinear came with 13.
 _OLDEST_OPSET = 13
@@ -35,7 +36,7 @@ def load_float_model(path: Path) -> onnx.ModelProto:
             " or raise it with onnx.version_converter"
         )
     nodes = [*nodes_in(model.graph.node), *(node for function in model.functions for node in nodes_in(function.node))]
-    if found := sorted({node.op_type for node in nodes if _is_quantized(node)}):
+    if found := sorted({node.op_type for node in nodes}.intersection(QUANTIZED)):
         raise QuantizationError(f"{path}: is quantized already ({', '.join(found)}); give the float32 model")
     if model.ByteSize() > MOST_BYTES:
         raise QuantizationError(f"{path}: {model.ByteSize():,} bytes; at most {MOST_BYTES:,} fit into one ONNX file")
@@ -46,10 +47,6 @@ def load_float_model(path: Path) -> onnx.ModelProto:
     _name_nodes(model)
     _check_finite(path, model)
     return model
-
-
-def _is_quantized(node: onnx.NodeProto) -> bool:
-    return any(part in node.op_type for part in ("Quantize", "Integer", "QLinear", "NBits"))
 
 
 def _hold_constants(graph: onnx.GraphProto) -> None:

@@ -32,19 +32,42 @@ _OPTIONS = {"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOA
 
 def to_dynamic_int8(model: onnx.ModelProto, nodes: Sequence[str]) -> onnx.ModelProto:
     """`model` with these nodes in dynamic int8: activations are scaled per inference. int8 weights per channel."""
+    renamed = _unlike_gemms(model)
     with tempfile.TemporaryDirectory() as folder, without_chatter():
         written = Path(folder) / "model.onnx"
         quantize_dynamic(
-            model,
+            renamed,
             written,
             op_types_to_quantize=OPERATORS,
             # A Gemm becomes a MatMul of this name and an Add.
-            nodes_to_quantize=[name for node in nodes for name in (node, f"{node}_MatMul")],
+            nodes_to_quantize=[name for node in nodes for name in (_as_named(node, model), f"{node}_MatMul")],
             per_channel=True,
             weight_type=QuantType.QInt8,
             extra_options=dict(_OPTIONS),
         )
         return onnx.load(written)
+
+
+def _unlike_gemms(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, or a copy without nodes that have the name of what onnxruntime makes of a Gemm."""
+    if all(_as_named(node.name, model) == node.name for node in model.graph.node):
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node in copy.graph.node:
+        node.name = _as_named(node.name, model)
+    return copy
+
+
+def _as_named(node: str, model: onnx.ModelProto) -> str:
+    """A node's name, another one where onnxruntime would give the same to a part of a Gemm."""
+    taken = {one.name for one in model.graph.node}
+    made = {f"{one.name}{part}" for one in model.graph.node if one.op_type == "Gemm" for part in ("_MatMul", "_Add")}
+    while node in made:
+        node += "_"
+        while node in taken:
+            node += "_"
+    return node
 
 
 def observed(model: onnx.ModelProto, nodes: Collection[str]) -> list[str]:

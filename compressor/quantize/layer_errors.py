@@ -12,12 +12,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from compressor.metrics import snr_db
 from compressor.onnx_file import MOST_BYTES, with_outputs
 from compressor.onnxrt import open_session, run_one
 from compressor.preprocess import Feed
+from compressor.quantize.products import Graph
+from compressor.quantize.rescaled import PLAIN, Scales, scales_of
 from compressor.quantize.sites import Site, turned_weights
 
 _TWIN = "float32/"
@@ -37,13 +39,16 @@ def noises(
     """Of every site that adds noise, the noisiest first: 10 log10(Σ y² / Σ (y' - y)²), y' what the quantized graph
     computes there and y what float32 makes of the same input.
 
-    Sites whose input or output the quantized graph does not know by its name are left out; all are, where both graphs
-    together are beyond 2 GiB. Raises BundleError where onnxruntime does not run the graph.
+    Where scales were moved between layers before the graph was quantized, float32's weights are scaled alike. Sites
+    whose input or output the quantized graph does not know by its name are left out, and those that are `untold`; all
+    are, where both graphs together are beyond 2 GiB. Raises BundleError where onnxruntime does not run the graph.
     """
+    sites = tuple(sites)
     if source.ByteSize() + quantized.ByteSize() > MOST_BYTES:  # nor does onnxruntime take more as bytes
         return ()
     twins = _Twins(source, quantized)
-    compared = [site for site in sites if twins.fits(site)]
+    left_out = {*untold(source, quantized, sites, twins), *(site.node for site in sites if not twins.adds_noise(site))}
+    compared = [site for site in sites if twins.fits(site) and site.node not in left_out]
     energies = [f"{twins.output(site)}/{kind}" for site in compared for kind in ("noise", "signal")]
     model = with_outputs(quantized, energies)
     for site in compared:
@@ -58,6 +63,19 @@ def noises(
         sums += np.array([float(value.reshape(())) for value in run_one(session, feed)]).reshape(-1, 2)
     found = zip(compared, (snr_db(signal, noise) for noise, signal in sums), strict=True)
     return tuple(sorted((Noise(site, snr) for site, snr in found if snr is not None), key=lambda one: one.snr_db))
+
+
+def untold(
+    source: onnx.ModelProto, quantized: onnx.ModelProto, sites: Sequence[Site], twins: _Twins | None = None
+) -> tuple[str, ...]:
+    """The nodes of which nothing can be told: others in the quantized graph have weights that were scaled before they
+    were rounded, and whether these do cannot be seen.
+    """
+    twins = twins or _Twins(source, quantized)
+    fit = [site for site in sites if twins.fits(site)]
+    if not any((scales := twins.scales(site)) is not None and scales.scaled for site in fit):
+        return ()
+    return tuple(site.node for site in fit if twins.scales(site) is None)
 
 
 def restored(source: onnx.ModelProto, quantized: onnx.ModelProto, sites: Iterable[Site]) -> onnx.ModelProto:
@@ -84,6 +102,8 @@ class _Twins:
         self._turned = turned_weights(source)
         self._turners = {node.output[0]: node for node in source.graph.node if node.output[0] in self._turned}
         graph = quantized.graph
+        self._graphs = Graph(source), Graph(quantized)
+        self._scales: dict[str, Scales | None] = {}
         self._known = {value.name for value in graph.input} | {name for node in graph.node for name in node.output}
         self._put: set[str] = set()
 
@@ -95,6 +115,19 @@ class _Twins:
         node = self._nodes[site.node]
         read = [name for name in node.input if name and name not in self._constants and name not in self._turned]
         return node.output[0] in self._known and self._known.issuperset(read)
+
+    def scales(self, site: Site) -> Scales | None:
+        """Beside the quantized weights; None where they do not tell. Tables, and what shares one, are never scaled."""
+        node = self._nodes[site.node]
+        if site.operator == "Gather" or node.input[1] in self._turned:
+            return PLAIN
+        if site.node not in self._scales:
+            self._scales[site.node] = scales_of(node, *self._graphs)
+        return self._scales[site.node]
+
+    def adds_noise(self, site: Site) -> bool:
+        scales = self.scales(site) if self.fits(site) else None
+        return scales is None or scales.adds_noise
 
     def put(self, site: Site, graph: onnx.GraphProto, place: int, output: str) -> None:
         """Inserts the site's node at `place`, with what it needs, its constants under names of their own."""
@@ -115,7 +148,20 @@ class _Twins:
                 twin.input[position] = f"{_TWIN}{name}"
             elif name in self._constants:
                 twin.input[position] = self._constant(graph, name)
+        self._scale(site, twin, graph)
         graph.node.insert(place, twin)
+
+    def _scale(self, site: Site, twin: onnx.NodeProto, graph: onnx.GraphProto) -> None:
+        """Gives the twin weights and a bias of its own, where those in few bits were scaled."""
+        scales, node = self.scales(site), self._nodes[site.node]
+        if scales is None or not scales.scaled:
+            return
+        numbers = {1: scales.weights(node, numpy_helper.to_array(self._constants[node.input[1]]))}
+        if len(node.input) > 2 and node.input[2] in self._constants:
+            numbers[2] = scales.bias(numpy_helper.to_array(self._constants[node.input[2]]))
+        for position, array in numbers.items():
+            twin.input[position] = f"{_TWIN}scaled/{node.name}/{position}"
+            graph.initializer.append(numpy_helper.from_array(array, twin.input[position]))
 
     def _constant(self, graph: onnx.GraphProto, name: str) -> str:
         if self._new(name):

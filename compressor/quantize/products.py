@@ -17,14 +17,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from compressor.onnx_file import bodies_of
+from compressor.quantized_operators import INTEGER_PRODUCTS
 
 # onnxruntime computes them in integers between DequantizeLinear nodes.
 _FUSED = ("MatMul", "Gemm", "Conv")
-# They multiply 8-bit integers too, in kernels or layouts that are not looked into here.
-_OTHERS = {
-    "ConvInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat", "MatMulNBits", "QAttention",
-    "QGemm", "QLinearConv", "QLinearMatMul", "QMoE",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,8 +89,8 @@ def find_products(graph: Graph) -> tuple[list[IntegerProduct], list[str]]:
             if activations is None or weights is None or not _in_integers(graph, activations, weights):
                 continue
             product = _between_dequantizers(graph, node, activations, weights)
-        elif node.op_type in _OTHERS:
-            product = None
+        elif node.op_type in INTEGER_PRODUCTS:
+            product = None  # in kernels or layouts that are not looked into here
         else:
             continue
         if product is None:
@@ -122,7 +118,7 @@ def _may_multiply(nodes: Iterable[onnx.NodeProto], outside: set[str]) -> Iterato
     numbers = outside | _dequantized(nodes)
     for node in nodes:
         fused = node.op_type in _FUSED and numbers.issuperset(node.input[:2])
-        if fused or node.op_type == "MatMulInteger" or node.op_type in _OTHERS:
+        if fused or node.op_type in INTEGER_PRODUCTS:
             yield node.name or node.output[0]
         for body in bodies_of(node):
             yield from _may_multiply(body.node, numbers)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -80,7 +81,7 @@ def move(model: onnx.ModelProto, scales: Mapping[Seam, NDArray[np.float64]]) -> 
     return moved
 
 
-def by_input(weights: NDArray[np.float32], node: onnx.NodeProto) -> NDArray[np.float32]:
+def by_input(weights: NDArray[Any], node: onnx.NodeProto) -> NDArray[Any]:
     """A view of a product's weights as [groups, outputs of a group, inputs of a group, places]."""
     if node.op_type != "Conv":
         turned = weights if attribute(node, "transB", 0) else weights.T

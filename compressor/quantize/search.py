@@ -23,7 +23,7 @@ from typing import cast
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from compressor.errors import BundleError, QuantizationError
 from compressor.progress import Progress
@@ -249,8 +249,9 @@ def _sensitivity(site: Site, space: Space, bench: Bench, folder: Path) -> Sensit
 def _study(folder: Path, ranking: _Ranking, seed: int) -> optuna.Study:
     """Each process that joins proposes by a seed of its own: two with the same would propose the same."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
     with claimed(folder, JOURNAL, wait=True):
+        _without_half_a_line(folder / JOURNAL)
+        storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
         study = optuna.create_study(
             study_name="precisions",
             directions=["maximize", "minimize", "maximize"],
@@ -266,6 +267,19 @@ def _study(folder: Path, ranking: _Ranking, seed: int) -> optuna.Study:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # so long as constant_liar is new
         study.sampler = optuna.samplers.TPESampler(seed=seed + joined, constant_liar=True)
     return study
+
+
+def _without_half_a_line(journal: Path) -> None:
+    """Takes away what a process that died has left of its last line: Optuna would write the next one behind it."""
+    if not journal.is_file() or journal.read_bytes()[-1:] in (b"", b"\n"):
+        return
+    lock = JournalFileSymlinkLock(str(journal))  # another process may be writing the rest of it
+    lock.acquire()
+    try:
+        with journal.open("r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 def _done(study: optuna.Study) -> int:

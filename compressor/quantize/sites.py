@@ -49,7 +49,8 @@ class Site:
 def find_sites(model: onnx.ModelProto) -> tuple[Site, ...]:
     """In the order of the graph; of the graph itself, not of the bodies of If, Loop and Scan, which stay float32.
 
-    Weights are matrices, those of convolutions have a kernel too; products with others stay float32.
+    Weights are matrices, those of convolutions have a kernel too; products with others stay float32, as do weights
+    without numbers.
     """
     weights, turned = _float_weights(model), turned_weights(model)
     found: list[tuple[Site, onnx.NodeProto]] = []
@@ -60,7 +61,7 @@ def find_sites(model: onnx.ModelProto) -> tuple[Site, ...]:
         read = node.input[position]
         weight = read if node.op_type in ("Gather", "Conv") else turned.get(read, read)
         shape = weights.get(weight, ())
-        if len(shape) > 2 if node.op_type == "Conv" else len(shape) == 2:
+        if 0 not in shape and (len(shape) > 2 if node.op_type == "Conv" else len(shape) == 2):
             found.append((Site(node.name, node.op_type, weight, shape), node))
     by_weight: dict[str, list[tuple[Site, onnx.NodeProto]]] = {}
     for site, node in found:
@@ -220,5 +221,6 @@ def _agreed(asked: Mapping[Site, NodePrecision], overrides: Mapping[str, NodePre
 def _unknown(key: str, sites: Sequence[Site]) -> str:
     names = sorted({site.operator for site in sites}) + [site.node for site in sites]
     near = difflib.get_close_matches(key, names, n=1)
-    hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(names[:8])}"
+    has = f"it has {', '.join(names[:8])}" if names else "nothing in it can be: leave out quantize.overrides"
+    hint = f"; did you mean {near[0]}?" if near else f"; {has}"
     return f"quantize.overrides: no operator or node {key!r} that can be quantized is in this graph{hint}"

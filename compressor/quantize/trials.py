@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from compressor.locks import hold
 from compressor.recipe_quantize import NodePrecision
@@ -89,17 +90,27 @@ def claimed(folder: Path, what: str, *, wait: bool) -> Iterator[bool]:
     holds nothing.
     """
     path = folder / f".{key_of(what)[:16]}.claim"
-    with path.open("w") as file:
-        if wait:
-            hold(file, lambda: None)
-        else:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-        yield True
-        path.unlink(missing_ok=True)  # whoever waits for it finds what it was held for written down
+    while True:
+        with path.open("w") as file:
+            if wait:
+                hold(file, lambda: None)
+            else:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    yield False
+                    return
+            if not _lies_at(file, path):  # whoever held it has taken it away: another may hold a new one
+                continue
+            yield True
+            path.unlink(missing_ok=True)
+            return
+
+
+def _lies_at(file: IO[str], path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
 
 
 def pareto(trials: Iterable[Trial]) -> tuple[Trial, ...]:
@@ -122,4 +133,8 @@ def _dominates(one: Trial, other: Trial) -> bool:
 def _rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file, which may not be there yet; of a process that died while it wrote, not the half of one."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+    rows = []
+    for line in filter(None, lines):
+        with suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]

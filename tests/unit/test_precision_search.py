@@ -13,9 +13,9 @@ import pytest
 
 from compressor.errors import QuantizationError
 from compressor.progress import SILENT
-from compressor.quantize.search import Bench, Limits, Space, Timed, finalists, search
+from compressor.quantize.search import JOURNAL, Bench, Limits, Space, Timed, finalists, search
 from compressor.quantize.sites import Site
-from compressor.quantize.trials import PARETO, SENSITIVITY, TRIALS, UNFIT, Chosen, Trial, pareto, trials_in
+from compressor.quantize.trials import PARETO, SENSITIVITY, TRIALS, UNFIT, Chosen, Trial, claimed, pareto, trials_in
 from compressor.recipe_quantize import NodePrecision
 
 SITES = (
@@ -103,6 +103,38 @@ def test_every_trial_is_on_disk_and_the_front_is_theirs(tmp_path: Path) -> None:
     front = [Trial(**row) for row in json.loads((tmp_path / PARETO).read_text())]
     assert tuple(front) == pareto(trials)
     assert not list(tmp_path.glob("*.onnx"))
+
+
+@pytest.mark.parametrize("half", ['{"chosen": {"emb', '{"chosen": {"embed": "float32"}', '"chosen"', "7"])
+def test_of_torn_lines_the_search_goes_on(tmp_path: Path, half: str) -> None:
+    first = search(SPACE, World().bench, LIMITS, tmp_path, 0, SILENT)
+    with (tmp_path / TRIALS).open("a") as file:
+        file.write(half)
+    journal = tmp_path / JOURNAL
+    journal.write_bytes(journal.read_bytes()[:-20])
+    again = World()
+    more = search(SPACE, again.bench, Limits(hours=1.0, trials=LIMITS.trials + 5), tmp_path, 0, SILENT)
+    assert max(one.agreement for one in more) >= max(one.agreement for one in first)
+    for line in journal.read_bytes().splitlines():
+        json.loads(line)
+    assert again.timings <= 6, "what was measured is known, but for the last mixture's verdict"
+
+
+def count(folder: Path) -> None:
+    for _ in range(20):
+        with claimed(folder, "what", wait=True):
+            counted = int((folder / "count").read_text())
+            time.sleep(0.001)
+            (folder / "count").write_text(str(counted + 1))
+
+
+def test_a_claim_excludes_all_others(tmp_path: Path) -> None:
+    (tmp_path / "count").write_text("0")
+    with ProcessPoolExecutor(6, mp_context=get_context("spawn")) as pool:
+        for worker in [pool.submit(count, tmp_path) for _ in range(6)]:
+            worker.result(timeout=120)
+    assert (tmp_path / "count").read_text() == "120"
+    assert not list(tmp_path.glob(".*.claim"))
 
 
 @pytest.mark.parametrize("dies_at", [2, 5, 15])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +12,14 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
 from compressor.errors import QuantizationError
 from compressor.quantize.float_model import load_float_model
+from compressor.quantize.int8 import to_dynamic_int8
 from compressor.quantize.sites import Site, applies, assign, find_sites, settled
+from compressor.quantize.weight_only import quantize_weights
+from compressor.quantized_operators import QUANTIZED
 from compressor.recipe_quantize import NodePrecision
 
 MakeOnnx = Callable[..., Path]
@@ -286,6 +291,45 @@ def test_quantized_already(tmp_path: Path) -> None:
         load_float_model(save(tmp_path / "m.onnx", 20, quantized))
 
 
+@pytest.mark.parametrize("operator", ["QGemm", "QAttention", "QEmbedLayerNormalization", "QMoE", "MatMulBnb4"])
+def test_quantized_already_and_fused(operator: str, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node(operator, ["x"], ["q"], domain="com.microsoft"),
+        helper.make_node("MatMul", ["q", "w"], ["y"]),
+    ]
+    with pytest.raises(QuantizationError, match=rf"is quantized already \({operator}\); give the float32"):
+        load_float_model(save(tmp_path / "m.onnx", 20, *nodes))
+
+
+def test_all_that_onnxruntime_has_in_few_bits_is_known() -> None:
+    named = re.compile("^Q[A-Z]|[Qq]uantize|Integer|NBits|Bnb|FpQ|BFP|WithOrder")
+    few_bits = {one.name for one in get_all_operator_schema() if re.search(named, one.name)}
+    assert few_bits <= QUANTIZED
+    assert {"QGemm", "QLinearConv", "MatMulNBits"} <= few_bits
+
+
+def test_an_override_where_nothing_can_be_quantized() -> None:
+    with pytest.raises(
+        QuantizationError, match=r"'p3' .* is in this graph; nothing in it can be: leave out quantize.ov"
+    ):
+        assign((), "float32", {"p3": "weight-int8"})
+
+
+def test_a_node_named_as_what_is_made_of_a_gemm(make_onnx: MakeOnnx, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["a"], name="p"),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "v"], ["y"], name="p_MatMul"),
+    ]
+    arrays = {"w": np.eye(32, dtype=np.float32), "v": np.eye(32, dtype=np.float32)}
+    interface = {"x": (FLOAT, ["n", 32])}, {"y": (FLOAT, ["n", 32])}
+    model = load_float_model(make_onnx(tmp_path / "m.onnx", nodes, *interface, arrays))
+    for asked, integers in ((["p"], 1), (["p_MatMul"], 1), (["p", "p_MatMul"], 2)):
+        made = to_dynamic_int8(model, asked)
+        onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+        assert [node.op_type for node in made.graph.node].count("MatMulInteger") == integers
+
+
 def test_no_model(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"not a model, \xff\xff\xff")
     with pytest.raises(QuantizationError, match=r"m\.onnx: expected an ONNX model"):
@@ -301,3 +345,25 @@ def test_external_data_is_read_and_a_missing_file_refused(tmp_path: Path) -> Non
     (tmp_path / "m.data").unlink()
     with pytest.raises(QuantizationError, match="expected an ONNX model"):
         load_float_model(path)
+
+
+@pytest.mark.parametrize("precision", ["dynamic-int8", "weight-int8", "weight-int4", "float16"])
+def test_a_weight_without_numbers_stays_as_it_is(make_onnx: MakeOnnx, precision: NodePrecision, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="some"),
+        helper.make_node("MatMul", ["x", "none"], ["b"], name="none"),
+        helper.make_node("Concat", ["a", "b"], ["y"], axis=1),
+    ]
+    arrays = {"w": np.eye(32, dtype=np.float32), "none": np.zeros((32, 0), np.float32)}
+    interface = {"x": (FLOAT, ["n", 32])}, {"y": (FLOAT, ["n", 32])}
+    model = load_float_model(make_onnx(tmp_path / "m.onnx", nodes, *interface, arrays))
+    sites = find_sites(model)
+    assert [site.node for site in sites] == ["some"]
+    chosen = assign(sites, precision, {})
+    if precision == "dynamic-int8":
+        model = to_dynamic_int8(model, list(chosen))
+    else:
+        quantize_weights(model, sites, chosen, 32)
+    x = np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], x, atol=0.05)
