@@ -24,8 +24,8 @@ _NAME = re.compile(rf"[0-9a-f]{{64}}({re.escape(AGAIN)})?", re.ASCII)
 class State:
     """What must be remembered. `floor`: the highest version that was committed, `floor_id` the one that had it.
 
-    `previous` is what a rollback goes to. `pending`: a swap to it was about to happen, away from `replaced`. All three are
-    names in `versions`.
+    `previous` is what a rollback goes to. `pending`: a swap to it was about to happen, away from `replaced`. All three
+    are names in `versions`.
     """
 
     format_version: int = STATE_VERSION
