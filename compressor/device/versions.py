@@ -15,18 +15,18 @@ the next command finishes the commit, should this one be killed.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.device import disk
 from compressor.device.compatible import check_compatible, this_machine
+from compressor.device.lock import KEYS, alone_on
 from compressor.device.manifest import MANIFEST, DeviceManifest, read_manifest
 from compressor.device.selftest import SelfTest, self_test
 from compressor.device.signature import (
@@ -51,12 +51,10 @@ from compressor.device.state import (
     read_state,
     write_state,
 )
-from compressor.errors import BundleError, DeviceError, SignatureError, StorageError
+from compressor.errors import BundleError, DeviceError, SignatureError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-KEYS, LOCK = "keys", ".lock"
 
 Test = Callable[[Path, DeviceManifest], SelfTest]
 
@@ -90,44 +88,6 @@ def described(found: Status | Installed) -> dict[str, Any]:
     if isinstance(found, Installed):
         return {**asdict(found.status), **{key: value for key, value in asdict(found).items() if key != "status"}}
     return {**asdict(found), "self_test": None}
-
-
-@contextmanager
-def alone_on(root: Path) -> Iterator[None]:
-    """Makes the folder of a device and holds it. Raises StorageError when another installer holds it."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise StorageError(f"{root}: expected a folder for versions, found a file; choose another") from None
-    with (root / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StorageError(f"{root}: another installer is at work; wait for it") from None
-        try:
-            _make_folders(root)
-            yield
-        except BaseException:
-            if current_version(root) is None and not (root / STATE).exists():
-                _leave_no_folders(root)
-            raise
-
-
-def _make_folders(root: Path) -> None:
-    for folder in (root / VERSIONS, root / KEYS):
-        if folder.is_dir():
-            continue
-        try:
-            disk.make_folder(folder)
-        except FileExistsError:
-            raise StorageError(f"{folder}: expected a folder, found a file; remove it") from None
-
-
-def _leave_no_folders(root: Path) -> None:
-    """After a first installation that was refused. The lock stays, as another may hold it by now."""
-    for folder in (root / VERSIONS, root / KEYS):
-        with suppress(OSError):  # one that holds something
-            folder.rmdir()
 
 
 def install(source: Source, root: Path, public_key: Path | None = None, test: Test = self_test) -> Installed:

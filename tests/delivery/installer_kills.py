@@ -1,9 +1,9 @@
 """Kills `compressor device install` at random moments, by kill -9: `tests/delivery/installer_kills.py --kills 200`.
 
-Each trial begins an update and kills it with all its children: half of them at a moment of an undisturbed update, half
-at one after the first file is being written. Then what is current must be the old version or the new one, whole, by
-its signature and hashes, and the next update must go through and leave nothing of the killed one. One line for each
-trial and a summary; exit code 1 when one fails.
+Each trial begins an update, or every fourth time puts the current version there anew, and kills it with all its
+children: half of them at a moment of an undisturbed update, half at one after the first file is being written. Then
+what is current must be the old version or the new one, whole, by its signature and hashes, and the next update must go
+through and leave nothing of the killed one. One line for each trial and a summary; exit code 1 when one fails.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from made_bundles import Signer, make_bundle, make_signer
 
 from compressor.device import versions
+from compressor.device.state import id_of
 
 LONGEST_S = 120.0
 ENDED = "ended before"
@@ -85,8 +86,23 @@ def trial(bundle: Path, signer: Signer, root: Path, duration_s: float, generator
     found = versions.status(root)
     assert (found.version, found.floor) == (before + 1, before + 1)
     assert not unfinished(root)
-    assert {path.name for path in (root / "versions").iterdir()} == {found.current, found.previous}
+    assert {id_of(path.name) for path in (root / "versions").iterdir()} == {found.current, found.previous}
     return where
+
+
+def repair(bundle: Path, root: Path, duration_s: float, generator: random.Random) -> str:
+    """One kill while a current version with a file too much is put there anew: its own files are there all the time."""
+    before = versions.status(root)
+    (root / "current" / "notes.txt").write_text("of somebody")
+    process = begin(bundle, root)
+    kill_at(process, root, generator.uniform(0, duration_s * 0.6), generator.random() < 0.5)
+    for path in bundle.iterdir():
+        assert (root / "current" / path.name).read_bytes() == path.read_bytes(), path.name
+    finish(bundle, root)
+    versions.check_current(root)
+    assert versions.status(root) == before
+    assert not unfinished(root)
+    return ENDED if process.returncode == 0 else "in a repair"
 
 
 def run(kills: int, seed: int, folder: Path) -> Counter[str]:
@@ -116,7 +132,10 @@ def run(kills: int, seed: int, folder: Path) -> Counter[str]:
     for number in count():
         if places.total() == kills:
             break
-        where = trial(bundles[number % 2], signer, root, duration_s, generator)
+        if number % 4 == 2:  # what the update before has installed
+            where = repair(bundles[(number - 1) % 2], root, duration_s, generator)
+        else:
+            where = trial(bundles[number % 2], signer, root, duration_s, generator)
         places[where] += where != ENDED
         print(f"update {number + 1}: {where}", flush=True)
     return +places
