@@ -104,6 +104,27 @@ class Readers:
         """Whether it lies in a body of If, Loop or Scan, or is read there: no quantizer changes it."""
         return held.in_body or (held.scope, held.value) in self._read_in_bodies
 
+    def weighing(self, held: Held) -> list[onnx.NodeProto]:
+        """The nodes that read it, seen through transposes and calls of functions; none where one of them has it for
+        something else than a weight.
+        """
+        found = self._weighing(held.scope, held.value)
+        return [] if None in found else [node for node in found if node is not None]
+
+    def _weighing(self, scope: str, value: str) -> list[onnx.NodeProto | None]:
+        found: list[onnx.NodeProto | None] = [None] * ((scope, value) in self._given)
+        for node in self._readers.get((scope, value), ()):
+            if (called := _scope(node.domain, node.op_type)) in self._functions:
+                for inner, given in zip(self._functions[called].input, node.input, strict=False):
+                    if given == value:
+                        found += self._weighing(called, inner)
+            elif node.op_type == "Transpose":
+                found += self._weighing(scope, node.output[0])
+            else:
+                weighs = node.op_type in _WEIGHT_OF and value in _weights_of(node)
+                found.append(node if weighs else None)
+        return found
+
     def role(self, held: Held) -> tuple[str, int | None]:
         """What a tensor is to the operators that read it, seen through casts, de-quantization and calls of functions;
         and of codes in blocks, their bits.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from onnx import TensorProto, numpy_helper
 from compressor.errors import BundleError
 from compressor.intake.onnx_tensor import Tensor as Claim
 from compressor.onnx_file import outside, outside_files, read_onnx
-from compressor.tensor_roles import CONVOLUTION, WEIGHTS, Held, Readers, held_tensors
+from compressor.tensor_roles import WEIGHTS, Held, Readers, held_tensors
 
 # Below this, a tensor is not worth a word.
 _NOTEWORTHY_BYTES = 1024
+# Of weight-int8: what a recipe has unless it says otherwise, and the narrowest that a table can have.
+_BLOCK, _NARROWEST_BLOCK = 32, 16
 _UNCLAIMED = "external data of no tensor"
 _GRAPH = ("nodes", "shapes of values in between", "inputs and outputs", "metadata", "framing", _UNCLAIMED)
 
@@ -88,8 +91,8 @@ def xray(path: Path) -> Xray:
         parts[_UNCLAIMED] = unclaimed
     whole = path.stat().st_size + outside_bytes
     parts["framing"] += whole - sum(parts.values())
-    as_they_are = {one.name for one in held if readers.keeps_float32(one)}
-    return Xray(whole, dict(parts.most_common()), tensors, _remedies(tensors, as_they_are, parts))
+    possible = {one.name: precision for one in held if (precision := _precision(one, readers))}
+    return Xray(whole, dict(parts.most_common()), tensors, _remedies(tensors, possible, parts))
 
 
 def by_role(found: Xray) -> dict[str, int]:
@@ -166,8 +169,41 @@ def _beside_tensors(model: onnx.ModelProto) -> dict[str, int]:
     }
 
 
-def _remedies(tensors: tuple[Tensor, ...], as_they_are: set[str], parts: Counter[str]) -> tuple[Remedy, ...]:
-    """Largest first. What is read `as_they_are` has no other precision."""
+def _precision(held: Held, readers: Readers) -> str | None:
+    """One in which all that read a float32 weight can have it, as `quantize.sites` has it; None where there is none."""
+    nodes, shape = readers.weighing(held), tuple(held.tensor.dims)
+    if not nodes or readers.keeps_float32(held) or 0 in shape:
+        return None
+    operators = {node.op_type for node in nodes}
+    if operators == {"Conv"}:
+        return "static-int8" if len(shape) > 2 else None
+    if len(shape) != 2 or not operators <= {"MatMul", "Gemm", "Gather"}:
+        return None
+    scaled = {entry.name for node in nodes for entry in node.attribute if _scales(node, entry)}
+    tables = [node for node in nodes if node.op_type == "Gather"]
+    along_rows = all(entry.i == 0 for node in tables for entry in node.attribute if entry.name == "axis")
+    if not scaled and (not tables or (along_rows and shape[1] % _NARROWEST_BLOCK == 0)):
+        return "weight-int8"
+    if operators == {"Gather"}:
+        return "dynamic-int8"
+    return "static-int8" if operators == {"Gemm"} and "beta" not in scaled else None
+
+
+def _scales(node: onnx.NodeProto, entry: onnx.AttributeProto) -> bool:
+    """Whether an attribute makes a Gemm more than a product and a sum."""
+    gemm = node.op_type == "Gemm"
+    return gemm and ((entry.name in ("alpha", "beta") and entry.f != 1) or (entry.name == "transA" and entry.i != 0))
+
+
+def _saved(tensor: Tensor, precision: str) -> int:
+    """By one byte for a number, with the scales and zero points: those of blocks, or of output channels at most."""
+    numbers = math.prod(tensor.shape)
+    scales = -(-numbers // _BLOCK) if precision == "weight-int8" else max(tensor.shape)
+    return tensor.bytes - numbers - 5 * scales
+
+
+def _remedies(tensors: tuple[Tensor, ...], possible: Mapping[str, str], parts: Counter[str]) -> tuple[Remedy, ...]:
+    """Largest first. `possible`: the precision that weights can have."""
     found = []
     for tensor in tensors:
         if tensor.bytes < _NOTEWORTHY_BYTES:
@@ -176,11 +212,10 @@ def _remedies(tensors: tuple[Tensor, ...], as_they_are: set[str], parts: Counter
             found.append(Remedy(tensor.bytes, f"storing {tensor.name} once: it holds the numbers of {tensor.repeats}"))
         elif tensor.kind == "tensors that nothing reads":
             found.append(Remedy(tensor.bytes, f"leaving out {tensor.name}"))
-        elif tensor.dtype == "float" and tensor.kind.startswith(WEIGHTS) and tensor.name not in as_they_are:
-            precision = "static-int8" if tensor.kind.startswith(CONVOLUTION) else "weight-int8"
-            found.append(
-                Remedy(tensor.bytes * 3 // 4, f"{precision} for {tensor.readers[0]}: {tensor.name} is float32")
-            )
+        elif tensor.dtype == "float" and tensor.kind.startswith(WEIGHTS) and tensor.name in possible:
+            precision = possible[tensor.name]
+            words = f"{precision} for {tensor.readers[0]}: {tensor.name} is float32"
+            found.append(Remedy(_saved(tensor, precision), words))
     if parts["metadata"] >= _NOTEWORTHY_BYTES:
         found.append(Remedy(parts["metadata"], "leaving out the metadata"))
     return tuple(sorted(found, key=lambda remedy: -remedy.saves_bytes))

@@ -19,7 +19,7 @@ from compressor.__main__ import main
 from compressor.errors import BundleError
 from compressor.inspection import inspect_path, inspection_lines
 from compressor.quantize.float_model import load_float_model
-from compressor.quantize.sites import assign, find_sites
+from compressor.quantize.sites import applies, assign, find_sites
 from compressor.quantize.weight_only import quantize_weights
 from compressor.xray import by_role, xray
 
@@ -67,6 +67,49 @@ def test_remedies_are_named_largest_first(model: Path) -> None:
         "weight-int8 for MatMul up: w is float32",
         "leaving out stray",
     ]
+
+
+def test_no_remedy_is_named_that_cannot_be(tmp_path: Path) -> None:
+    """Each that is named is one that the quantizer has for that node, and none is left out."""
+    nodes = [
+        helper.make_node("Gather", ["uneven", "ids"], ["h"], name="uneven"),
+        helper.make_node("Gemm", ["h", "w"], ["a"], name="alpha", alpha=0.5),
+        helper.make_node("Gemm", ["a", "v", "bias"], ["b"], name="beta", beta=0.5),
+        helper.make_node("MatMul", ["b", "plain"], ["c"], name="plain"),
+        helper.make_node("MatMul", ["c", "cube"], ["d"], name="cube"),
+        helper.make_node("Attention", ["d", "qkv", "bias3"], ["y"], name="fused", domain="com.microsoft", num_heads=2),
+    ]
+    shapes = {"uneven": (300, 30), "w": (30, 64), "v": (64, 80), "plain": (80, 64), "cube": (1, 64, 64)}
+    shapes |= {"qkv": (64, 192), "bias": (80,), "bias3": (192,)}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("ids", INT64, ["n"])],
+        [helper.make_tensor_value_info("y", FLOAT, None)],
+        [numpy_helper.from_array(numbers(*shape), name) for name, shape in shapes.items()],
+    )
+    path = tmp_path / "m.onnx"
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    words = [remedy.words.replace(":", "").split() for remedy in xray(path).remedies]
+    named = {node: precision for precision, _, _, node, *_ in words}
+    assert named == {"uneven": "dynamic-int8", "alpha": "static-int8", "plain": "weight-int8"}
+    sites = {site.node: site for site in find_sites(load_float_model(path))}
+    assert all(applies(precision, sites[node]) for node, precision in named.items())  # type: ignore[arg-type]
+
+
+def test_a_remedy_saves_what_is_told(model: Path) -> None:
+    words = {remedy.words: remedy.saves_bytes for remedy in xray(model).remedies}
+
+    def size(**overrides: str) -> int:
+        graph = load_float_model(model)
+        sites = find_sites(graph)
+        quantize_weights(graph, sites, assign(sites, "float32", overrides), 32)  # type: ignore[arg-type]
+        return int(graph.ByteSize())
+
+    told = words["weight-int8 for Gather embed: table is float32"]
+    assert told == pytest.approx(size() - size(embed="weight-int8"), abs=400)
+    assert told < 200 * 32 * 3 - 800
 
 
 def test_in_blocks(model: Path, tmp_path: Path) -> None:
