@@ -187,14 +187,16 @@ def _furthest(got: Answers, expected: Answers) -> float:
     """The largest distance between two answers to a probe, in lengths of the expected one or, where that is shorter, of
     the median one: of an answer that says hardly anything the direction means nothing.
     """
-    lengths = [_length(rows) for rows in expected]
+    answered = [(rows, other) for rows, other in zip(got, expected, strict=True) if len(rows)]
+    lengths = [_length(other) for _, other in answered]
     least = max(float(np.median(lengths)), float(np.finfo(np.float32).tiny))
-    distances = [_length(rows - other) for rows, other in zip(got, expected, strict=True)]
-    return max(distance / max(length, least) for distance, length in zip(distances, lengths, strict=True))
+    return max(
+        _length(rows - other) / max(length, least) for (rows, other), length in zip(answered, lengths, strict=True)
+    )
 
 
 def _length(rows: NDArray[Any]) -> float:
-    """Root of the mean squared length of a row, of [rows, width]."""
+    """Root of the mean squared length of a row, of [rows, width] with a row at least."""
     return float(np.linalg.norm(rows.astype(np.float64)) / np.sqrt(len(rows)))
 
 

@@ -102,9 +102,10 @@ def test_agreement_of_the_largest() -> None:
 )
 def test_one_answer_of_many_in_int8_must_not_be_off_by_its_length(spoiled_row: list[float], holds: bool) -> None:
     """A mean cosine of 0.98 is left, at worst."""
-    expected = [np.array([[1.0, 0.0]], np.float32)] * 99 + [np.array([[0.001, 0.0]], np.float32)]
-    got = [np.array([spoiled_row], np.float32), *expected[1:-1], np.array([[0.0, 0.5]], np.float32)]
-    probes = probes_in_shapes([{"ids": np.zeros((1, 1))}] * 100)
+    nothing = np.empty((0, 2), np.float32)  # is compared of a text without words
+    expected = [np.array([[1.0, 0.0]], np.float32)] * 99 + [np.array([[0.001, 0.0]], np.float32), nothing]
+    got = [np.array([spoiled_row], np.float32), *expected[1:-2], np.array([[0.0, 0.5]], np.float32), nothing]
+    probes = probes_in_shapes([{"ids": np.zeros((1, 1))}] * 101)
     found = compare("a", "b", (got, expected), probes, lambda _: "here", float64=None)
     assert found.mean_cosine > 0.95
     assert (found.holds, found.departs_at) == (holds, None if holds else "here")
