@@ -88,17 +88,19 @@ def quantize_file(
     most, and of the others as many calibrate as `settings` say. All outputs are judged, and the worst one counts. What
     is written is one file, also where the model keeps its weights in others.
 
-    Raises UsageError for `settings.qat` or an agreement that none can have, DataError for inputs that do not fit,
-    StorageError where `out` cannot be a folder or another process is at work in it, QuantizationError for a model that
-    cannot be quantized, that onnxruntime does not open or run, or that fails its trial, GateError where nothing keeps
-    to the limits of `settings.search`: then no model is in `out`.
+    Raises UsageError for `settings.qat`, an agreement that none can have, or an `out` in which a file that is read
+    would be written over, DataError for inputs that do not fit, StorageError where `out` cannot be a folder or another
+    process is at work in it, QuantizationError for a model that cannot be quantized, that onnxruntime does not open or
+    run, or that fails its trial, GateError where nothing keeps to the limits of `settings.search`: then no model is in
+    `out`.
     """
     if settings.qat is not None:
         raise UsageError("quantize.qat trains a student, which an ONNX file is not: set it in a recipe")
     if not 0 <= min_agreement <= 1:  # also when it is NaN
         raise UsageError(f"--min-agreement: expected a number from 0 to 1, got {min_agreement:g}")
     wanted = BenchmarkSettings(threads=threads, budget_s=budget_s)
-    _check_size(model)
+    outside = _check_size(model)
+    _check_apart(out, (model, inputs, *outside))
     admit_onnx(model, QuantizationError)
     assign(find_sites(load_float_model(model)), "float32", settings.overrides)
     described = describe_onnx(model, FLOAT32, FLOAT32)
@@ -181,12 +183,24 @@ def quantized_lines(found: Quantized) -> list[str]:
     return [*lines, "", f"{found.chosen}: {found.reason}"]
 
 
-def _check_size(model: Path) -> None:
-    """Raises QuantizationError for a model whose tensors do not fit into one file."""
+def _check_size(model: Path) -> tuple[Path, ...]:
+    """The files beside the model that hold tensors of it. Raises QuantizationError where all do not fit into one."""
     facts = check_onnx(model, QuantizationError)
     size = model.stat().st_size + sum(tensor.bytes for tensor in facts.outside)
     if size > MOST_BYTES:
         raise QuantizationError(f"{model}: {size:,} bytes; at most {MOST_BYTES:,} fit into one ONNX file")
+    return tuple({model.parent / tensor.external.get("location", "") for tensor in facts.outside})
+
+
+def _check_apart(out: Path, read: Sequence[Path]) -> None:
+    """Raises UsageError where one of the files that are written or deleted in `out` is one of these."""
+    for written in (out / MODEL, out / EVIDENCE, certificate_beside(out / MODEL)):
+        for path in read:
+            if written.is_file() and path.is_file() and written.samefile(path):
+                raise UsageError(
+                    f"{written}: expected a folder to write {written.name} into, got that of {path}, which is read and"
+                    " would be lost; choose another with --out"
+                )
 
 
 def _judging(float32: Path, examples: ArrayExamples, judged_on: Sequence[NDArray[Any]], threads: int) -> Judging:

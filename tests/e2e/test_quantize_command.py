@@ -300,6 +300,31 @@ def test_where_no_folder_can_be_is_told_before_any_work(run: Run, products: Path
         assert ended.stdout == ""
 
 
+def test_what_is_read_is_never_written_over(run: Run, products: Path, examples: Path, tmp_path: Path) -> None:
+    """The model under the name of what is written, its weights' file, the examples; by way of a link too."""
+    src, linked = tmp_path / "src", tmp_path / "linked"
+    src.mkdir()
+    shutil.copy(products, src / "model.onnx")
+    shutil.copy(examples, src / "quantization.json")
+    linked.symlink_to(src)
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    model = onnx.load(products)
+    onnx.save(model, apart / "m.onnx", save_as_external_data=True, location="model.onnx", size_threshold=0)
+    before = {path: path.read_bytes() for folder in (src, apart) for path in folder.iterdir()}
+    for model_path, inputs, out in (
+        (src / "model.onnx", examples, src),
+        (src / "model.onnx", examples, linked),
+        (products, src / "quantization.json", src),
+        (apart / "m.onnx", examples, apart),
+    ):
+        for settings in (("precisions=[weight-int8]",), ("precisions=[]", "search.max_mb=0.001", "search.trials=1")):
+            flags = [flag for one in settings for flag in ("--set", one)]
+            line = assert_one_clear_line(run("quantize", model_path, "--inputs", inputs, "--out", out, *flags), 2)
+            assert "would be lost; choose another with --out" in line
+        assert {path: path.read_bytes() for folder in (src, apart) for path in folder.iterdir()} == before
+
+
 def test_inspect_against_another_model(run: Run, products: Path, examples: Path, tmp_path: Path) -> None:
     model = onnx.load(products)
     model.graph.input[0].name = model.graph.node[0].input[0] = "other"
