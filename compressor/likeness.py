@@ -45,6 +45,16 @@ def agreement(pairs: Sequence[_Pair]) -> float:
     return _agreed(_products(pairs).mean(axis=0))
 
 
+def agreements(model: Path, feeds: Sequence[Feed], expected: Sequence[Sequence[NDArray[Any]]]) -> NDArray[np.float64]:
+    """What the agreement of any of these feeds is made of (`worst_agreement`): [feeds, outputs, 4]."""
+    return np.stack([_products(pairs) for pairs in _by_output(model, feeds, expected)], axis=1)
+
+
+def worst_agreement(products: NDArray[np.float64]) -> float:
+    """The least of all outputs', of [feeds, outputs, 4] as `agreements` gives it."""
+    return min(map(_agreed, products.mean(axis=0)))
+
+
 def _by_output(model: Path, feeds: Sequence[Feed], expected: Sequence[Sequence[NDArray[Any]]]) -> list[list[_Pair]]:
     by_output = zip(zip(*all_outputs(model, feeds), strict=True), zip(*expected, strict=True), strict=True)
     return [list(zip(mine, theirs, strict=True)) for mine, theirs in by_output]

@@ -19,11 +19,12 @@ from compressor.error_attribution import ErrorAttribution
 from compressor.errors import BundleError, GateError, QuantizationError, UsageError
 from compressor.intake.onnx_model import check_onnx
 from compressor.intake.trial import admit_onnx
-from compressor.likeness import closeness
+from compressor.likeness import agreements, closeness, worst_agreement
 from compressor.locks import alone_in
 from compressor.model_inputs import ArrayExamples, check_comparable, check_same_interface, check_timed, read_examples
 from compressor.onnx_file import MOST_BYTES, describe_onnx, in_one_file
 from compressor.onnxrt import all_outputs
+from compressor.preprocess import Feed
 from compressor.progress import Progress
 from compressor.quantize import Mixer, load_float_model, quantize
 from compressor.quantize.calibration_file import sha256_feeds
@@ -33,23 +34,24 @@ from compressor.report.rows import remedy_line
 from compressor.searching import Judging, search_precisions
 from compressor.store import check_writable, write_atomic
 from compressor.timings import Latencies, OperatorTime, Timing
+from compressor.verify.quality import bootstrap
 
 MODEL, EVIDENCE = "model.onnx", "quantization.json"
 FLOAT32 = "float32"
 # Of the examples, those that a model's answers are compared on and that it is timed on; the others calibrate.
-_HELD_OUT, _MOST_HELD_OUT, _TIMED = 0.25, 256, 64
+_HELD_OUT, _FEWEST_HELD_OUT, _MOST_HELD_OUT, _TIMED = 0.25, 8, 256, 64
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A candidate: `agreement` is that of its worst output with float32's, `faster` its speed beside it; `operators`
-    and `why` are as in `Latency`.
+    """A candidate: `agreement` is that of its worst output with float32's, its interval a bootstrap over the held-out
+    examples; `faster` its speed beside it; `operators` and `why` are as in `Latency`.
     """
 
     name: str
     precision: str
     bytes: int
-    agreement: float
+    agreement: Interval
     p50_ms: float
     faster: Interval
     operators: tuple[OperatorTime, ...]
@@ -84,8 +86,9 @@ def quantize_file(
     """Writes into `out` what gains most of the candidates that agree with float32 and are faster beyond doubt, or
     float32 itself where none is; beside it the evidence, and of what has integer products their certificate.
 
-    `inputs` is an .npz with an array for each input of the graph, [examples, ...]: the last quarter judges, 256 at
-    most, and of the others as many calibrate as `settings` say. All outputs are judged, and the worst one counts. What
+    `inputs` is an .npz with an array for each input of the graph, [examples, ...]: the last quarter judges, 8 or more
+    and 256 at most, and of the others as many calibrate as `settings` say. A candidate agrees where the lower bound of
+    its agreement does. All outputs are judged, and the worst one counts. What
     is written is one file, also where the model keeps its weights in others.
 
     Raises UsageError for `settings.qat`, an agreement that none can have, or an `out` in which a file that is read
@@ -108,14 +111,15 @@ def quantize_file(
     check_timed(described)
     examples = read_examples(inputs, described)
     count = len(next(iter(examples.arrays.values())))
-    held_out = min(max(int(count * _HELD_OUT), 1), _MOST_HELD_OUT)
+    held_out = min(max(int(count * _HELD_OUT), _FEWEST_HELD_OUT), _MOST_HELD_OUT)
     calibration, judging = (examples.encode(range(*ends)) for ends in ((count - held_out,), (count - held_out, count)))
     with alone_in(out), tempfile.TemporaryDirectory() as folder:
         check_writable(out / MODEL)
         source = describe_onnx(
             in_one_file(model, Path(folder) / f"{FLOAT32}.onnx", QuantizationError), FLOAT32, FLOAT32
         )
-        judge = _judging(source.path, examples, judging, threads)
+        held = _held_out(source.path, examples, judging)
+        judge = held.judging(threads)
         mixer = Mixer.of(source, calibration, examples, settings, every_output=True)
         made = quantize(source, mixer, Path(folder), progress)
         mixtures = asked_for(mixer, made.models)
@@ -126,12 +130,10 @@ def quantize_file(
         timed = time_models(timeable, wanted, FLOAT32, progress)
         timed = explained(timed, timeable, wanted, FLOAT32, progress)
         errors = attributions(mixer, mixtures, judge)
-        candidates = tuple(
-            _judged(one, timed, found.now.agreement) for one, found in zip(models[1:], errors, strict=True)
-        )
+        candidates = tuple(_judged(one, timed, held.agreement(one.path)) for one in models[1:])
         certificate_beside(out / MODEL).unlink(missing_ok=True)  # of a model that was here before
         try:
-            float32 = _judged(source, timed, 1.0)
+            float32 = _judged(source, timed, Interval(1.0, 1.0, 1.0))
             chosen, reason = _choose(float32, candidates, min_agreement, timed.timing, settings.search)
         except GateError:
             for earlier in (MODEL, EVIDENCE):
@@ -162,18 +164,18 @@ def errors_of(model: Path, float32: Path, inputs: Path) -> ErrorAttribution:
     check_comparable(described)
     examples = read_examples(inputs, described)
     judging = examples.encode(range(len(next(iter(examples.arrays.values())))))[:_MOST_HELD_OUT]
-    judge = _judging(float32, examples, judging, threads=1)
+    judge = _held_out(float32, examples, judging).judging(threads=1)
     return attribution(source, find_sites(source), quantized, judge)
 
 
 def quantized_lines(found: Quantized) -> list[str]:
     """For a reader."""
-    lines = [f"{'model':24}  {'MB':>8}  {'p50 ms':>8}  {'faster than float32 [95%]':>26}  {'agreement':>9}"]
+    lines = [f"{'model':24}  {'MB':>8}  {'p50 ms':>8}  {'faster than float32 [95%]':>26}  {'agreement [95%]':>24}"]
     for one in found.candidates:
         faster = f"{one.faster.value:.2f}x [{one.faster.low:.2f}, {one.faster.high:.2f}]"
         mark = "*" if one.name == found.chosen else " "
         lines.append(
-            f"{mark} {one.name:22}  {one.bytes / 1e6:8.2f}  {one.p50_ms:8.3g}  {faster:>26}  {one.agreement:9.4f}"
+            f"{mark} {one.name:22}  {one.bytes / 1e6:8.2f}  {one.p50_ms:8.3g}  {faster:>26}  {_told(one.agreement):>24}"
         )
         lines += [f"    {part.share:6.1%} of its time in {part.nodes} {part.operator}" for part in one.operators]
         lines += [f"    {one.why}"] if one.why else []
@@ -181,6 +183,10 @@ def quantized_lines(found: Quantized) -> list[str]:
     lines += [f"  {one.name}: {one.reason}" for one in found.refused]
     lines += [f"INVALID: {reason}" for reason in found.timing.reasons]
     return [*lines, "", f"{found.chosen}: {found.reason}"]
+
+
+def _told(agreement: Interval) -> str:
+    return f"{agreement.value:.4f} [{agreement.low:.4f}, {agreement.high:.4f}]"
 
 
 def _check_size(model: Path) -> tuple[Path, ...]:
@@ -203,19 +209,34 @@ def _check_apart(out: Path, read: Sequence[Path]) -> None:
                 )
 
 
-def _judging(float32: Path, examples: ArrayExamples, judged_on: Sequence[NDArray[Any]], threads: int) -> Judging:
-    """Models are held against `float32` on these examples, and timed on the first of them. Raises QuantizationError
-    where that does not run on them.
-    """
+@dataclass(frozen=True)
+class _HeldOut:
+    """What models are held against float32 on: what an inference each is fed, and float32's outputs for it."""
+
+    feeds: tuple[Feed, ...]
+    expected: Sequence[Sequence[NDArray[Any]]]
+
+    def judging(self, threads: int) -> Judging:
+        """On all of it; timed on the first."""
+        feeds, expected = self.feeds, self.expected
+        return Judging(lambda path: closeness(path, feeds, expected), sha256_feeds(feeds), feeds[:_TIMED], threads)
+
+    def agreement(self, path: Path) -> Interval:
+        products = agreements(path, self.feeds, self.expected)
+        return bootstrap(lambda drawn, _: worst_agreement(drawn), products, products)
+
+
+def _held_out(float32: Path, examples: ArrayExamples, judged_on: Sequence[NDArray[Any]]) -> _HeldOut:
+    """Raises QuantizationError where the model does not run on these examples."""
     feeds = tuple(examples.collate([one]) for one in judged_on)
     try:
         expected = all_outputs(float32, feeds)
     except BundleError as error:
         raise QuantizationError(f"the float32 model does not take these examples: {error}") from None
-    return Judging(lambda path: closeness(path, feeds, expected), sha256_feeds(feeds), feeds[:_TIMED], threads)
+    return _HeldOut(feeds, expected)
 
 
-def _judged(model: OnnxModel, timed: Latencies, agreement: float) -> Judged:
+def _judged(model: OnnxModel, timed: Latencies, agreement: Interval) -> Judged:
     latency = next(one for one in timed.models if one.name == model.name)
     return Judged(
         model.name,
@@ -239,12 +260,12 @@ def _choose(
         if limits is not None and (objection := limits.objection(one.bytes, one.p50_ms))
     }
     doubt = "" if timing.valid else f"; the timing is INVALID: {'; '.join(timing.reasons)}"
-    faster = [one for one in candidates if one.faster.low > 1 and one.agreement >= min_agreement]
+    faster = [one for one in candidates if one.faster.low > 1 and one.agreement.low >= min_agreement]
     if passing := [one for one in faster if one.name not in beyond]:
         best = max(passing, key=_gain)
         return best.name, (
             f"{float32.bytes / best.bytes:.1f} times smaller and {best.faster.value:.2f} times faster than float32,"
-            f" agreement {best.agreement:.4f}{doubt}"
+            f" agreement {_told(best.agreement)}{doubt}"
         )
     if faster:
         best = max(faster, key=_gain)
@@ -268,10 +289,13 @@ def _why_none(candidates: Sequence[Judged], min_agreement: float) -> str:
     """Why none of the candidates may ship, whatever the limits."""
     if not candidates:
         return "nothing in this graph can be quantized as asked"
-    alike = [one for one in candidates if one.agreement >= min_agreement]
+    alike = [one for one in candidates if one.agreement.low >= min_agreement]
     if not alike:
-        closest = max(candidates, key=lambda one: one.agreement)
-        return f"none agrees with it by {min_agreement:g}; the closest, {closest.name}, by {closest.agreement:.4f}"
+        closest = max(candidates, key=lambda one: one.agreement.low)
+        return (
+            f"none agrees with it by {min_agreement:g} beyond doubt; the closest, {closest.name}, by"
+            f" {_told(closest.agreement)}"
+        )
     fastest = max(alike, key=lambda one: one.faster.low)
     return (
         f"no candidate is shown to be faster here; the fastest that agrees, {fastest.name}, takes"

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from compressor.likeness import agreement, closeness
+from compressor.likeness import agreement, agreements, closeness, worst_agreement
 from compressor.onnxrt import all_outputs
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -94,3 +94,21 @@ def test_the_output_that_differs_most_counts(make_onnx: Callable[..., Path], tmp
     its, mine = totals - totals.mean(), -0.5 * totals - totals.mean()
     assert found.agreement == pytest.approx(mine @ its / np.linalg.norm(mine) / np.linalg.norm(its), abs=1e-6)
     assert found.snr_db == pytest.approx(20 * np.log10(1 / 1.5))
+
+
+def test_the_agreement_of_a_part_of_the_feeds(make_onnx: Callable[..., Path], tmp_path: Path) -> None:
+    """By hand: of eight feeds one is clipped, at 1; float32's mean is that of all eight."""
+    interface = {"x": (FLOAT, ["n", 2])}, {"y": (FLOAT, ["n", 2])}
+    bounds = {"low": np.float32(-9), "high": np.float32(1)}
+    clip = [helper.make_node("Clip", ["x", "low", "high"], ["y"])]
+    model = make_onnx(tmp_path / "clip.onnx", clip, *interface, bounds)
+    x = np.random.default_rng(0).uniform(-1, 1, (8, 2)).astype(np.float32)
+    x[3] = 5, -1
+    found = agreements(model, [{"x": row[None]} for row in x], [[row[None]] for row in x])
+    assert found.shape == (8, 1, 4)
+    its = x.astype(np.float64) - x.astype(np.float64).mean(axis=0)
+    mine = np.minimum(x, 1) - x.astype(np.float64).mean(axis=0)
+    for rows in (np.arange(8), np.array([0, 3, 3]), np.array([0, 1, 2, 4])):
+        cosine = (mine[rows] * its[rows]).sum() / np.linalg.norm(mine[rows]) / np.linalg.norm(its[rows])
+        assert worst_agreement(found[rows]) == pytest.approx(cosine, abs=1e-6)
+    assert worst_agreement(found[[0, 1, 2, 4]]) == 1
