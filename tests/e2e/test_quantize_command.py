@@ -302,6 +302,40 @@ def test_where_no_folder_can_be_is_told_before_any_work(run: Run, products: Path
         assert ended.stdout == ""
 
 
+def test_what_opens_but_does_not_run_is_refused(run: Run, tmp_path: Path) -> None:
+    """GroupNormalization changed its scales with opset 21, which static-int16 needs: a candidate of it is refused, and
+    a remedy in it is none."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w0"], ["a0"], name="first"),
+        helper.make_node("Reshape", ["a0", "image"], ["r"]),
+        helper.make_node("GroupNormalization", ["r", "scale", "bias"], ["n"], num_groups=4),
+        helper.make_node("Reshape", ["n", "rows"], ["h"]),
+        helper.make_node("MatMul", ["h", "w1"], ["y"], name="second"),
+    ]
+    weights = {
+        "w0": numbers(256, 256) / np.float32(16),
+        "w1": numbers(256, 255, 1)[:, :, 0] / np.float32(16),
+        "image": np.array([-1, 16, 4, 4]),
+        "rows": np.array([-1, 256]),
+        "scale": np.ones(4, np.float32),
+        "bias": np.zeros(4, np.float32),
+    }
+    model = onnx.load(save(tmp_path / "m.onnx", nodes, weights, 256, 255))
+    model.opset_import[0].version = 18
+    onnx.save(model, tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=numbers(64, 256))
+    out, flags = tmp_path / "out", ("--set", "precisions=[static-int8, static-int16]", "--json")
+    ended = run("quantize", tmp_path / "m.onnx", "--inputs", tmp_path / "x.npz", "--out", out, *flags)
+    assert ended.code == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert [one["name"] for one in found["candidates"]] == ["float32-int8"]
+    (refused,) = found["refused"]
+    assert refused["name"] == "float32-static-int16"
+    assert refused["reason"].startswith("onnxruntime fails to run the model: ")
+    (attributed,) = found["attributions"]
+    assert {layer["node"] for layer in attributed["layers"]} == {"first", "second"}
+
+
 def test_what_is_read_is_never_written_over(run: Run, products: Path, examples: Path, tmp_path: Path) -> None:
     """The model under the name of what is written, its weights' file, the examples; by way of a link too."""
     src, linked = tmp_path / "src", tmp_path / "linked"
