@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from compressor.artifacts import Interval, OnnxModel, RefusedModel
@@ -94,7 +96,8 @@ def quantize_file(
     Raises UsageError for `settings.qat`, an agreement that none can have, or an `out` in which a file that is read
     would be written over, DataError for inputs that do not fit, StorageError where `out` cannot be a folder or another
     process is at work in it, QuantizationError for a model that cannot be quantized, that onnxruntime does not open or
-    run, or that fails its trial, GateError where nothing keeps to the limits of `settings.search`: then no model is in
+    run, that fails its trial, or that gives NaN or infinity for more held-out examples than
+    `settings.max_bad_batches`, GateError where nothing keeps to the limits of `settings.search`: then no model is in
     `out`.
     """
     if settings.qat is not None:
@@ -118,7 +121,7 @@ def quantize_file(
         source = describe_onnx(
             in_one_file(model, Path(folder) / f"{FLOAT32}.onnx", QuantizationError), FLOAT32, FLOAT32
         )
-        held = _held_out(source.path, examples, judging)
+        held = _held_out(source.path, examples, judging, settings.max_bad_batches)
         judge = held.judging(threads)
         mixer = Mixer.of(source, calibration, examples, settings, every_output=True)
         made = quantize(source, mixer, Path(folder), progress)
@@ -164,7 +167,7 @@ def errors_of(model: Path, float32: Path, inputs: Path) -> ErrorAttribution:
     check_comparable(described)
     examples = read_examples(inputs, described)
     judging = examples.encode(range(len(next(iter(examples.arrays.values())))))[:_MOST_HELD_OUT]
-    judge = _held_out(float32, examples, judging).judging(threads=1)
+    judge = _held_out(float32, examples, judging, None).judging(threads=1)
     return attribution(source, find_sites(source), quantized, judge)
 
 
@@ -226,14 +229,37 @@ class _HeldOut:
         return bootstrap(lambda drawn, _: worst_agreement(drawn), products, products)
 
 
-def _held_out(float32: Path, examples: ArrayExamples, judged_on: Sequence[NDArray[Any]]) -> _HeldOut:
-    """Raises QuantizationError where the model does not run on these examples."""
+def _held_out(
+    float32: Path, examples: ArrayExamples, judged_on: Sequence[NDArray[Any]], permitted: float | None
+) -> _HeldOut:
+    """Without those examples that have NaN, or for which float32 itself answers NaN or infinity.
+
+    Raises QuantizationError where those are more than `permitted`, a share of all, and where the model does not run.
+    """
     feeds = tuple(examples.collate([one]) for one in judged_on)
     try:
         expected = all_outputs(float32, feeds)
     except BundleError as error:
         raise QuantizationError(f"the float32 model does not take these examples: {error}") from None
-    return _HeldOut(feeds, expected)
+    # Infinity among the inputs may be meant: masks have it.
+    fit = [
+        not any(np.isnan(array).any() for array in _floats(feed.values()))
+        and all(np.isfinite(array).all() for array in _floats(outputs))
+        for feed, outputs in zip(feeds, expected, strict=True)
+    ]
+    bad = len(feeds) - sum(fit)
+    if bad > (permitted or 0) * len(feeds) or bad == len(feeds):
+        more = "" if permitted is None else f", or raise quantize.max_bad_batches above {permitted:.3g}"
+        first = int(judged_on[fit.index(False)][0])
+        raise QuantizationError(
+            f"{bad:,} of {len(feeds):,} held-out examples have NaN, or NaN or infinity in what float32 answers,"
+            f" the first of them example {first:,}; leave such examples out{more if bad < len(feeds) else ''}"
+        )
+    return _HeldOut(tuple(compress(feeds, fit)), list(compress(expected, fit)))
+
+
+def _floats(arrays: Iterable[NDArray[Any]]) -> list[NDArray[Any]]:
+    return [array for array in arrays if np.issubdtype(array.dtype, np.floating)]
 
 
 def _judged(model: OnnxModel, timed: Latencies, agreement: Interval) -> Judged:

@@ -302,6 +302,28 @@ def test_where_no_folder_can_be_is_told_before_any_work(run: Run, products: Path
         assert ended.stdout == ""
 
 
+def test_held_out_examples_that_cannot_be_compared(run: Run, products: Path, tmp_path: Path) -> None:
+    """The last 16 of 64 are held out, of which one has a NaN; then float32's own answers have one."""
+    x = numbers(64, WIDTH)
+    np.savez(tmp_path / "good.npz", x=x)
+    x[60, 3] = np.nan
+    np.savez(tmp_path / "bad.npz", x=x)
+    flags = ("--out", tmp_path / "out", "--set", "precisions=[weight-int8]", "--json")
+    line = assert_one_clear_line(run("quantize", products, "--inputs", tmp_path / "bad.npz", *flags), 9)
+    assert "1 of 16 held-out examples have NaN, or NaN or infinity in what float32 answers" in line
+    assert "the first of them example 60; leave such examples out, or raise quantize.max_bad_batches above 0" in line
+    permitted = ("--set", "max_bad_batches=0.1")
+    ended = run("quantize", products, "--inputs", tmp_path / "bad.npz", *flags, *permitted)
+    assert ended.code == 0, ended.stderr
+    assert json.loads(ended.stdout)["candidates"][0]["agreement"]["low"] > 0.99
+    model = onnx.load(products)
+    model.graph.node[-1].output[0] = "h4"
+    model.graph.node.append(helper.make_node("Log", ["h4"], ["y"]))
+    onnx.save(model, tmp_path / "log.onnx")
+    line = assert_one_clear_line(run("quantize", tmp_path / "log.onnx", "--inputs", tmp_path / "good.npz", *flags), 9)
+    assert "16 of 16 held-out examples have NaN, or NaN or infinity in what float32 answers" in line
+
+
 def test_what_opens_but_does_not_run_is_refused(run: Run, tmp_path: Path) -> None:
     """GroupNormalization changed its scales with opset 21, which static-int16 needs: a candidate of it is refused, and
     a remedy in it is none."""
