@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import compress
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from compressor.artifacts import Interval, OnnxModel, RefusedModel
 from compressor.attributing import asked_for, attribution, attributions
@@ -19,29 +14,25 @@ from compressor.benchmark import BenchmarkSettings, Candidate, explained, time_m
 from compressor.certificate import certificate_beside
 from compressor.error_attribution import ErrorAttribution
 from compressor.errors import BundleError, GateError, QuantizationError, UsageError
+from compressor.held_out import held_out_of
 from compressor.intake.onnx_model import check_onnx
 from compressor.intake.trial import admit_onnx
-from compressor.likeness import agreements, closeness, worst_agreement
 from compressor.locks import alone_in
-from compressor.model_inputs import ArrayExamples, check_comparable, check_same_interface, check_timed, read_examples
+from compressor.model_inputs import check_comparable, check_same_interface, check_timed, read_examples
 from compressor.onnx_file import MOST_BYTES, describe_onnx, in_one_file
-from compressor.onnxrt import all_outputs
-from compressor.preprocess import Feed
 from compressor.progress import Progress
 from compressor.quantize import Mixer, load_float_model, quantize
-from compressor.quantize.calibration_file import sha256_feeds
 from compressor.quantize.sites import assign, find_sites
 from compressor.recipe_quantize import Quantization, Search
 from compressor.report.rows import remedy_line
-from compressor.searching import Judging, search_precisions
+from compressor.searching import search_precisions
 from compressor.store import check_writable, write_atomic
 from compressor.timings import Latencies, OperatorTime, Timing
-from compressor.verify.quality import bootstrap
 
 MODEL, EVIDENCE = "model.onnx", "quantization.json"
 FLOAT32 = "float32"
-# Of the examples, those that a model's answers are compared on and that it is timed on; the others calibrate.
-_HELD_OUT, _FEWEST_HELD_OUT, _MOST_HELD_OUT, _TIMED = 0.25, 8, 256, 64
+# Of the examples, those that a model's answers are compared on; the others calibrate.
+_HELD_OUT, _FEWEST_HELD_OUT, _MOST_HELD_OUT = 0.25, 8, 256
 
 
 @dataclass(frozen=True)
@@ -121,7 +112,7 @@ def quantize_file(
         source = describe_onnx(
             in_one_file(model, Path(folder) / f"{FLOAT32}.onnx", QuantizationError), FLOAT32, FLOAT32
         )
-        held = _held_out(source.path, examples, judging, settings.max_bad_batches)
+        held = held_out_of(source.path, examples, judging, settings.max_bad_batches)
         judge = held.judging(threads)
         mixer = Mixer.of(source, calibration, examples, settings, every_output=True)
         made = quantize(source, mixer, Path(folder), progress)
@@ -167,7 +158,7 @@ def errors_of(model: Path, float32: Path, inputs: Path) -> ErrorAttribution:
     check_comparable(described)
     examples = read_examples(inputs, described)
     judging = examples.encode(range(len(next(iter(examples.arrays.values())))))[:_MOST_HELD_OUT]
-    judge = _held_out(float32, examples, judging, None).judging(threads=1)
+    judge = held_out_of(float32, examples, judging, None).judging(threads=1)
     return attribution(source, find_sites(source), quantized, judge)
 
 
@@ -210,56 +201,6 @@ def _check_apart(out: Path, read: Sequence[Path]) -> None:
                     f"{written}: expected a folder to write {written.name} into, got that of {path}, which is read and"
                     " would be lost; choose another with --out"
                 )
-
-
-@dataclass(frozen=True)
-class _HeldOut:
-    """What models are held against float32 on: what an inference each is fed, and float32's outputs for it."""
-
-    feeds: tuple[Feed, ...]
-    expected: Sequence[Sequence[NDArray[Any]]]
-
-    def judging(self, threads: int) -> Judging:
-        """On all of it; timed on the first."""
-        feeds, expected = self.feeds, self.expected
-        return Judging(lambda path: closeness(path, feeds, expected), sha256_feeds(feeds), feeds[:_TIMED], threads)
-
-    def agreement(self, path: Path) -> Interval:
-        products = agreements(path, self.feeds, self.expected)
-        return bootstrap(lambda drawn, _: worst_agreement(drawn), products, products)
-
-
-def _held_out(
-    float32: Path, examples: ArrayExamples, judged_on: Sequence[NDArray[Any]], permitted: float | None
-) -> _HeldOut:
-    """Without those examples that have NaN, or for which float32 itself answers NaN or infinity.
-
-    Raises QuantizationError where those are more than `permitted`, a share of all, and where the model does not run.
-    """
-    feeds = tuple(examples.collate([one]) for one in judged_on)
-    try:
-        expected = all_outputs(float32, feeds)
-    except BundleError as error:
-        raise QuantizationError(f"the float32 model does not take these examples: {error}") from None
-    # Infinity among the inputs may be meant: masks have it.
-    fit = [
-        not any(np.isnan(array).any() for array in _floats(feed.values()))
-        and all(np.isfinite(array).all() for array in _floats(outputs))
-        for feed, outputs in zip(feeds, expected, strict=True)
-    ]
-    bad = len(feeds) - sum(fit)
-    if bad > (permitted or 0) * len(feeds) or bad == len(feeds):
-        more = "" if permitted is None else f", or raise quantize.max_bad_batches above {permitted:.3g}"
-        first = int(judged_on[fit.index(False)][0])
-        raise QuantizationError(
-            f"{bad:,} of {len(feeds):,} held-out examples have NaN, or NaN or infinity in what float32 answers,"
-            f" the first of them example {first:,}; leave such examples out{more if bad < len(feeds) else ''}"
-        )
-    return _HeldOut(tuple(compress(feeds, fit)), list(compress(expected, fit)))
-
-
-def _floats(arrays: Iterable[NDArray[Any]]) -> list[NDArray[Any]]:
-    return [array for array in arrays if np.issubdtype(array.dtype, np.floating)]
 
 
 def _judged(model: OnnxModel, timed: Latencies, agreement: Interval) -> Judged:
