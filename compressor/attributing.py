@@ -40,7 +40,7 @@ def asked_for(mixer: Mixer, models: Sequence[OnnxModel]) -> tuple[Mixture, ...]:
 def attributions(mixer: Mixer, mixtures: Sequence[Mixture], judging: Judging) -> tuple[ErrorAttribution, ...]:
     """Of each mixture that the mixer wrote; a remedy is any precision that does enough.
 
-    Raises BundleError where onnxruntime does not run what is tried.
+    Raises BundleError where onnxruntime does not run a mixture, or one of its layers in float32.
     """
     found = []
     for model, chosen in mixtures:
@@ -102,9 +102,10 @@ def _others(node: str, mixer: Mixer, chosen: Mapping[str, NodePrecision], judgin
                 continue
             try:
                 mixer.write({**chosen, **dict.fromkeys(shared, precision)}, path)
-            except QuantizationError:  # a weight beyond float16
+                then = judging.closeness(path)
+            except (QuantizationError, BundleError):  # a weight beyond float16, or what onnxruntime does not run
                 continue
-            yield Remedy(node, precision, judging.closeness(path))
+            yield Remedy(node, precision, then)
 
 
 def _regained(now: Closeness, then: Closeness) -> float:

@@ -7,9 +7,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from compressor.artifacts import Interval, OnnxModel, RefusedModel
 from compressor.attributing import asked_for, attribution, attributions
@@ -17,40 +14,38 @@ from compressor.benchmark import BenchmarkSettings, Candidate, explained, time_m
 from compressor.certificate import certificate_beside
 from compressor.error_attribution import ErrorAttribution
 from compressor.errors import BundleError, GateError, QuantizationError, UsageError
+from compressor.held_out import held_out_of
 from compressor.intake.onnx_model import check_onnx
 from compressor.intake.trial import admit_onnx
-from compressor.likeness import closeness
 from compressor.locks import alone_in
-from compressor.model_inputs import ArrayExamples, check_comparable, check_same_interface, check_timed, read_examples
+from compressor.model_inputs import check_comparable, check_same_interface, check_timed, read_examples
 from compressor.onnx_file import MOST_BYTES, describe_onnx, in_one_file, read_onnx
-from compressor.onnxrt import all_outputs
 from compressor.progress import Progress
 from compressor.quantize import Mixer, load_float_model, quantize
-from compressor.quantize.calibration_file import sha256_feeds
 from compressor.quantize.layer_errors import untold
 from compressor.quantize.sites import assign, find_sites
 from compressor.recipe_quantize import Quantization, Search
 from compressor.report.rows import remedy_line
-from compressor.searching import Judging, search_precisions
+from compressor.searching import search_precisions
 from compressor.store import check_writable, write_atomic
 from compressor.timings import Latencies, OperatorTime, Timing
 
 MODEL, EVIDENCE = "model.onnx", "quantization.json"
 FLOAT32 = "float32"
-# Of the examples, those that a model's answers are compared on and that it is timed on; the others calibrate.
-_HELD_OUT, _MOST_HELD_OUT, _TIMED = 0.25, 256, 64
+# Of the examples, those that a model's answers are compared on; the others calibrate.
+_HELD_OUT, _FEWEST_HELD_OUT, _MOST_HELD_OUT = 0.25, 8, 256
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A candidate: `agreement` is that of its worst output with float32's, `faster` its speed beside it; `operators`
-    and `why` are as in `Latency`.
+    """A candidate: `agreement` is that of its worst output with float32's, its interval a bootstrap over the held-out
+    examples; `faster` its speed beside it; `operators` and `why` are as in `Latency`.
     """
 
     name: str
     precision: str
     bytes: int
-    agreement: float
+    agreement: Interval
     p50_ms: float
     faster: Interval
     operators: tuple[OperatorTime, ...]
@@ -85,21 +80,25 @@ def quantize_file(
     """Writes into `out` what gains most of the candidates that agree with float32 and are faster beyond doubt, or
     float32 itself where none is; beside it the evidence, and of what has integer products their certificate.
 
-    `inputs` is an .npz with an array for each input of the graph, [examples, ...]: the last quarter judges, 256 at
-    most, and of the others as many calibrate as `settings` say. All outputs are judged, and the worst one counts. What
+    `inputs` is an .npz with an array for each input of the graph, [examples, ...]: the last quarter judges, 8 or more
+    and 256 at most, and of the others as many calibrate as `settings` say. A candidate agrees where the lower bound of
+    its agreement does. All outputs are judged, and the worst one counts. What
     is written is one file, also where the model keeps its weights in others.
 
-    Raises UsageError for `settings.qat` or an agreement that none can have, DataError for inputs that do not fit,
-    StorageError where `out` cannot be a folder or another process is at work in it, QuantizationError for a model that
-    cannot be quantized, that onnxruntime does not open or run, or that fails its trial, GateError where nothing keeps
-    to the limits of `settings.search`: then no model is in `out`.
+    Raises UsageError for `settings.qat`, an agreement that none can have, or an `out` in which a file that is read
+    would be written over, DataError for inputs that do not fit, StorageError where `out` cannot be a folder or another
+    process is at work in it, QuantizationError for a model that cannot be quantized, that onnxruntime does not open or
+    run, that fails its trial, or that gives NaN or infinity for more held-out examples than
+    `settings.max_bad_batches`, GateError where nothing keeps to the limits of `settings.search`: then no model is in
+    `out`.
     """
     if settings.qat is not None:
         raise UsageError("quantize.qat trains a student, which an ONNX file is not: set it in a recipe")
     if not 0 <= min_agreement <= 1:  # also when it is NaN
         raise UsageError(f"--min-agreement: expected a number from 0 to 1, got {min_agreement:g}")
     wanted = BenchmarkSettings(threads=threads, budget_s=budget_s)
-    _check_size(model)
+    outside = _check_size(model)
+    _check_apart(out, (model, inputs, *outside))
     admit_onnx(model, QuantizationError)
     assign(find_sites(load_float_model(model)), "float32", settings.overrides)
     described = describe_onnx(model, FLOAT32, FLOAT32)
@@ -107,14 +106,15 @@ def quantize_file(
     check_timed(described)
     examples = read_examples(inputs, described)
     count = len(next(iter(examples.arrays.values())))
-    held_out = min(max(int(count * _HELD_OUT), 1), _MOST_HELD_OUT)
+    held_out = min(max(int(count * _HELD_OUT), _FEWEST_HELD_OUT), _MOST_HELD_OUT)
     calibration, judging = (examples.encode(range(*ends)) for ends in ((count - held_out,), (count - held_out, count)))
     with alone_in(out), tempfile.TemporaryDirectory() as folder:
         check_writable(out / MODEL)
         source = describe_onnx(
             in_one_file(model, Path(folder) / f"{FLOAT32}.onnx", QuantizationError), FLOAT32, FLOAT32
         )
-        judge = _judging(source.path, examples, judging, threads)
+        held = held_out_of(source.path, examples, judging, settings.max_bad_batches)
+        judge = held.judging(threads)
         mixer = Mixer.of(source, calibration, examples, settings, every_output=True)
         made = quantize(source, mixer, Path(folder), progress)
         mixtures = asked_for(mixer, made.models)
@@ -125,12 +125,10 @@ def quantize_file(
         timed = time_models(timeable, wanted, FLOAT32, progress)
         timed = explained(timed, timeable, wanted, FLOAT32, progress)
         errors = attributions(mixer, mixtures, judge)
-        candidates = tuple(
-            _judged(one, timed, found.now.agreement) for one, found in zip(models[1:], errors, strict=True)
-        )
+        candidates = tuple(_judged(one, timed, held.agreement(one.path)) for one in models[1:])
         certificate_beside(out / MODEL).unlink(missing_ok=True)  # of a model that was here before
         try:
-            float32 = _judged(source, timed, 1.0)
+            float32 = _judged(source, timed, Interval(1.0, 1.0, 1.0))
             chosen, reason = _choose(float32, candidates, min_agreement, timed.timing, settings.search)
         except GateError:
             for earlier in (MODEL, EVIDENCE):
@@ -162,19 +160,19 @@ def errors_of(model: Path, float32: Path, inputs: Path) -> tuple[ErrorAttributio
     check_comparable(described)
     examples = read_examples(inputs, described)
     judging = examples.encode(range(len(next(iter(examples.arrays.values())))))[:_MOST_HELD_OUT]
-    judge = _judging(float32, examples, judging, threads=1)
+    judge = held_out_of(float32, examples, judging, None).judging(threads=1)
     sites = find_sites(source)
     return attribution(source, sites, quantized, judge), untold(source, read_onnx(model, BundleError), sites)
 
 
 def quantized_lines(found: Quantized) -> list[str]:
     """For a reader."""
-    lines = [f"{'model':24}  {'MB':>8}  {'p50 ms':>8}  {'faster than float32 [95%]':>26}  {'agreement':>9}"]
+    lines = [f"{'model':24}  {'MB':>8}  {'p50 ms':>8}  {'faster than float32 [95%]':>26}  {'agreement [95%]':>24}"]
     for one in found.candidates:
         faster = f"{one.faster.value:.2f}x [{one.faster.low:.2f}, {one.faster.high:.2f}]"
         mark = "*" if one.name == found.chosen else " "
         lines.append(
-            f"{mark} {one.name:22}  {one.bytes / 1e6:8.2f}  {one.p50_ms:8.3g}  {faster:>26}  {one.agreement:9.4f}"
+            f"{mark} {one.name:22}  {one.bytes / 1e6:8.2f}  {one.p50_ms:8.3g}  {faster:>26}  {_told(one.agreement):>24}"
         )
         lines += [f"    {part.share:6.1%} of its time in {part.nodes} {part.operator}" for part in one.operators]
         lines += [f"    {one.why}"] if one.why else []
@@ -184,27 +182,31 @@ def quantized_lines(found: Quantized) -> list[str]:
     return [*lines, "", f"{found.chosen}: {found.reason}"]
 
 
-def _check_size(model: Path) -> None:
-    """Raises QuantizationError for a model whose tensors do not fit into one file."""
+def _told(agreement: Interval) -> str:
+    return f"{agreement.value:.4f} [{agreement.low:.4f}, {agreement.high:.4f}]"
+
+
+def _check_size(model: Path) -> tuple[Path, ...]:
+    """The files beside the model that hold tensors of it. Raises QuantizationError where all do not fit into one."""
     facts = check_onnx(model, QuantizationError)
     size = model.stat().st_size + sum(tensor.bytes for tensor in facts.outside)
     if size > MOST_BYTES:
         raise QuantizationError(f"{model}: {size:,} bytes; at most {MOST_BYTES:,} fit into one ONNX file")
+    return tuple({model.parent / tensor.external.get("location", "") for tensor in facts.outside})
 
 
-def _judging(float32: Path, examples: ArrayExamples, judged_on: Sequence[NDArray[Any]], threads: int) -> Judging:
-    """Models are held against `float32` on these examples, and timed on the first of them. Raises QuantizationError
-    where that does not run on them.
-    """
-    feeds = tuple(examples.collate([one]) for one in judged_on)
-    try:
-        expected = all_outputs(float32, feeds)
-    except BundleError as error:
-        raise QuantizationError(f"the float32 model does not take these examples: {error}") from None
-    return Judging(lambda path: closeness(path, feeds, expected), sha256_feeds(feeds), feeds[:_TIMED], threads)
+def _check_apart(out: Path, read: Sequence[Path]) -> None:
+    """Raises UsageError where one of the files that are written or deleted in `out` is one of these."""
+    for written in (out / MODEL, out / EVIDENCE, certificate_beside(out / MODEL)):
+        for path in read:
+            if written.is_file() and path.is_file() and written.samefile(path):
+                raise UsageError(
+                    f"{written}: expected a folder to write {written.name} into, got that of {path}, which is read and"
+                    " would be lost; choose another with --out"
+                )
 
 
-def _judged(model: OnnxModel, timed: Latencies, agreement: float) -> Judged:
+def _judged(model: OnnxModel, timed: Latencies, agreement: Interval) -> Judged:
     latency = next(one for one in timed.models if one.name == model.name)
     return Judged(
         model.name,
@@ -228,12 +230,12 @@ def _choose(
         if limits is not None and (objection := limits.objection(one.bytes, one.p50_ms))
     }
     doubt = "" if timing.valid else f"; the timing is INVALID: {'; '.join(timing.reasons)}"
-    faster = [one for one in candidates if one.faster.low > 1 and one.agreement >= min_agreement]
+    faster = [one for one in candidates if one.faster.low > 1 and one.agreement.low >= min_agreement]
     if passing := [one for one in faster if one.name not in beyond]:
         best = max(passing, key=_gain)
         return best.name, (
             f"{float32.bytes / best.bytes:.1f} times smaller and {best.faster.value:.2f} times faster than float32,"
-            f" agreement {best.agreement:.4f}{doubt}"
+            f" agreement {_told(best.agreement)}{doubt}"
         )
     if faster:
         best = max(faster, key=_gain)
@@ -257,10 +259,13 @@ def _why_none(candidates: Sequence[Judged], min_agreement: float) -> str:
     """Why none of the candidates may ship, whatever the limits."""
     if not candidates:
         return "nothing in this graph can be quantized as asked"
-    alike = [one for one in candidates if one.agreement >= min_agreement]
+    alike = [one for one in candidates if one.agreement.low >= min_agreement]
     if not alike:
-        closest = max(candidates, key=lambda one: one.agreement)
-        return f"none agrees with it by {min_agreement:g}; the closest, {closest.name}, by {closest.agreement:.4f}"
+        closest = max(candidates, key=lambda one: one.agreement.low)
+        return (
+            f"none agrees with it by {min_agreement:g} beyond doubt; the closest, {closest.name}, by"
+            f" {_told(closest.agreement)}"
+        )
     fastest = max(alike, key=lambda one: one.faster.low)
     return (
         f"no candidate is shown to be faster here; the fastest that agrees, {fastest.name}, takes"

@@ -35,7 +35,7 @@ LAYERS = (
     GROUND,
     ("tasks", "teachers", "kernels", "device"),
     STAGE_PACKAGES,
-    ("materials", "searching", "attributing", "delivery"),
+    ("materials", "searching", "attributing", "held_out", "delivery"),
     ("stages", "learning", "judging"),
     ("outcome", "qat"),
     ("pipeline", "plan", "prediction", "inspection", "bench_options", "quantizing"),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from compressor.artifacts import OnnxModel
 from compressor.certificate import Certificate, certificate_beside, dump_certificate
 from compressor.errors import BundleError, QuantizationError
-from compressor.onnxrt import open_session
+from compressor.onnxrt import open_session, run_one
 from compressor.preprocess import Feed, Preprocessor
 from compressor.quantize.bad_batches import check
 from compressor.quantize.bias import bias_errors, correct
@@ -133,7 +133,7 @@ class Mixer:
         """The model with every site in the precision that is `chosen` for its node, at `path`, whole or not at all.
 
         Raises QuantizationError, also for a mixture that no overrides could give, and where onnxruntime does not open
-        it.
+        it, or run it on the first calibration example.
         """
         chosen = assign(self.sites, "float32", chosen)
         self._write_from(self.start(chosen), chosen, path)
@@ -148,7 +148,7 @@ class Mixer:
         quantize_weights(model, self.sites, chosen, self.settings.block)
         if nodes := [node for node, one in chosen.items() if one == "dynamic-int8"]:  # last: it renames every Gemm
             model = to_dynamic_int8(model, nodes)
-        write_opened(model, path)
+        write_opened(model, path, next(self.batches(), None))
 
     def ship(self, chosen: Mapping[str, NodePrecision], path: Path) -> Certificate:
         """`write`, and beside it the certificate, the products tried on the calibration examples. Where
@@ -168,14 +168,18 @@ class Mixer:
         return certify(path, list(self.batches()), narrow=self.settings.same_everywhere, before=narrowed)
 
 
-def write_opened(model: onnx.ModelProto, path: Path) -> None:
-    """The model at `path`, whole or not at all. Raises QuantizationError where onnxruntime does not open it."""
+def write_opened(model: onnx.ModelProto, path: Path, feed: Feed | None = None) -> None:
+    """The model at `path`, whole or not at all. Raises QuantizationError where onnxruntime does not open it, or run it
+    on the feed.
+    """
     write_atomic(path, model.SerializeToString())
     try:
-        open_session(path)
+        session = open_session(path)
+        if feed is not None:
+            run_one(session, feed)
     except BundleError as error:
         path.unlink()
-        raise QuantizationError(str(error)) from None
+        raise QuantizationError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
 
 
 def certify(path: Path, feeds: Sequence[Feed], *, narrow: bool, before: Collection[str] = ()) -> Certificate:

@@ -99,7 +99,8 @@ def test_where_nothing_keeps_to_the_limits_nothing_is_left(products: Path, examp
 
 
 def judged(name: str, size: int, ms: float, low: float, agreement: float = 1.0) -> Judged:
-    return Judged(name, "", size, agreement, ms, Interval(low + 0.1, low, low + 0.2), (), "")
+    agrees = Interval(1.0, agreement, 1.0)
+    return Judged(name, "", size, agrees, ms, Interval(low + 0.1, low, low + 0.2), (), "")
 
 
 FLOAT32 = judged("float32", 400, 2.0, 0.9)
@@ -138,6 +139,13 @@ def test_float32_ships_within_limits_that_no_candidate_keeps_to() -> None:
         "large weighs 500 bytes; quantize.search.max_mb permits 0.00045 MB",
     )
     assert choose((large,), None)[0] == "large"
+
+
+def test_what_agrees_by_chance_does_not_ship() -> None:
+    """The lower bound of the agreement is below what is asked for."""
+    found = choose((judged("doubtful", 100, 1.0, 1.9, agreement=0.98),), None)
+    assert found[0] == "float32"
+    assert "none agrees with it by 0.99 beyond doubt; the closest, doubtful, by 1.0000 [0.9800, 1.0000]" in found[1]
 
 
 def test_what_an_invalid_timing_decides_says_so() -> None:
