@@ -11,6 +11,15 @@ from pathlib import Path
 
 from compressor.error_attribution import ErrorAttribution
 
+# What a recipe and a bundle may be for.
+TASKS = (
+    "sentence-embedding",
+    "text-classification",
+    "token-classification",
+    "text-generation",
+    "image-classification",
+    "own",
+)
 # The stages of a run, in the order in which they run.
 STAGES = (
     "teacher",

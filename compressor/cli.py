@@ -7,16 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from compressor import __version__
-from compressor.artifacts import STAGES
-
-_TASKS = (
-    "sentence-embedding",
-    "text-classification",
-    "token-classification",
-    "text-generation",
-    "image-classification",
-    "own",
-)
+from compressor.artifacts import STAGES, TASKS
 
 _RELEASE_VERBS = ("keys", "sign", "pack", "unpack", "ship", "device")
 
@@ -70,7 +61,7 @@ def _verb(verbs: _Verbs, name: str, summary: str) -> argparse.ArgumentParser:
 
 def _init(verbs: _Verbs) -> None:
     parser = _verb(verbs, "init", "print a commented recipe")
-    parser.add_argument("--task", required=True, choices=_TASKS)
+    parser.add_argument("--task", required=True, choices=TASKS)
 
 
 def _compress(verbs: _Verbs) -> None:
@@ -79,7 +70,7 @@ def _compress(verbs: _Verbs) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as distill.epochs=3"
     )
-    parser.add_argument("--task", choices=_TASKS)
+    parser.add_argument("--task", choices=TASKS)
     parser.add_argument("--teacher", metavar="PATH", help="the teacher's folder")
     parser.add_argument("--license", metavar="SPDX", help="licence of the teacher's weights, such as Apache-2.0")
     parser.add_argument("--own-model", action="store_true", help="the teacher is your own model")

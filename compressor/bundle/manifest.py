@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from compressor.artifacts import Provenance, TensorSpec
+from compressor.artifacts import TASKS, Provenance, TensorSpec
 from compressor.device.manifest import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -26,14 +26,6 @@ from compressor.errors import BundleError
 from compressor.intake.files import read_bounded
 from compressor.intake.onnx_model import OnnxFacts
 
-TASKS = (
-    "sentence-embedding",
-    "text-classification",
-    "token-classification",
-    "text-generation",
-    "image-classification",
-    "own",
-)
 _STRICT = ConfigDict(extra="forbid")
 
 
