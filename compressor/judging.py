@@ -132,7 +132,7 @@ def _parities(
         (rewritten, exported),
         probes,
         lambda feed: first_node(models.student.path, models.exported.path, feed, parity.equal_floats),
-        float64=lambda: parity.by_torch_in_float64(torch_student),
+        source=torch_student,
     )
     found.append(parity.require(again))
     unfused = models.student.open_path or models.student.path
@@ -142,7 +142,7 @@ def _parities(
             continue
         given = parity.answers(parity.by_onnx(model.path), probes), rewritten
         where = partial(first_node, model.path, unfused, same=parity.same_way)
-        found.append(parity.compare(model.name, "student", given, probes, where, float64=None))
+        found.append(parity.compare(model.name, "student", given, probes, where, source=None))
     if at.recipe.task == "sentence-embedding":  # the largest component of an embedding means nothing
         found = [replace(one, top1_agreement=None) for one in found]
     return tuple(found)
@@ -158,7 +158,7 @@ def _exported(
         (given, parity.answers(parity.by_torch(module), probes)),
         probes,
         lambda feed: first_module(module, model.path, feed, parity.equal_floats),
-        float64=lambda: parity.by_torch_in_float64(module),
+        source=module,
     )
     return parity.require(found)
 

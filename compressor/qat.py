@@ -144,7 +144,7 @@ def _compare(at: Materials, trained: DistilledStudent, target: Target, model: On
             parity.answers(parity.by_torch(module.eval()), probes),
         )
         where = partial(first_module, module, model.path, same=parity.same_way)
-        compared = parity.compare(QAT_STUDENT, f"{QAT_STUDENT} in torch", given, probes, where, float64=None)
+        compared = parity.compare(QAT_STUDENT, f"{QAT_STUDENT} in torch", given, probes, where, source=None)
     at.progress.log(
         f"  {len(found)} nodes trained in few bits; {QAT_STUDENT} against what was trained: cosine"
         f" {compared.mean_cosine:.6f}"

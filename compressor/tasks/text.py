@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from optimum.utils import DummyTextInputGenerator
+import numpy as np
 
 from compressor.artifacts import TensorSpec
 from compressor.errors import DataError, TeacherError
@@ -118,14 +117,13 @@ def class_number(label: Any, classes: tuple[str, ...], where: str) -> int:
 
 
 def text_shape_feeds(preprocessor: TextPreprocessor, max_length: int) -> list[Feed]:
-    """Batch 1, 2 and n at lengths from one token to the longest, by optimum's dummy inputs: random ids, padded rows."""
-    vocabulary = SimpleNamespace(vocab_size=preprocessor.vocabulary_size())
-    feeds: list[Feed] = []
-    for batch, length in ((1, 7), (2, 2), (2, 17), (3, 33), (8, max_length)):
-        dummy = DummyTextInputGenerator(
-            "feature-extraction", vocabulary, batch_size=batch, sequence_length=min(length, max_length)
-        )
-        names = (spec.name for spec in GRAPH_INPUTS)
-        feeds.append({name: dummy.generate(name, framework="np", int_dtype="int64") for name in names})
-    one_token = {name: array[:, :1] for name, array in feeds[0].items()}
-    return [one_token, *feeds]
+    """Batch 1, 2 and n at lengths from one token to the longest: ids drawn evenly, every row but the first padded after
+    as many as were drawn. The same at every call: what is judged on them must not depend on luck."""
+    draw, feeds = np.random.default_rng(0), list[Feed]()
+    for batch, longest in ((1, 1), (1, 7), (2, 2), (2, 17), (3, 33), (8, max_length)):
+        shape = batch, min(longest, max_length)
+        lengths = draw.integers(1, shape[1], (batch, 1), endpoint=True)
+        lengths[0] = shape[1]
+        ids = draw.integers(preprocessor.vocabulary_size(), size=shape)
+        feeds.append({"input_ids": ids, "attention_mask": (np.arange(shape[1]) < lengths).astype(np.int64)})
+    return feeds
