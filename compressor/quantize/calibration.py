@@ -1,15 +1,16 @@
 """One sweep over calibration batches: counts, moments and a histogram of every tensor that a quantizer asks for.
 
 Memory grows with the number of tensors and not with that of batches: what a batch computes is counted by the native
-module and dropped. `thresholds.py` makes ranges of what was counted.
+module and dropped, two at a time. `thresholds.py` makes ranges of what was counted.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,22 +44,93 @@ def calibrate(
     threads = threads or len(os.sched_getaffinity(0))
     inputs = _inputs(model)
     known = _tensors(model, operators)
-    tensors, fetched = tuple(known), tuple(name for name in known if name not in inputs)
-    session = _session(model, [known[name] for name in fetched], threads) if fetched else None
-    calibrator = native.load().Calibrator(len(tensors), threads)
-    counted = not_finite = all_zero = 0
-    first_all_zero = NO_BATCH
-    for number, feed in enumerate(batches, first_number):
-        _check_feed(feed, inputs, number)
+    fetched = tuple(name for name in known if name not in inputs)
+    # Two batches at a time: where one is counted, or computed by one thread alone, the other keeps the cores at work.
+    at_once = min(threads, 2)
+    session = _session(model, [known[name] for name in fetched], max(threads - 1, 1)) if fetched else None
+    calibrator = native.load().Calibrator(len(known), threads // at_once)
+    source = _Batches(batches, first_number)
+    sweeps = [_Sweep(session, calibrator, inputs, fetched, tuple(known)) for _ in range(at_once)]
+    with ThreadPoolExecutor(at_once) as pool:
+        running = [pool.submit(sweep.run, source) for sweep in sweeps]
+        try:
+            wait(running)
+        finally:
+            source.end()
+    failed = [(sweep.number, error) for sweep, one in zip(sweeps, running, strict=True) if (error := one.exception())]
+    if failed:
+        raise min(failed, key=lambda one: one[0])[1]  # of two bad batches the first, as one sweep would have met it
+    return Calibration(
+        tuple(known),
+        sum(sweep.counted for sweep in sweeps),
+        sum(sweep.not_finite for sweep in sweeps),
+        sum(sweep.all_zero for sweep in sweeps),
+        min(sweep.first_all_zero for sweep in sweeps),
+        calibrator.statistics(),
+    )
+
+
+class _Batches:
+    """What several sweeps share: each batch, with its number, goes to one of them."""
+
+    def __init__(self, batches: Iterable[Feed], first_number: int) -> None:
+        self._numbered: Iterator[tuple[int, Feed]] = enumerate(batches, first_number)
+        self._alone = threading.Lock()
+
+    def __iter__(self) -> Iterator[tuple[int, Feed]]:
+        return self
+
+    def __next__(self) -> tuple[int, Feed]:
+        with self._alone:
+            return next(self._numbered)
+
+    def end(self) -> None:
+        """No sweep gets another one."""
+        with self._alone:
+            self._numbered = iter(())
+
+
+@dataclass
+class _Sweep:
+    """Counts the batches that it is given; `number` is that of the last. The calibrator serves one at a time."""
+
+    session: Any
+    calibrator: Any
+    inputs: Mapping[str, np.dtype[Any]]
+    fetched: tuple[str, ...]
+    tensors: tuple[str, ...]
+    number: int = field(default=NO_BATCH, init=False)
+    counted: int = field(default=0, init=False)
+    not_finite: int = field(default=0, init=False)
+    all_zero: int = field(default=0, init=False)
+    first_all_zero: int = field(default=NO_BATCH, init=False)
+
+    def run(self, batches: _Batches) -> None:
+        try:
+            for self.number, feed in batches:
+                self._count(feed)
+        finally:
+            batches.end()
+
+    def _count(self, feed: Feed) -> None:
+        _check_feed(feed, self.inputs, self.number)
         if not any(array.any() for array in feed.values()):
-            all_zero += 1
-            first_all_zero = min(first_all_zero, number)
-            continue
-        if calibrator.observe(_computed(session, feed, fetched, tensors, number), number):
-            counted += 1
+            self.all_zero += 1
+            self.first_all_zero = min(self.first_all_zero, self.number)
+        elif self.calibrator.observe(self._computed(feed), self.number):
+            self.counted += 1
         else:
-            not_finite += 1
-    return Calibration(tensors, counted, not_finite, all_zero, first_all_zero, calibrator.statistics())
+            self.not_finite += 1
+
+    def _computed(self, feed: Feed) -> list[NDArray[np.float32]]:
+        """What a batch gives for each of the tensors. The caller keeps none of it while the next one runs."""
+        found = dict(feed)
+        if self.session is not None:
+            try:
+                found.update(zip(self.fetched, run_one(self.session, feed), strict=True))
+            except BundleError as error:
+                raise QuantizationError(f"calibration batch {self.number}: {error}; check its shapes") from None
+        return [np.ascontiguousarray(found[name], dtype=np.float32) for name in self.tensors]
 
 
 def _tensors(model: onnx.ModelProto, operators: Sequence[str]) -> dict[str, onnx.ValueInfoProto]:
@@ -92,13 +164,10 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _session(model: onnx.ModelProto, outputs: Iterable[onnx.ValueInfoProto], threads: int) -> Any:
-    with tempfile.TemporaryDirectory(prefix="compressor-calibration-") as folder:
-        path = Path(folder, "model.onnx")
-        onnx.save(with_outputs(model, outputs), path)
-        try:
-            return open_session(path, threads)
-        except BundleError as error:
-            raise QuantizationError(f"calibration: {error}") from None
+    try:
+        return open_session(with_outputs(model, outputs).SerializeToString(), threads)
+    except BundleError as error:
+        raise QuantizationError(f"calibration: {error}") from None
 
 
 def _inputs(model: onnx.ModelProto) -> dict[str, np.dtype[Any]]:
@@ -108,19 +177,6 @@ def _inputs(model: onnx.ModelProto) -> dict[str, np.dtype[Any]]:
         for value in model.graph.input
         if value.name not in constants
     }
-
-
-def _computed(
-    session: Any, feed: Feed, fetched: Sequence[str], tensors: Sequence[str], number: int
-) -> list[NDArray[np.float32]]:
-    """What a batch gives for each of the tensors. The caller keeps none of it while the next one runs."""
-    found = dict(feed)
-    if session is not None:
-        try:
-            found.update(zip(fetched, run_one(session, feed), strict=True))
-        except BundleError as error:
-            raise QuantizationError(f"calibration batch {number}: {error}; check its shapes") from None
-    return [np.ascontiguousarray(found[name], dtype=np.float32) for name in tensors]
 
 
 def _check_feed(feed: Feed, inputs: Mapping[str, np.dtype[Any]], number: int) -> None:

@@ -26,20 +26,27 @@ void widen(std::int64_t* bins, int times) noexcept {
   }
 }
 
+// Adds to `bins` where the values lie. They are counted in a histogram of 32 bits first, which fits a core's first cache.
 void fill(Values values, int exponent, std::int64_t* bins) noexcept {
   constexpr int kRun = 256;
+  constexpr std::int64_t kMost = std::int64_t{1} << 30;
   const float reciprocal = std::ldexp(1.0f, -exponent);
   std::int32_t places[kRun];
-  for (std::int64_t begin = 0; begin < values.count; begin += kRun) {
-    const int run = static_cast<int>(std::min<std::int64_t>(kRun, values.count - begin));
-    for (int i = 0; i < run; ++i) {
-      const float value = values.data[begin + i];
-      const float scaled = value * reciprocal;  // exact, or so small that it may be lost: then the sign tells
-      const auto towards_zero = static_cast<std::int32_t>(scaled);
-      const bool above = scaled < static_cast<float>(towards_zero) || (towards_zero == 0 && value < 0.0f);
-      places[i] = towards_zero - above + kBins / 2;
+  for (std::int64_t from = 0; from < values.count; from += kMost) {
+    const std::int64_t to = std::min(values.count, from + kMost);
+    std::int32_t counts[kBins] = {};
+    for (std::int64_t begin = from; begin < to; begin += kRun) {
+      const int run = static_cast<int>(std::min<std::int64_t>(kRun, to - begin));
+      for (int i = 0; i < run; ++i) {
+        const float value = values.data[begin + i];
+        const float scaled = value * reciprocal;  // exact, or so small that it may be lost: then the sign tells
+        const auto towards_zero = static_cast<std::int32_t>(scaled);
+        const bool above = scaled < static_cast<float>(towards_zero) || (towards_zero == 0 && value < 0.0f);
+        places[i] = towards_zero - above + kBins / 2;
+      }
+      for (int i = 0; i < run; ++i) ++counts[places[i]];
     }
-    for (int i = 0; i < run; ++i) ++bins[places[i]];
+    for (int bin = 0; bin < kBins; ++bin) bins[bin] += counts[bin];
   }
 }
 

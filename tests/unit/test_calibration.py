@@ -303,8 +303,30 @@ def test_a_batch_that_the_model_does_not_take(image_model: Path, feed: Feed, mes
         swept(image_model, [*images(2), feed], OPERATORS)
 
 
-def test_batches_are_taken_one_by_one(image_model: Path) -> None:
-    """Of all that were handed over no more than the one at hand is alive."""
+def test_of_two_bad_batches_the_first_is_named_and_no_more_are_taken(image_model: Path) -> None:
+    taken = 0
+
+    def batches() -> Iterator[Feed]:
+        nonlocal taken
+        for feed in [*images(2), {}, {"picture": np.ones(1, np.float32)}, *images(12)]:
+            taken += 1
+            yield feed
+
+    with pytest.raises(QuantizationError, match="batch 2: expected arrays for image, got none"):
+        swept(image_model, batches(), OPERATORS)
+    assert 3 <= taken <= 5
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_number_of_threads_makes_no_difference(model_and_batches: tuple[Path, list[Feed]], threads: int) -> None:
+    model, batches = model_and_batches
+    found = calibrate(onnx.load(model), iter(batches), OPERATORS, threads=threads)
+    assert found == swept(model, batches, OPERATORS)
+    assert found.batches == len(batches)
+
+
+def test_batches_are_taken_two_by_two(image_model: Path) -> None:
+    """Of all that were handed over no more than the two at hand are alive."""
     alive = 0
 
     class Counted(np.ndarray):  # type: ignore[type-arg]
@@ -315,7 +337,7 @@ def test_batches_are_taken_one_by_one(image_model: Path) -> None:
     def batches() -> Iterator[Feed]:
         nonlocal alive
         for feed in images():
-            assert alive <= 1
+            assert alive <= 2
             alive += 1
             yield {"image": feed["image"].view(Counted)}
 
