@@ -25,7 +25,7 @@ from compressor.errors import (
     first_line,
     out_of_memory,
 )
-from compressor.metrics import mean_cosine
+from compressor.likeness import agreement
 from compressor.own_task import Examples, OwnTask
 from compressor.preprocess import ArrayPreprocessor, Feed, Preprocessor
 from compressor.progress import Progress
@@ -210,7 +210,7 @@ class Own(WholeInputs):
         return float(found)
 
     def agreement(self, outputs: NDArray[np.float32], teacher: NDArray[np.float32]) -> float:
-        return mean_cosine(outputs, teacher)
+        return agreement(list(zip(outputs, teacher, strict=True)))
 
     def answer_settings(self, student: Path) -> dict[str, Any]:  # noqa: ARG002
         shape = self._shape
