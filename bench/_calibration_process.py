@@ -1,7 +1,7 @@
 """One calibration in a process of its own: `python -m bench._calibration_process WAY METHOD MODEL BATCHES`.
 
 Prints JSON: the seconds from the model's path to ranges, imports not counted; the process's peak memory; and the
-ranges. Of `compressor` also the share of the seconds that counting took, all else being the model's own run.
+ranges.
 """
 
 from __future__ import annotations
@@ -65,20 +65,6 @@ def _ours(method: RangeMethod, model: Path, count: int) -> Ranges:
     return ranges(calibrate(onnx.load(model), batches(count), OPERATORS), method)
 
 
-def _timing_calibrator(spent_s: list[float]) -> type:
-    """The native calibrator, which notes how long each batch takes it."""
-    calibrator: Any = native.load().Calibrator
-
-    class Timed(calibrator):  # type: ignore[misc]
-        def observe(self, batch: list[Any], number: int) -> bool:
-            begin = time.perf_counter()
-            finite: bool = super().observe(batch, number)
-            spent_s.append(time.perf_counter() - begin)
-            return finite
-
-    return Timed
-
-
 def _peak_mib() -> float:
     """Of this process alone; what getrusage says begins with the parent's."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
@@ -86,8 +72,7 @@ def _peak_mib() -> float:
 
 
 def main(way: str, method: Any, model: Path, count: int) -> dict[str, object]:
-    counting_s: list[float] = []
-    native.load().Calibrator = _timing_calibrator(counting_s)  # type: ignore[attr-defined]
+    native.load()
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
         found = _ours(method, model, count) if way == "compressor" else _theirs(method, model, count, Path(folder))
@@ -95,7 +80,6 @@ def main(way: str, method: Any, model: Path, count: int) -> dict[str, object]:
     return {
         "seconds": seconds,
         "peak_mib": _peak_mib(),
-        "counting_share": sum(counting_s) / seconds if way == "compressor" else None,
         "ranges": found,
     }
 

@@ -88,11 +88,9 @@ def _measure(model: Path, counts: tuple[int, ...], rounds: dict[int, int]) -> di
 
 
 def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    shares = [run["counting_share"] for run in runs if run["counting_share"] is not None]
     return {
         "seconds": statistics.median(run["seconds"] for run in runs),
         "peak_mib": max(run["peak_mib"] for run in runs),
-        **({"counting_share": statistics.median(shares)} if shares else {}),
         "runs": len(runs),
     }
 
