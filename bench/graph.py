@@ -245,6 +245,8 @@ def _nodes(path: Path) -> int:
 def _bytes_read(path: Path) -> int:
     graph = onnx.load(path).graph
     tables = {name for node in graph.node if node.op_type in _TABLES for name in node.input}
+    # onnxruntime looks up the integers, and dequantizes the rows.
+    tables |= {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.output[0] in tables}
     total = 0
     for tensor in graph.initializer:
         looked_up = tensor.name in tables and len(tensor.dims) == 2 and tensor.dims[0] > TOKENS
