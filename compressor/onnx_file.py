@@ -13,6 +13,8 @@ from compressor.errors import CompressorError, first_line
 from compressor.intake.onnx_tensor import Tensor as Claim
 from compressor.store import write_atomic
 
+# The domain of onnxruntime's own operators, which its builds for CPUs have.
+CONTRIB = "com.microsoft"
 # The most that protobuf writes into one file.
 MOST_BYTES = 2**31 - 1
 # The version of the format from which on an initialiser need not be an input.
@@ -103,6 +105,12 @@ def without_constant_inputs(model: onnx.ModelProto) -> None:
 def opset_of(model: onnx.ModelProto) -> int:
     """The version of ONNX's own operators; 0 where the model uses none."""
     return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+def import_contrib(model: onnx.ModelProto) -> None:
+    """Lets the model have onnxruntime's own operators."""
+    if all(entry.domain != CONTRIB for entry in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid(CONTRIB, 1))
 
 
 def ir_version_of(path: Path) -> int:

@@ -18,6 +18,7 @@ from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shap
 from compressor.onnx_file import opset_of
 from compressor.progress import without_chatter
 from compressor.quantize.carried import as_pool, carried
+from compressor.quantize.merged import merge_products
 from compressor.quantize.products import Graph
 from compressor.quantize.thresholds import Range
 from compressor.quantize.zero_points import drop_zero_points
@@ -31,7 +32,10 @@ _OPTIONS = {"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOA
 
 
 def to_dynamic_int8(model: onnx.ModelProto, nodes: Sequence[str]) -> onnx.ModelProto:
-    """`model` with these nodes in dynamic int8: activations are scaled per inference. int8 weights per channel."""
+    """`model` with these nodes in dynamic int8: activations are scaled per inference. int8 weights per channel.
+
+    A product is one MatMulIntegerToFloat, or with a bias what onnxruntime's quantizer writes: see `merge_products`.
+    """
     renamed = _unlike_gemms(model)
     with tempfile.TemporaryDirectory() as folder, without_chatter():
         written = Path(folder) / "model.onnx"
@@ -45,7 +49,9 @@ def to_dynamic_int8(model: onnx.ModelProto, nodes: Sequence[str]) -> onnx.ModelP
             weight_type=QuantType.QInt8,
             extra_options=dict(_OPTIONS),
         )
-        return onnx.load(written)
+        quantized = onnx.load(written)
+    merge_products(quantized)
+    return quantized
 
 
 def _unlike_gemms(model: onnx.ModelProto) -> onnx.ModelProto:

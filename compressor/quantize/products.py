@@ -1,8 +1,8 @@
 """The integer products of a quantized ONNX graph: which weights, which activations, and how they are multiplied.
 
-What onnxruntime computes in integers: MatMulInteger, and MatMul, Gemm and Conv between DequantizeLinear nodes, which it
-fuses. A convolution is a product whose depth runs over the kernel's places and, innermost, the input channels of a
-group, as onnxruntime's kernels have it; its pairs of products follow that order.
+What onnxruntime computes in integers: MatMulInteger, MatMulIntegerToFloat, and MatMul, Gemm and Conv between
+DequantizeLinear nodes, which it fuses. A convolution is a product whose depth runs over the kernel's places and,
+innermost, the input channels of a group, as onnxruntime's kernels have it; its pairs of products follow that order.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from onnx import TensorProto, numpy_helper
 from compressor.onnx_file import bodies_of
 from compressor.quantized_operators import INTEGER_PRODUCTS
 
+# They read the integers themselves, without DequantizeLinear nodes.
+ON_INTEGERS = ("MatMulInteger", "MatMulIntegerToFloat")
 # onnxruntime computes them in integers between DequantizeLinear nodes.
 _FUSED = ("MatMul", "Gemm", "Conv")
 
@@ -82,8 +84,8 @@ def find_products(graph: Graph) -> tuple[list[IntegerProduct], list[str]]:
     elsewhere than in the graph itself; those of two unsigned operands, and those in float, are neither."""
     found, unexamined = [], list(graph.inside)
     for node in graph.nodes:
-        if node.op_type == "MatMulInteger":
-            product = _matmul_integer(graph, node)
+        if node.op_type in ON_INTEGERS:
+            product = _on_integers(graph, node)
         elif node.op_type in _FUSED:
             activations, weights = (graph.dequantized(value) for value in node.input[:2])
             if activations is None or weights is None or not _in_integers(graph, activations, weights):
@@ -144,15 +146,25 @@ def _type_of(graph: Graph, dequantizer: onnx.NodeProto) -> int | None:
     return None if tensor is None else int(tensor.data_type)
 
 
-def _matmul_integer(graph: Graph, node: onnx.NodeProto) -> IntegerProduct | None:
-    activations, weights, _, zero_point = [*node.input, "", ""][:4]
+def _on_integers(graph: Graph, node: onnx.NodeProto) -> IntegerProduct | None:
+    activations, weights = node.input[:2]
     if not graph.integers(weights) or len(graph.initializers[weights].dims) != 2:
         return None
-    return IntegerProduct(node, activations, 0, (), weights, _scale_of(graph, node), zero_point or None, None, 1)
+    return IntegerProduct(node, activations, 0, (), weights, _scale_of(graph, node), zero_point_of(node), None, 1)
+
+
+def zero_point_of(node: onnx.NodeProto) -> str | None:
+    """That of the weights of one ON_INTEGERS; None where it has none."""
+    position = 5 if node.op_type == "MatMulIntegerToFloat" else 3
+    return (node.input[position] or None) if len(node.input) > position else None
 
 
 def _scale_of(graph: Graph, node: onnx.NodeProto) -> str | None:
-    """The weights' scale in onnxruntime's dynamic form: Cast(product) * (scale of the activations * scale)."""
+    """The weights' scale; of MatMulInteger in onnxruntime's dynamic form: Cast(product) * (scale of the activations *
+    scale).
+    """
+    if node.op_type == "MatMulIntegerToFloat":
+        return node.input[3] if node.input[3] in graph.initializers else None
     casts = graph.readers.get(node.output[0], [])
     after = [reader for cast in casts for reader in graph.readers.get(cast.output[0], [])]
     if len(after) != 1 or after[0].op_type != "Mul":

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from compressor.quantize.blocks import Blocks, from_blocks
-from compressor.quantize.products import Graph
+from compressor.quantize.products import ON_INTEGERS, Graph, zero_point_of
 from compressor.quantize.seams import PRODUCTS, attribute, by_input
 
 Array = NDArray[np.float64]
+_IN_INTEGERS = (*ON_INTEGERS, "MatMulNBits")
 _ROUNDS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast", "Identity")
 # A fit with more scales is taken where the one with fewer leaves so many times its error, each beside the numbers that
 # are left to err; below the second, relative to the weights, nothing but float32's own rounding is left.
@@ -104,9 +105,11 @@ def _stored(graph: Graph, node: onnx.NodeProto) -> _Stored | None:
     found, bias = _product_behind(graph, node.output[0])
     if found is None:
         return None
-    if found.op_type == "MatMulInteger":
-        matrix = _matmul_integer(graph, found)
+    if found.op_type in ON_INTEGERS:
+        matrix = _on_integers(graph, found)
         weights = None if matrix is None else matrix.T[None, :, :, None]
+        if len(found.input) > 6 and found.input[6]:
+            bias = _array(graph, found.input[6])
     elif found.op_type == "MatMulNBits":
         weights = _blocks(graph, found)
     else:
@@ -131,16 +134,16 @@ def _product_behind(graph: Graph, value: str) -> tuple[onnx.NodeProto | None, Ar
         if node.op_type == "Add" and constants:
             bias = graph.array(constants[0]).astype(np.float64)
         made = [graph.producers[name] for name in node.input if name in graph.producers]
-        integers = [one for one in made if one.op_type in ("Mul", "Cast", "MatMulInteger", "MatMulNBits")]
+        integers = [one for one in made if one.op_type in ("Mul", "Cast", *_IN_INTEGERS)]
         node = next((one for one in integers if one.op_type != "Mul" or node.op_type == "Add"), None)
-    known = node is not None and node.op_type in (*PRODUCTS, "MatMulInteger", "MatMulNBits")
+    known = node is not None and node.op_type in (*PRODUCTS, *_IN_INTEGERS)
     return (node if known else None), bias
 
 
-def _matmul_integer(graph: Graph, node: onnx.NodeProto) -> Array | None:
+def _on_integers(graph: Graph, node: onnx.NodeProto) -> Array | None:
     """[inputs, outputs]"""
     scale = next((name for name in _scales_behind(graph, node) if name in graph.initializers), None)
-    offset = node.input[3] if len(node.input) > 3 else ""
+    offset = zero_point_of(node)
     if scale is None or not graph.integers(node.input[1]) or (offset and offset not in graph.initializers):
         return None
     codes, zero = graph.array(node.input[1]).astype(np.float64), graph.array(offset) if offset else np.zeros(1)
@@ -149,7 +152,9 @@ def _matmul_integer(graph: Graph, node: onnx.NodeProto) -> Array | None:
 
 
 def _scales_behind(graph: Graph, node: onnx.NodeProto) -> list[str]:
-    """What scales the result: Cast(product) * (scale of the activations * scale of the weights)."""
+    """What scales the result; of MatMulInteger Cast(product) * (scale of the activations * scale of the weights)."""
+    if node.op_type == "MatMulIntegerToFloat":
+        return [node.input[3]]
     cast = graph.readers.get(node.output[0], [])
     scaled = [one for reader in cast for one in graph.readers.get(reader.output[0], []) if one.op_type == "Mul"]
     made = [graph.producers[name] for one in scaled for name in one.input if name in graph.producers]

@@ -21,6 +21,7 @@ from compressor.certificate import SAFE_WEIGHT_SUM, Certificate, Layer, certific
 from compressor.onnxrt import open_session, run_one
 from compressor.preprocess import Feed
 from compressor.quantize.products import (
+    ON_INTEGERS,
     Graph,
     IntegerProduct,
     adds_in_pairs,
@@ -191,7 +192,7 @@ def can_narrow(graph: Graph, product: IntegerProduct) -> bool:
     if product.bias is not None and graph.array(product.bias[1]).size != graph.array(product.scale).size:
         return False
     names = [product.weights, product.scale, *(product.bias or ())]
-    if product.node.op_type != "MatMulInteger":
+    if product.node.op_type not in ON_INTEGERS:
         names += product.node.input[1:]
     zero = product.zero_point
     symmetric = zero is None or (zero in graph.initializers and not graph.array(zero).any())

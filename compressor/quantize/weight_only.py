@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.errors import QuantizationError
-from compressor.onnx_file import bodies_of
+from compressor.onnx_file import CONTRIB, bodies_of, import_contrib
 from compressor.quantize.blocks import to_blocks
 from compressor.quantize.sites import NARROWEST_BLOCK, Site, is_plain, turned_weights
 from compressor.recipe_quantize import NodePrecision
@@ -29,7 +29,6 @@ _HALVES: dict[NodePrecision, np.dtype[Any]] = {
 }
 # The activation is rounded to int8 block by block, and products are of integers: some two times as fast as float32.
 _INT8_PRODUCTS = 4
-_DOMAIN = "com.microsoft"
 
 
 def quantize_weights(
@@ -82,8 +81,7 @@ class _Writer:
         self._stored: dict[str, _Stored] = {}
         self._made: dict[str, onnx.NodeProto] = {}
         self._replaced: dict[str, list[onnx.NodeProto]] = {}
-        if all(entry.domain != _DOMAIN for entry in model.opset_import):
-            model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
+        import_contrib(model)
 
     def replace(self, node: onnx.NodeProto, by: list[onnx.NodeProto]) -> None:
         self._replaced[node.name] = by
@@ -106,7 +104,7 @@ class _Writer:
             [node.input[0], codes, stored.scales, stored.zero_points],
             [output],
             name=node.name,
-            domain=_DOMAIN,
+            domain=CONTRIB,
             K=stored.columns,
             N=stored.rows,
             bits=bits,
@@ -131,7 +129,7 @@ class _Writer:
                 [stored.codes, node.input[1], stored.scales, stored.zero_points],
                 [node.output[0]],
                 name=node.name,
-                domain=_DOMAIN,
+                domain=CONTRIB,
                 gather_axis=0,
                 quantize_axis=1,
                 block_size=stored.block,

@@ -51,7 +51,7 @@ def extremes(generator: np.random.Generator, shape: tuple[int, ...], dtype: type
 
 
 def products(folder: Path, name: str = "products") -> Products:
-    """MatMulInteger with and without a zero point; MatMul, Gemm and Conv between (de)quantizers."""
+    """MatMulInteger with and without a zero point, MatMulIntegerToFloat; between (de)quantizers MatMul, Gemm, Conv."""
     generator = np.random.default_rng(7)
     nodes: list[Any] = []
     weights: dict[str, NDArray[Any]] = {"one": np.float32(1), "step": np.float32(_STEP), "middle": np.uint8(128)}
@@ -75,6 +75,11 @@ def products(folder: Path, name: str = "products") -> Products:
         weighted(where, (depth, columns), 1, np.uint8)
         nodes += _dynamic(where, f"a{number}", 3)
         outputs.append((where, TensorProto.INT32, [None] * 2))
+        where = f"float{number}"
+        weighted(where, (depth, columns), 1)
+        scaled = [f"a{number}", f"{where}.w", "one", f"{where}.scale", "zero3", f"{where}.none"]
+        nodes.append(helper.make_node("MatMulIntegerToFloat", scaled, [where], domain="com.microsoft"))
+        outputs.append((where, TensorProto.FLOAT, [None] * 2))
         for operator in ("MatMul", "Gemm"):
             where = f"{operator}{number}"
             weighted(where, (depth, columns), 1)
@@ -132,6 +137,8 @@ def expected(found: Products, arithmetic: Arithmetic) -> list[NDArray[Any]]:
             saturates = arithmetic == "saturating" and paired
             sums.append(exact + native.load().saturation(rows, columns)[0] if saturates else exact)
         answers[product.node.output[0]] = _laid_out(product.node, np.stack(sums), activations)
+        if product.node.op_type == "MatMulIntegerToFloat":
+            answers[product.node.output[0]] = sums[0].astype(np.float32) * graph.array(product.node.input[3])
     outputs = []
     for value in model.graph.output:
         if value.name in answers:
@@ -145,7 +152,8 @@ def expected(found: Products, arithmetic: Arithmetic) -> list[NDArray[Any]]:
 
 
 def _zero_point(graph: Graph, node: onnx.NodeProto) -> int:
-    offset = node.input[2] if node.op_type == "MatMulInteger" else graph.producers[node.input[0]].input[2]
+    position = {"MatMulInteger": 2, "MatMulIntegerToFloat": 4}.get(node.op_type)
+    offset = graph.producers[node.input[0]].input[2] if position is None else node.input[position]
     return int(graph.array(offset))
 
 

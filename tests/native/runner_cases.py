@@ -46,7 +46,8 @@ def save(path: Path, nodes: Sequence[Any], inputs: Sequence[Any], outputs: Seque
         [numpy_helper.from_array(array, name) for name, array in weights],
     )
     # An opset and a format that the oldest supported runtime reads.
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=9)
     onnx.checker.check_model(model)
     onnx.save(model, path)
     return path

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compressor.quantize.float_model import load_float_model
 from compressor.quantize.int8 import to_dynamic_int8, to_static
 from compressor.quantize.layer_errors import noises, restored, untold
+from compressor.quantize.merged import merge_products
 from compressor.quantize.seams import find_seams, move
 from compressor.quantize.sites import assign, find_sites
 from compressor.quantize.weight_only import quantize_weights
@@ -81,6 +82,26 @@ def test_layers_are_told_of_the_original_as_of_what_was_rounded(
     if precision == "weight-int8":  # all in float32 is what was moved
         again = noises(moved, restored(source, quantized, sites), sites, FEEDS)
         assert all(one.snr_db > 30 for one in again)
+
+
+def with_bias_inside(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """The dynamic product of this node merged, with the bias behind it too."""
+    (add,) = (node for node in model.graph.node if node.op_type == "Add" and node.output[0] == name)
+    model.graph.node.remove(add)
+    merge_products(model)
+    (product,) = (node for node in model.graph.node if add.input[0] in node.output)
+    product.input.append(add.input[1])
+    product.output[0] = name
+    return model
+
+
+def test_a_bias_is_read_where_it_is_an_input_of_the_product(source: onnx.ModelProto) -> None:
+    """It tells by how much the inputs of a Gemm were scaled, and by how much its outputs."""
+    sites, quantized = find_sites(source), written(scaled(source), "dynamic-int8")
+    expected = {one.site.node: one.snr_db for one in noises(source, quantized, sites, FEEDS)}
+    other = with_bias_inside(quantized, "c")
+    assert [len(node.input) for node in other.graph.node if node.op_type == "MatMulIntegerToFloat"] == [6, 7, 6, 6]
+    assert {one.site.node: one.snr_db for one in noises(source, other, sites, FEEDS)} == pytest.approx(expected)
 
 
 def test_what_is_not_scaled_is_held_against_its_own_weights(source: onnx.ModelProto) -> None:

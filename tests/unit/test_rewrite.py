@@ -214,9 +214,9 @@ def test_int8_leaves_no_weight_in_float32(case: Case, tmp_path: Path) -> None:
         assert (run(model.path, feed)[0] * expected).sum(axis=1).min() > 0.98
     dynamic, static = (operators(model.path) for model in found.models)
     # Query, key and value in one, what they become, and two of the feed-forward network: each rounds its input once.
-    assert dynamic["MatMulInteger"] == 4 * LAYERS
+    assert dynamic["MatMulIntegerToFloat"] == 4 * LAYERS
     assert dynamic["MultiHeadAttention"] == static["MultiHeadAttention"] == LAYERS
-    assert not static.keys() & {"Attention", "EmbedLayerNormalization", "MatMulInteger"}
+    assert not static.keys() & {"Attention", "EmbedLayerNormalization", "MatMulIntegerToFloat"}
 
 
 @pytest.fixture(scope="module")

@@ -327,7 +327,7 @@ def test_a_node_named_as_what_is_made_of_a_gemm(make_onnx: MakeOnnx, tmp_path: P
     for asked, integers in ((["p"], 1), (["p_MatMul"], 1), (["p", "p_MatMul"], 2)):
         made = to_dynamic_int8(model, asked)
         onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
-        assert [node.op_type for node in made.graph.node].count("MatMulInteger") == integers
+        assert [node.op_type for node in made.graph.node].count("MatMulIntegerToFloat") == integers
 
 
 def test_no_model(tmp_path: Path) -> None:
