@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import onnx
@@ -76,6 +77,27 @@ def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs
+
+
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """What a node reads, the bodies that it holds included."""
+    yield from node.input
+    for body in bodies_of(node):
+        yield from (value.name for value in body.output)
+        for inner in body.node:
+            yield from reads(inner)
+
+
+def sort_nodes(model: onnx.ModelProto) -> None:
+    """Puts the nodes of the graph into an order in which each stands behind what it, and the bodies that it holds,
+    read; one that is in such an order stays as it is."""
+    nodes = list(model.graph.node)
+    places = {name: place for place, node in enumerate(nodes) for name in node.output if name}
+    before = {place: {places[name] for name in reads(node) if name in places} for place, node in enumerate(nodes)}
+    if any(place <= max(needed, default=-1) for place, needed in before.items()):
+        order = list(TopologicalSorter(before).static_order())
+        del model.graph.node[:]
+        model.graph.node.extend(nodes[place] for place in order)
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -15,11 +15,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from compressor.onnx_file import reads
 from compressor.preprocess import Feed
 from compressor.quantize.channels import means
 from compressor.quantize.products import Graph
 from compressor.quantize.seams import PRODUCTS, attribute
-from compressor.quantize.weight_only import reads
 
 # Operators that add a vector to an input: which inputs, and which one is the vector.
 _ADDERS: dict[str, tuple[tuple[int, ...], int]] = {

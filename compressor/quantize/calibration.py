@@ -1,7 +1,7 @@
 """One sweep over calibration batches: counts, moments and a histogram of every tensor that a quantizer asks for.
 
 Memory grows with the number of tensors and not with that of batches: what a batch computes is counted by the native
-module and dropped, two at a time. `thresholds.py` makes ranges of what was counted.
+module and dropped, two at a time where there are threads for them. `thresholds.py` makes ranges of what was counted.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,15 +52,16 @@ def calibrate(
     calibrator = native.load().Calibrator(len(known), threads // at_once)
     source = _Batches(batches, first_number)
     sweeps = [_Sweep(session, calibrator, inputs, fetched, tuple(known)) for _ in range(at_once)]
-    with ThreadPoolExecutor(at_once) as pool:
+    pool = ThreadPoolExecutor(at_once)
+    try:
         running = [pool.submit(sweep.run, source) for sweep in sweeps]
-        try:
-            wait(running)
-        finally:
-            source.end()
+        wait(running)
+    finally:
+        source.ended = True
+        _end(pool)
     failed = [(sweep.number, error) for sweep, one in zip(sweeps, running, strict=True) if (error := one.exception())]
     if failed:
-        raise min(failed, key=lambda one: one[0])[1]  # of two bad batches the first, as one sweep would have met it
+        raise min(failed, key=lambda one: one[0])[1]  # of two the first, as one sweep would have met it
     return Calibration(
         tuple(known),
         sum(sweep.counted for sweep in sweeps),
@@ -70,8 +72,19 @@ def calibrate(
     )
 
 
+def _end(pool: ThreadPoolExecutor) -> None:
+    """Waits for the sweeps, each a batch from its end, whatever is pressed meanwhile: a thread that outlived the
+    interpreter would abort the process."""
+    while True:
+        with suppress(KeyboardInterrupt):
+            pool.shutdown()
+            return
+
+
 class _Batches:
-    """What several sweeps share: each batch, with its number, goes to one of them."""
+    """What several sweeps share: each batch, with its number, goes to one of them, until somebody says `ended`."""
+
+    ended = False
 
     def __init__(self, batches: Iterable[Feed], first_number: int) -> None:
         self._numbered: Iterator[tuple[int, Feed]] = enumerate(batches, first_number)
@@ -82,17 +95,14 @@ class _Batches:
 
     def __next__(self) -> tuple[int, Feed]:
         with self._alone:
+            if self.ended:
+                raise StopIteration
             return next(self._numbered)
-
-    def end(self) -> None:
-        """No sweep gets another one."""
-        with self._alone:
-            self._numbered = iter(())
 
 
 @dataclass
 class _Sweep:
-    """Counts the batches that it is given; `number` is that of the last. The calibrator serves one at a time."""
+    """Counts the batches that it is given; `number` is that of the one at hand. The calibrator serves one at a time."""
 
     session: Any
     calibrator: Any
@@ -109,8 +119,9 @@ class _Sweep:
         try:
             for self.number, feed in batches:
                 self._count(feed)
+                self.number = NO_BATCH  # what fails now is a later one
         finally:
-            batches.end()
+            batches.ended = True
 
     def _count(self, feed: Feed) -> None:
         _check_feed(feed, self.inputs, self.number)

@@ -11,9 +11,8 @@ from onnx import numpy_helper
 from onnx.inliner import inline_local_functions
 
 from compressor.errors import QuantizationError
-from compressor.onnx_file import MOST_BYTES, nodes_in, opset_of, read_onnx, without_constant_inputs
+from compressor.onnx_file import MOST_BYTES, nodes_in, opset_of, read_onnx, reads, without_constant_inputs
 from compressor.quantize.sites import find_sites, turns
-from compressor.quantize.weight_only import reads
 from compressor.quantized_operators import QUANTIZED
 
 # Per-channel QuantizeLinear came with 13.

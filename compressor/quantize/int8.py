@@ -15,7 +15,7 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
 
-from compressor.onnx_file import opset_of
+from compressor.onnx_file import opset_of, sort_nodes
 from compressor.progress import without_chatter
 from compressor.quantize.carried import as_pool, carried
 from compressor.quantize.merged import merge_products
@@ -51,6 +51,7 @@ def to_dynamic_int8(model: onnx.ModelProto, nodes: Sequence[str]) -> onnx.ModelP
         )
         quantized = onnx.load(written)
     merge_products(quantized)
+    sort_nodes(quantized)  # onnxruntime's quantizer does not look at what bodies read
     return quantized
 
 
@@ -125,6 +126,7 @@ def to_static(
     kernels = {node.name for node in prepared.graph.node if node.op_type not in float_outputs}.intersection(rounded)
     _read_unrounded(quantized, {node.name for node in model.graph.node}, rounded, kernels)
     drop_zero_points(quantized)
+    sort_nodes(quantized)
     return quantized
 
 

@@ -71,7 +71,8 @@ def _reader(graph: Graph, reads: Counter[str], node: onnx.NodeProto, operator: s
 
 def _adds_bias(graph: Graph, last: onnx.NodeProto) -> bool:
     readers = graph.readers.get(last.output[0], [])
-    return len(readers) == 1 and readers[0].op_type == "Add" and readers[0].input[1] in graph.initializers
+    added = readers[0].input if len(readers) == 1 and readers[0].op_type == "Add" else ()
+    return any(value in graph.initializers for value in added)
 
 
 def _merged(graph: Graph, product: onnx.NodeProto, scales: onnx.NodeProto, output: str) -> onnx.NodeProto:

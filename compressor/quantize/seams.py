@@ -18,8 +18,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from compressor.onnx_file import reads
 from compressor.quantize.products import Graph
-from compressor.quantize.weight_only import reads
 
 PRODUCTS = ("Conv", "MatMul", "Gemm")
 _HOMOGENEOUS = ("Relu", "LeakyRelu", "Identity")

@@ -7,7 +7,7 @@ model: the file is half as large, and what is computed is float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.errors import QuantizationError
-from compressor.onnx_file import CONTRIB, bodies_of, import_contrib
+from compressor.onnx_file import CONTRIB, import_contrib, reads
 from compressor.quantize.blocks import to_blocks
 from compressor.quantize.sites import NARROWEST_BLOCK, Site, is_plain, turned_weights
 from compressor.recipe_quantize import NodePrecision
@@ -206,12 +206,3 @@ class _Writer:
 
     def _add(self, tensor: onnx.TensorProto) -> None:
         self._graph.initializer.append(tensor)
-
-
-def reads(node: onnx.NodeProto) -> Iterator[str]:
-    """What a node reads, the bodies that it holds included."""
-    yield from node.input
-    for body in bodies_of(node):
-        yield from (value.name for value in body.output)
-        for inner in body.node:
-            yield from reads(inner)

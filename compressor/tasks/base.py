@@ -139,7 +139,7 @@ class Task(Protocol):
         """The task metric, higher is better."""
 
     def agreement(self, outputs: NDArray[np.float32], teacher: NDArray[np.float32]) -> float:
-        """How close two models' judged rows are, 1 is equal."""
+        """How close two models' judged rows are, 1 is equal; `teacher` is what `outputs` are held against."""
 
     def answer_settings(self, student: Path) -> dict[str, Any]:
         """What a predictor needs to turn outputs into answers; goes into the bundle's manifest. `student` is the folder

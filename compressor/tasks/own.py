@@ -210,6 +210,7 @@ class Own(WholeInputs):
         return float(found)
 
     def agreement(self, outputs: NDArray[np.float32], teacher: NDArray[np.float32]) -> float:
+        """Beside the mean of `teacher`, which says nothing of an input."""
         return agreement(list(zip(outputs, teacher, strict=True)))
 
     def answer_settings(self, student: Path) -> dict[str, Any]:  # noqa: ARG002

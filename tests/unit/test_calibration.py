@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -315,6 +319,49 @@ def test_of_two_bad_batches_the_first_is_named_and_no_more_are_taken(image_model
     with pytest.raises(QuantizationError, match="batch 2: expected arrays for image, got none"):
         swept(image_model, batches(), OPERATORS)
     assert 3 <= taken <= 5
+
+
+def test_of_a_bad_batch_and_a_later_one_that_cannot_be_read_the_first_is_named(image_model: Path) -> None:
+    """The second sweep meets what cannot be read while the first still computes."""
+
+    def batches() -> Iterator[Feed]:
+        yield from images(1)
+        yield {"image": np.ones((400, 15, 8, 8), np.float32)}
+        raise OSError("unreadable")
+
+    for _ in range(20):
+        with pytest.raises(QuantizationError, match="batch 1: onnxruntime fails to run the model"):
+            swept(image_model, batches(), OPERATORS)
+
+
+INTERRUPTED = """
+import sys, time
+import numpy as np, onnx
+from compressor.quantize.calibration import calibrate
+
+def batches():
+    for number in range(100):
+        print(number, flush=True)
+        time.sleep(0.1)
+        yield {"image": np.ones((2, 16, 8, 8), np.float32)}
+
+calibrate(onnx.load(sys.argv[1]), batches(), ["Conv"], threads=2)
+"""
+
+
+def test_pressing_ctrl_c_again_and_again_ends_a_sweep_at_once(image_model: Path) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, str(image_model)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while process.stdout.readline() != "3\n":
+            pass
+        for _ in range(3):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.02)
+        drawn, said = process.communicate()
+    assert process.returncode == -signal.SIGINT, said
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert len(drawn.splitlines()) < 20
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -15,6 +15,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from test_carried import operators
 
 from compressor.onnxrt import open_session
+from compressor.quantize.int8 import to_dynamic_int8, to_static
 from compressor.quantize.merged import merge_products
 from compressor.quantize.products import Graph, find_products
 from compressor.quantize.saturation import can_narrow, same_everywhere
@@ -91,6 +92,46 @@ def test_the_same_nodes_run(written: onnx.ModelProto, tmp_path: Path) -> None:
     ran = operators(merged(written), tmp_path)
     assert ran == operators(written, tmp_path)
     assert (ran["DynamicQuantizeMatMul"], ran["MatMulIntegerToFloat"], ran["Add"]) == (2, 2, 0)
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_a_bias_on_either_side_stays_with_its_product(make_onnx: MakeOnnx, tmp_path: Path, left: bool) -> None:
+    """torch's older exporter writes the bias first."""
+    added = ["b", "product"] if left else ["product", "b"]
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["product"], name="p"), helper.make_node("Add", added, ["y"])]
+    ends = {"x": (FLOAT, ["n", 5, 64])}, {"y": (FLOAT, ["n", 5, 48])}
+    path = make_onnx(tmp_path / "float.onnx", nodes, *ends, {"w": drawn(64, 48), "b": drawn(48)})
+    (tmp_path / "ran").mkdir()
+    ran = operators(to_dynamic_int8(onnx.load(path), ["p"]), tmp_path / "ran")
+    assert (ran["DynamicQuantizeMatMul"], ran["Add"]) == (1, 0)
+
+
+@pytest.mark.parametrize("precision", ["dynamic", "static"])
+def test_nodes_stand_behind_what_their_bodies_read(make_onnx: MakeOnnx, tmp_path: Path, precision: str) -> None:
+    """onnxruntime's quantizers put an If first, whose condition is there from the beginning."""
+    bodies = [
+        helper.make_graph(
+            [helper.make_node(operator, ["m"], [operator])],
+            operator,
+            [],
+            [helper.make_tensor_value_info(operator, FLOAT, None)],
+        )
+        for operator in ("Neg", "Abs")
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"], name="p"),
+        helper.make_node("If", ["yes"], ["y"], name="if", then_branch=bodies[0], else_branch=bodies[1]),
+    ]
+    arrays = {"w": drawn(64, 48), "yes": np.array(True)}
+    path = make_onnx(tmp_path / "if.onnx", nodes, {"x": (FLOAT, ["n", 64])}, {"y": (FLOAT, ["n", 48])}, arrays)
+    model, x = onnx.load(path), drawn(3, 64)
+    if precision == "dynamic":
+        made = to_dynamic_int8(model, ["p"])
+    else:
+        made = to_static(model, ["p"], "static-int8", {"x": (-4.0, 4.0), "m": (-40.0, 40.0)})
+    onnx.checker.check_model(made)
+    expected = -(x @ arrays["w"])
+    np.testing.assert_allclose(answer(made, x, optimized=True), expected, atol=0.05 * np.abs(expected).max())
 
 
 def shown(model: onnx.ModelProto, value: str, kind: int) -> None:

@@ -52,7 +52,7 @@ STUDENT, TEACHER = "def student():\n    return nn.Linear(3, 2)", "def teacher():
 READ = 'Examples(file["inputs"], file["truth"])'
 
 
-def tried(folder: Path, old: str = "", new: str = "") -> None:
+def tried(folder: Path, old: str = "", new: str = "") -> Own:
     """The whole trial of `OWN` with one change."""
     assert old in OWN
     file = folder / "own.py"
@@ -73,6 +73,7 @@ def tried(folder: Path, old: str = "", new: str = "") -> None:
     task = Own(recipe)  # type: ignore[arg-type]
     teacher: nn.Module = build_module(f"{file}:teacher", TeacherError)
     task.try_out(teacher.eval(), new_student(recipe), task.load_data(folder, SILENT))
+    return task
 
 
 def test_what_fits_passes(tmp_path: Path) -> None:
@@ -117,3 +118,13 @@ def test_what_does_not_fit_is_one_line(
 def test_exhausted_memory_is_left_to_who_knows_the_batch(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         tried(tmp_path, LOSS, '    raise RuntimeError("[enforce fail] can\'t allocate memory: you tried") #')
+
+
+def test_answers_that_are_always_the_same_do_not_agree(tmp_path: Path) -> None:
+    """Beside a mean of 100 they nearly point where the teacher's do."""
+    task = tried(tmp_path)
+    teacher = 100 + np.random.default_rng(0).standard_normal((50, 2)).astype(np.float32)
+    noise = 0.1 * np.random.default_rng(1).standard_normal((50, 2)).astype(np.float32)
+    assert abs(task.agreement(np.full_like(teacher, 101), teacher)) < 0.5
+    assert task.agreement(teacher, teacher) == pytest.approx(1)
+    assert 0.98 < task.agreement(teacher + noise, teacher) < 1

@@ -263,3 +263,26 @@ def test_weights_rounded_anew_are_neighbours(net: Net) -> None:
     assert (first != other).any()
     np.testing.assert_allclose(first, by_torch(net)(TWO_BY_FIVE), rtol=1e-5, atol=1e-6)
     assert all(torch.equal(weight, kept) for weight, kept in zip(net.parameters(), before, strict=True))
+
+
+class Masked(nn.Module):
+    """x w + the mask where a switch is on: float32 [batch, 2]. Nothing stands above the largest float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.0, 1 / 3]))
+        self.mask = nn.Parameter(torch.full((64,), torch.finfo(torch.float32).max))
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (x * self.weight + (0 * self.mask).sum(),)
+
+
+def test_what_cannot_be_rounded_otherwise_is_left_alone() -> None:
+    source, probe = Masked().eval(), probes_in_shapes([{"x": np.ones((1, 2), np.float32)}])
+    for seed in range(4):
+        (found,) = by_torch_rounded_anew(source, seed)({"x": np.ones((1, 2), np.float32)})
+        assert found[0] == 0
+        np.testing.assert_allclose(found[1], 1 / 3, rtol=1e-6)
+    expected = answers(by_torch(source), probe)
+    found = compare("a", "b", ([expected[0] * np.float32(0.3)], expected), probe, lambda _: "here", source=source)
+    assert not found.holds
