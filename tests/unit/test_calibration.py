@@ -360,7 +360,6 @@ def test_pressing_ctrl_c_again_and_again_ends_a_sweep_at_once(image_model: Path)
             time.sleep(0.02)
         drawn, said = process.communicate()
     assert process.returncode == -signal.SIGINT, said
-    assert said.rstrip().endswith("KeyboardInterrupt")
     assert len(drawn.splitlines()) < 20
 
 
