@@ -77,6 +77,9 @@ def _say(message: str) -> None:
 
 
 def _say_interrupted(kept: str = "") -> int:
+    # Pressed again, it ends the process at once; an exception out of the interpreter's own end would be a traceback.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(INTERRUPTED_EXIT_CODE))
     _say(f"interrupted; {kept or 'finished work is kept, and the same command continues from it'}")
     return INTERRUPTED_EXIT_CODE
 

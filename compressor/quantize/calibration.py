@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,12 +53,14 @@ def calibrate(
     source = _Batches(batches, first_number)
     sweeps = [_Sweep(session, calibrator, inputs, fetched, tuple(known)) for _ in range(at_once)]
     pool = ThreadPoolExecutor(at_once)
+    running: list[Future[None]] = []
     try:
-        running = [pool.submit(sweep.run, source) for sweep in sweeps]
+        running.extend(pool.submit(sweep.run, source) for sweep in sweeps)
         wait(running)
     finally:
         source.ended = True
-        _end(pool)
+        _wait_whatever_is_pressed(running)
+        pool.shutdown()
     failed = [(sweep.number, error) for sweep, one in zip(sweeps, running, strict=True) if (error := one.exception())]
     if failed:
         raise min(failed, key=lambda one: one[0])[1]  # of two the first, as one sweep would have met it
@@ -72,13 +74,12 @@ def calibrate(
     )
 
 
-def _end(pool: ThreadPoolExecutor) -> None:
-    """Waits for the sweeps, each a batch from its end, whatever is pressed meanwhile: a thread that outlived the
-    interpreter would abort the process."""
-    while True:
+def _wait_whatever_is_pressed(running: Sequence[Future[None]]) -> None:
+    """For sweeps, each a batch from its end: a thread that outlived the interpreter would abort the process. (Of a join
+    that is interrupted Python 3.11 believes that the thread has ended.)"""
+    while not all(one.done() for one in running):
         with suppress(KeyboardInterrupt):
-            pool.shutdown()
-            return
+            wait(running)
 
 
 class _Batches:

@@ -52,6 +52,19 @@ def test_terminate_ends_like_ctrl_c(begun: Begun, start: Start, tmp_path: Path) 
     assert_nothing_half_written(tmp_path / "out")
 
 
+def test_pressing_ctrl_c_again_adds_nothing(begun: Begun, start: Start, tmp_path: Path) -> None:
+    """The second one meets the interpreter at its end, where the system's own way of dying may come first."""
+    stopped = start("compress", begun(tmp_path / "out", "teacher-onnx"))
+    stopped.wait_for_stage("teacher-onnx")
+    stopped.send(signal.SIGINT)
+    stopped.wait_for(lambda text: "interrupted" in text)
+    stopped.send(signal.SIGINT)
+    ended = stopped.end()
+    assert ended.code in (130, -signal.SIGINT)
+    assert_one_clear_line(ended, ended.code)
+    assert_nothing_half_written(tmp_path / "out")
+
+
 def test_a_loss_that_turns_infinite_keeps_the_last_good_checkpoint(begun: Begun, start: Start, tmp_path: Path) -> None:
     recipe = begun(tmp_path / "out", "distill", distill__epochs=EPOCHS)
     stopped = start("compress", recipe)
