@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -86,6 +87,11 @@ def reads(node: onnx.NodeProto) -> Iterator[str]:
         yield from (value.name for value in body.output)
         for inner in body.node:
             yield from reads(inner)
+
+
+def reads_of(graph: onnx.GraphProto) -> Counter[str]:
+    """How often each value is read: by nodes, in the bodies that they hold, and as an output of the graph."""
+    return Counter([*(name for node in graph.node for name in reads(node)), *(value.name for value in graph.output)])
 
 
 def sort_nodes(model: onnx.ModelProto) -> None:

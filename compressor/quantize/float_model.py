@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from onnx import numpy_helper
 from onnx.inliner import inline_local_functions
 
 from compressor.errors import QuantizationError
-from compressor.onnx_file import MOST_BYTES, nodes_in, opset_of, read_onnx, reads, without_constant_inputs
+from compressor.onnx_file import MOST_BYTES, nodes_in, opset_of, read_onnx, reads_of, without_constant_inputs
 from compressor.quantize.sites import find_sites, turns
 from compressor.quantized_operators import QUANTIZED
 
@@ -65,8 +64,7 @@ def _hold_constants(graph: onnx.GraphProto) -> None:
 def _turn_weights(model: onnx.ModelProto) -> None:
     """Transposes matrices that a Transpose alone reads."""
     graph = model.graph
-    read = Counter(name for node in graph.node for name in reads(node))
-    read.update(value.name for value in graph.output)
+    read = reads_of(graph)
     matrices = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
     shapes = {name: tuple(tensor.dims) for name, tensor in matrices.items() if read[name] == 1}
     outputs = {value.name for value in graph.output}

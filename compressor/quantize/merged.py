@@ -7,7 +7,7 @@ from collections import Counter
 import onnx
 from onnx import TensorProto, helper
 
-from compressor.onnx_file import CONTRIB, import_contrib, nodes_in
+from compressor.onnx_file import CONTRIB, import_contrib, reads_of
 from compressor.quantize.products import Graph
 
 
@@ -20,7 +20,7 @@ def merge_products(model: onnx.ModelProto) -> None:
     A product stays as it is where anything else reads a value in between; and where a bias is added right behind: as
     onnxruntime opens the file, it makes one node of such a product with its bias, but not of the merged one and an Add.
     """
-    graph, reads = Graph(model), _reads(model)
+    graph, reads = Graph(model), reads_of(model.graph)
     gone: set[str] = set()
     for product in graph.nodes:
         if product.op_type != "MatMulInteger" or (parts := _parts(graph, reads, product)) is None:
@@ -34,13 +34,6 @@ def merge_products(model: onnx.ModelProto) -> None:
             del model.graph.node[place]
     if gone:
         import_contrib(model)
-
-
-def _reads(model: onnx.ModelProto) -> Counter[str]:
-    """How often each value is read: by nodes, also in bodies, and as an output of the graph."""
-    reads = Counter(name for node in nodes_in(model.graph.node) for name in node.input)
-    reads.update(value.name for value in model.graph.output)
-    return reads
 
 
 def _parts(

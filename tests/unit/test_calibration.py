@@ -371,8 +371,9 @@ def test_the_number_of_threads_makes_no_difference(model_and_batches: tuple[Path
     assert found.batches == len(batches)
 
 
-def test_batches_are_taken_two_by_two(image_model: Path) -> None:
-    """Of all that were handed over no more than the two at hand are alive."""
+@pytest.mark.parametrize("threads", [1, 2])
+def test_batches_are_taken_one_by_one_or_two_by_two(image_model: Path, threads: int) -> None:
+    """Of all that were handed over no more than those at hand are alive, one for a thread."""
     alive = 0
 
     class Counted(np.ndarray):  # type: ignore[type-arg]
@@ -383,11 +384,11 @@ def test_batches_are_taken_two_by_two(image_model: Path) -> None:
     def batches() -> Iterator[Feed]:
         nonlocal alive
         for feed in images():
-            assert alive <= 2
+            assert alive <= threads
             alive += 1
             yield {"image": feed["image"].view(Counted)}
 
-    swept(image_model, batches(), OPERATORS)
+    calibrate(onnx.load(image_model), batches(), OPERATORS, threads=threads)
 
 
 def test_a_model_without_such_operators(image_model: Path) -> None:

@@ -18,8 +18,7 @@ from onnxscript.rewriter import pattern
 
 from compressor.export.rewrites.masks import KeyMask, key_mask
 from compressor.export.rewrites.symbols import constant, dimensions, known, maker, scalar
-
-MICROSOFT = "com.microsoft"
+from compressor.onnx_file import CONTRIB
 
 
 def _optional(name: str) -> Any:
@@ -110,7 +109,7 @@ def _heads(
     if keys.keys is not None:
         attributes["mask_filter_value"] = scalar(closed)
         inputs += [None, op.Cast(keys.keys, to=ir.DataType.INT32)]  # type: ignore[list-item]
-    return op.MultiHeadAttention(*inputs, **attributes, _domain=MICROSOFT)
+    return op.MultiHeadAttention(*inputs, **attributes, _domain=CONTRIB)
 
 
 HEADS = pattern.RewriteRuleSet(
@@ -127,7 +126,7 @@ def _three_products(biased: bool) -> Any:
         products = [op.MatMul(x, weight) for weight in (w_q, w_k, w_v)]
         if biased:
             products = [op.Add(product, bias) for product, bias in zip(products, (b_q, b_k, b_v), strict=True)]
-        return op.MultiHeadAttention(*products, None, _optional("mask"), _domain=MICROSOFT, _outputs=["attended"])
+        return op.MultiHeadAttention(*products, None, _optional("mask"), _domain=CONTRIB, _outputs=["attended"])
 
     return target
 
@@ -170,7 +169,7 @@ def _merged(
         # Named by the weight, which is this layer's alone; equal biases, such as zeros, are stored once for all layers.
         bias = op.initializer(ir.tensor(biases), f"{w_q.name}_qkv_bias")
     parts = op.Split(product, axis=-1, num_outputs=3, _outputs=3)
-    return op.MultiHeadAttention(*parts, bias, mask, **_attributes(attended), _domain=MICROSOFT)
+    return op.MultiHeadAttention(*parts, bias, mask, **_attributes(attended), _domain=CONTRIB)
 
 
 def _attributes(output: ir.Value) -> dict[str, Any]:
@@ -186,7 +185,7 @@ MERGED = pattern.RewriteRuleSet(
 
 def _product_and_heads(op: Any, x: Any, weight: Any) -> Any:
     parts = op.Split(op.MatMul(x, weight), axis=-1, num_outputs=3, _outputs=3)
-    return op.MultiHeadAttention(*parts, _optional("bias"), _optional("mask"), _domain=MICROSOFT, _outputs=["attended"])
+    return op.MultiHeadAttention(*parts, _optional("bias"), _optional("mask"), _domain=CONTRIB, _outputs=["attended"])
 
 
 def _whole(
@@ -194,7 +193,7 @@ def _whole(
 ) -> Any:
     if bias is None:
         bias = op.initializer(ir.tensor(np.zeros(known(weight).shape[1], np.float32)), f"{weight.name}_bias")
-    return op.Attention(x, weight, bias, mask, **_attributes(attended), _domain=MICROSOFT)
+    return op.Attention(x, weight, bias, mask, **_attributes(attended), _domain=CONTRIB)
 
 
 WHOLE = pattern.RewriteRuleSet([pattern.RewriteRule(_product_and_heads, _whole, name="whole")])

@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import pattern
 
-from compressor.export.rewrites.attention import MICROSOFT
 from compressor.export.rewrites.symbols import Dimension, constant, dimensions, known, maker, spelled
+from compressor.onnx_file import CONTRIB
 
 
 def _three_tables(op: Any, word: Any, ids: Any, segment: Any, segment_ids: Any, position: Any, places: Any) -> Any:
@@ -119,7 +119,7 @@ def _whole(
     assert node is not None
     inputs = [op.Cast(ids, to=ir.DataType.INT32), None, word, position, None, gamma, beta]
     epsilon = node.attributes.get_float("epsilon", 1e-5)
-    return op.EmbedLayerNormalization(*inputs, epsilon=epsilon, _domain=MICROSOFT, _outputs=2)[0]
+    return op.EmbedLayerNormalization(*inputs, epsilon=epsilon, _domain=CONTRIB, _outputs=2)[0]
 
 
 WHOLE = pattern.RewriteRuleSet([pattern.RewriteRule(_looked_up, _whole, _is_embedding, name="embedding")])

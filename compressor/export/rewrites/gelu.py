@@ -7,8 +7,8 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript.rewriter import pattern
 
-from compressor.export.rewrites.attention import MICROSOFT
 from compressor.export.rewrites.symbols import constant
+from compressor.onnx_file import CONTRIB
 
 
 def _gelu(op: Any, x: Any, bias: Any) -> Any:
@@ -27,7 +27,7 @@ def _bias_is_a_vector(context: Any, bias: ir.Value, **_: Any) -> bool:  # noqa: 
 
 
 def _bias_gelu(op: Any, x: ir.Value, bias: ir.Value) -> Any:
-    return op.BiasGelu(x, bias, _domain=MICROSOFT)
+    return op.BiasGelu(x, bias, _domain=CONTRIB)
 
 
 RULES = pattern.RewriteRuleSet(

@@ -10,8 +10,8 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript.rewriter import pattern
 
-from compressor.export.rewrites.attention import MICROSOFT
 from compressor.export.rewrites.symbols import constant, dimensions
+from compressor.onnx_file import CONTRIB
 
 
 def _residual(biased: bool, shared: bool) -> Any:
@@ -64,7 +64,7 @@ def _fused(shared: bool) -> Any:
             beta,
             bias,
             epsilon=node.attributes.get_float("epsilon", 1e-5),
-            _domain=MICROSOFT,
+            _domain=CONTRIB,
             _outputs=4 if shared else 1,
         )
         return (found[0], found[3]) if shared else found
